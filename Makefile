@@ -1,0 +1,50 @@
+# Needs nothing but make and Python 3.11 to 3.13: every target makes its own environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Set to nothing to try the newest versions: make test CONSTRAINTS=
+CONSTRAINTS ?= -c constraints.txt
+
+.PHONY: help demo test check format bench clean
+
+help:
+	@echo "make demo    pretrain on digits over photographs: three minutes on two CPU cores"
+	@echo "make test    run the tests"
+	@echo "make check   format, lint and types, as CI does"
+	@echo "make format  mend format and lint"
+	@echo "make bench   measure the loaders on FASTSIMSIAM_TEST_DATA"
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "fastsimsiam needs Python 3.11 to 3.13: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV) \
+		|| { echo "python3 cannot make environments: on Debian, apt-get install python3-venv"; exit 2; }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]' $(CONSTRAINTS)
+	@touch $@
+
+demo: $(BIN)/.installed
+	@$(BIN)/python datasets/digits.py --dest data/digits
+	@$(BIN)/fastsimsiam views data/digits --out runs/demo-views.png --recipe demo
+	@rm -rf runs/demo
+	@$(BIN)/fastsimsiam pretrain demo --data data/digits --out runs/demo
+	@$(BIN)/fastsimsiam knn runs/demo --data data/digits --k 5 20 100
+	@echo "pictures: runs/demo-views.png runs/demo/curves.png"
+
+test: $(BIN)/.installed
+	$(BIN)/python -m pytest
+
+check: $(BIN)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(BIN)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BIN)/.installed
+	$(BIN)/python -m benchmarks.loader --data $(FASTSIMSIAM_TEST_DATA)/photos --json benchmarks/results/loader.json
+
+clean:
+	rm -rf $(VENV)

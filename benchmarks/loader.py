@@ -1,0 +1,194 @@
+"""Regime "loader": decode and crops, no model. Images per second; each yields two 224-pixel views.
+
+    python -m benchmarks.loader --data PHOTOS --json benchmarks/results/loader.json
+
+Configurations, all on the same files and with the same number of workers:
+  decode            libjpeg-turbo alone, reused buffers: the bound
+  folder            decode once, two antialiased crops; colour is left to the device
+  reference-crops   PIL and a DataLoader: decode and crops alone
+  reference         PIL and a DataLoader doing the official recipe's full job, colour included
+"""
+
+import argparse
+import json
+import os
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import run_all, summary, write
+from fastsimsiam import recipes
+from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.folder_loader import folder_loader
+from fastsimsiam.loaders.reference_loader import ReferenceLoader
+from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.storage.class_folder import ClassFolder, open_split
+
+CPU = torch.device("cpu")
+EPOCHS_FOR_MEMORY = 10
+
+
+def repeated(storage: ClassFolder, images: int) -> ClassFolder:
+    """The same files again and again, until there are at least `images`."""
+    times = -(-images // len(storage))
+    return replace(
+        storage,
+        paths=list(storage.paths) * times,
+        label=np.tile(storage.label, times),
+        sizes=np.tile(storage.sizes, (times, 1)),
+        orientation=np.tile(storage.orientation, times),
+    )
+
+
+def plan_of(storage: ClassFolder) -> TrainPlan:
+    """SimSiam's two views at 224 pixels."""
+    recipe = recipes.get("imagenet-100ep")
+    return TrainPlan(
+        label=storage.label, sizes=storage.sizes, seed=0, specs=recipe.views, image_size=224,
+        batch_size=50,
+    )  # fmt: skip
+
+
+def resident_mib() -> float:
+    """Memory of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def decode_all(storage: ClassFolder, workers: int) -> None:
+    """Decodes every image and throws it away."""
+
+    def decode(index: int) -> None:
+        height, width = storage.sizes[index].tolist()
+        read_rgb(storage.path(index), (height, width), 1)
+
+    upright = np.flatnonzero(storage.orientation == 1).tolist()
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(decode, upright, chunksize=8):
+            pass
+
+
+def load_all(loader: Loader, storage: ClassFolder, epoch: int) -> None:
+    """Makes every batch of an epoch."""
+    for batch in loader.iterate(plan_of(storage), epoch):
+        assert batch.crops[0].shape[1:] == (2, 224, 224, 3)
+
+
+LOADERS: dict[str, Callable[[ClassFolder, int], Loader]] = {
+    "folder": lambda storage, workers: folder_loader(storage, device=CPU, workers=workers),
+    "reference-crops": lambda storage, workers: ReferenceLoader(
+        storage, device=CPU, workers=workers, full=False
+    ),
+    "reference": lambda storage, workers: ReferenceLoader(storage, device=CPU, workers=workers),
+}
+
+
+def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
+    """One configuration in this process: a warm-up, then one timed pass."""
+    torch.set_num_threads(1)
+    photographs = open_split(data, "train")
+    if name == "memory":
+        return measure_memory(repeated(photographs, 400), workers)
+    # The slow ones get fewer images: the same time, and the start of their processes still is small.
+    many = repeated(photographs, images if name in ("decode", "folder") else images // 4)
+    if name == "decode":
+        decode_all(photographs, workers)
+        started = time.perf_counter()
+        decode_all(many, workers)
+        count = int((many.orientation == 1).sum())
+    else:
+        loader = LOADERS[name](many, workers)
+        load_all(loader, photographs, 0)
+        started = time.perf_counter()
+        load_all(loader, many, 1)
+        count = plan_of(many).num_batches * 50
+    seconds = time.perf_counter() - started
+    if name != "decode":
+        loader.close()
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"images_per_second": count / seconds, "seconds": seconds, "peak_mib": max(own, children)}
+
+
+def measure_memory(storage: ClassFolder, workers: int) -> dict[str, Any]:
+    """Resident memory after each of ten epochs through `folder`."""
+    loader = folder_loader(storage, device=CPU, workers=workers)
+    after = []
+    for epoch in range(EPOCHS_FOR_MEMORY):
+        load_all(loader, storage, epoch)
+        after.append(resident_mib())
+    loader.close()
+    return {"resident_mib": after}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    rows = ["| loader | images/s | of decode | spread | peak MiB |", "|---|---:|---:|---:|---:|"]
+    bound = result["summary"]["decode"]["median"]
+    for name, figure in result["summary"].items():
+        peak = max(sample["peak_mib"] for sample in result["samples"][name])
+        rows.append(
+            f"| {name} | {figure['median']:,.0f} | {figure['median'] / bound:.2f} | "
+            f"{figure['spread']:.0%} | {peak:,.0f} |"
+        )
+    memory = result["memory"]["resident_mib"]
+    ratios = result["ratios"]
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"folder / reference-crops {ratios['folder/reference-crops']:.2f}, "
+            f"folder / reference {ratios['folder/reference']:.2f}; "
+            f"folder's memory after epochs 2 and {len(memory)}: {memory[1]:.0f} and {memory[-1]:.0f} MiB",
+        ]
+    )
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="class folders of photographs")
+    parser.add_argument("--workers", type=int, default=2, help="threads or processes (2)")
+    parser.add_argument("--images", type=int, default=4000, help="images per timed pass (4000)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs per configuration (5)")
+    parser.add_argument("--json", type=Path, help="file that receives the result")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.data, args.workers, args.images)))
+        return
+    passed = ["--data", str(args.data), "--workers", str(args.workers), "--images", str(args.images)]
+    samples = run_all("benchmarks.loader", ["decode", *LOADERS], args.repeats, passed)
+    memory = run_all("benchmarks.loader", ["memory"], 1, passed)["memory"][0]
+    rates = {
+        name: summary([sample["images_per_second"] for sample in found])
+        for name, found in samples.items()
+    }
+    result = {
+        "regime": "loader",
+        "workers": args.workers,
+        "samples": samples,
+        "summary": rates,
+        "ratios": {
+            f"folder/{other}": rates["folder"]["median"] / rates[other]["median"]
+            for other in ("decode", "reference-crops", "reference")
+        },
+        "memory": memory,
+    }
+    print(table(result))
+    if args.json:
+        write(args.json, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""From uint8 crops and view parameters to the normalised views a method is given.
+
+Shapes: B batch, V views of a size, S side. Order as in the official recipe: jitter, grey, blur,
+solarize, flip, normalise. Nothing here is random: parameters come in as tensors.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastsimsiam.augment.blur import gaussian_blur
+from fastsimsiam.augment.color import jitter, luma
+from fastsimsiam.config import ViewSpec
+from fastsimsiam.loaders.batch import size_groups
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_CPU_PIECE_PIXELS = 1 << 18
+
+
+def normalise(planes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Subtracts ImageNet's mean and divides by its standard deviation.
+
+    Args:
+        planes: (N, 3, H, W) in [0, 1].
+        dtype: of the result.
+
+    Returns:
+        (N, 3, H, W), channels_last.
+    """
+    mean = planes.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = planes.new_tensor(IMAGENET_STD).view(3, 1, 1)
+    return ((planes - mean) / std).to(dtype, memory_format=torch.channels_last)
+
+
+class Photometric(nn.Module):
+    """The photometric part of all views of a batch.
+
+    Operations that no view of a recipe uses (by probability) are left out of the graph.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ViewSpec],
+        view_sizes: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Prepares the operations.
+
+        Args:
+            specs: one per view.
+            view_sizes: side of each view's crop in pixels.
+            dtype: of the views; the arithmetic is float32.
+        """
+        super().__init__()
+        self._groups = list(size_groups(view_sizes).values())
+        self._num_views = len(specs)
+        self._dtype = dtype
+        self._jitter = [any(specs[v].jitter > 0 for v in group) for group in self._groups]
+        self._grey = [any(specs[v].grey > 0 for v in group) for group in self._groups]
+        self._solarize = [any(specs[v].solarize > 0 for v in group) for group in self._groups]
+        self._flip = [any(specs[v].flip > 0 for v in group) for group in self._groups]
+        self._largest_sigma = [
+            max((specs[v].blur_sigma[1] for v in group if specs[v].blur > 0), default=0.0)
+            for group in self._groups
+        ]
+
+    def forward(
+        self, crops: tuple[Tensor, ...], photometric: dict[str, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Applies the parameters.
+
+        Args:
+            crops: see `loaders.batch.Batch`.
+            photometric: see `loaders.batch.Batch`.
+
+        Returns:
+            One tensor (B, 3, S, S) per view, channels_last, in the order of the views.
+        """
+        views: list[Tensor | None] = [None] * self._num_views
+        for number, (group, members) in enumerate(zip(crops, self._groups, strict=True)):
+            batch, count, side = group.shape[0], group.shape[1], group.shape[2]
+            table = {name: value[:, members].flatten(0, 1) for name, value in photometric.items()}
+            done = self._transform_in_pieces(group.flatten(0, 1), table, number)
+            done = done.view(batch, count, 3, side, side)
+            for position, view in enumerate(members):
+                views[view] = normalise(done[:, position], self._dtype)
+        assert all(view is not None for view in views)
+        return tuple(view for view in views if view is not None)
+
+    def _transform_in_pieces(self, crops: Tensor, table: dict[str, Tensor], group: int) -> Tensor:
+        """Eager code on a CPU runs over pieces that fit its cache: more than twice as fast."""
+        if crops.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._transform(crops, table, group)
+        piece = max(1, _CPU_PIECE_PIXELS // (crops.shape[1] * crops.shape[2]))
+        parts = []
+        for first in range(0, len(crops), piece):
+            rows = slice(first, first + piece)
+            rows_table = {name: value[rows] for name, value in table.items()}
+            parts.append(self._transform(crops[rows], rows_table, group))
+        return torch.cat(parts)
+
+    def _transform(self, crops: Tensor, table: dict[str, Tensor], group: int) -> Tensor:
+        """(N, S, S, 3) uint8 to (N, 3, S, S) float32 in [0, 1]."""
+        image = crops.float() / 255.0
+        rgb = (image[..., 0], image[..., 1], image[..., 2])
+        if self._jitter[group]:
+            rgb = jitter(
+                rgb,
+                brightness=table["brightness"],
+                contrast=table["contrast"],
+                saturation=table["saturation"],
+                hue=table["hue"],
+                order=table["order"],
+            )
+        if self._grey[group]:
+            grey, chosen = luma(rgb), table["grey"][:, None, None]
+            rgb = (
+                torch.where(chosen, grey, rgb[0]),
+                torch.where(chosen, grey, rgb[1]),
+                torch.where(chosen, grey, rgb[2]),
+            )
+        planes = torch.stack(rgb, dim=1)
+        if self._largest_sigma[group] > 0:
+            planes = gaussian_blur(planes, table["blur_sigma"], self._largest_sigma[group])
+        if self._solarize[group]:
+            bright = planes >= 128 / 255
+            planes = torch.where(
+                table["solarize"][:, None, None, None] & bright, 1.0 - planes, planes
+            )
+        if self._flip[group]:
+            planes = torch.where(table["flip"][:, None, None, None], planes.flip(3), planes)
+        return planes

@@ -1,0 +1,58 @@
+"""Backbones: torchvision's classification networks without their last layer."""
+
+import torchvision
+from torch import nn
+
+from fastsimsiam.errors import UserError
+
+
+def feature_extractor(arch: str, stem: str = "imagenet") -> tuple[nn.Module, int]:
+    """A randomly initialised backbone.
+
+    ResNets start with the last BatchNorm of each residual block at zero, as the official recipe has
+    it ("zero-initialised residual").
+
+    Args:
+        arch: name of a classification network in `torchvision.models`.
+        stem: `imagenet`, or `cifar`: a 3x3 convolution of stride 1 and no max-pooling (ResNets only).
+
+    Returns:
+        The network, images (B, 3, H, W) to features (B, D), and D.
+
+    Raises:
+        UserError: there is no such network, or it has no stem to change.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if arch not in known:
+        near = [name for name in known if name[:4] == arch[:4]] or ["resnet18", "resnet50"]
+        raise UserError(f"--arch {arch} is no torchvision classification network: try {near[0]}")
+    options: dict[str, object] = {"weights": None}
+    network_type = torchvision.models.get_model_builder(arch)
+    if "resnet" in arch or "resnext" in arch:
+        options["zero_init_residual"] = True
+    if arch in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    network: nn.Module = network_type(**options)
+    if stem == "cifar":
+        _make_cifar_stem(network, arch)
+    return network, _remove_classifier(network, arch)
+
+
+def _make_cifar_stem(network: nn.Module, arch: str) -> None:
+    conv = getattr(network, "conv1", None)
+    if not isinstance(network, torchvision.models.ResNet) or not isinstance(conv, nn.Conv2d):
+        raise UserError(f"--stem cifar changes ResNets only, and --arch {arch} is none")
+    network.conv1 = nn.Conv2d(3, conv.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
+
+
+def _remove_classifier(network: nn.Module, arch: str) -> int:
+    """Replaces the last linear layer by the identity; returns how many features came into it."""
+    linear = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise UserError(f"--arch {arch} ends in no linear layer: choose another, such as resnet18")
+    name, classifier = linear[-1]
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, nn.Identity())
+    return classifier.in_features

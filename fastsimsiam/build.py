@@ -1,0 +1,165 @@
+"""From a config to objects; the only module that knows which class belongs to which name."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastsimsiam.augment.photometric import Photometric
+from fastsimsiam.backbones import feature_extractor
+from fastsimsiam.checkpoint import CheckpointStore
+from fastsimsiam.config import Config, KnnConfig
+from fastsimsiam.distributed import World
+from fastsimsiam.evaluate.evaluators import KnnEvaluator
+from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.folder_loader import folder_loader
+from fastsimsiam.loaders.reference_loader import ReferenceLoader
+from fastsimsiam.loaders.resident_loader import resident_loader
+from fastsimsiam.methods.base import Method
+from fastsimsiam.methods.simsiam import SimSiam
+from fastsimsiam.optim import ScheduledSGD
+from fastsimsiam.plan.batches import CenterPlan, TrainPlan
+from fastsimsiam.recorder import Recorder
+from fastsimsiam.schedule import durations
+from fastsimsiam.storage.class_folder import ClassFolder, Report
+from fastsimsiam.train_step import TrainStep
+from fastsimsiam.trainer import Trainer
+
+_EVALUATION_BATCH = 256
+
+
+def fingerprint(storage: ClassFolder) -> str:
+    """A short text that changes when the images of a data set change (by path or size)."""
+    digest = hashlib.sha256("\n".join(storage.paths).encode())
+    digest.update(np.ascontiguousarray(storage.sizes).tobytes())
+    return f"{len(storage)} images, {digest.hexdigest()[:12]}"
+
+
+def build_method(config: Config) -> Method:
+    """The method with fresh weights; the same seed gives the same weights."""
+    torch.manual_seed(config.seed)
+    backbone, feature_dim = feature_extractor(config.arch, config.stem)
+    return SimSiam(backbone, feature_dim, config.method)
+
+
+def build_loader(
+    name: str,
+    storage: ClassFolder,
+    *,
+    device: torch.device,
+    workers: int | None,
+    on_bad_image: str,
+    report: Report | None = None,
+) -> Loader:
+    """The loader of a name, see the modules in loaders/."""
+    if name == "folder":
+        return folder_loader(storage, device=device, workers=workers, on_bad_image=on_bad_image)
+    if name == "resident":
+        return resident_loader(
+            storage, device=device, workers=workers, on_bad_image=on_bad_image, report=report
+        )
+    assert name == "reference"
+    return ReferenceLoader(storage, device=device, workers=workers, on_bad_image=on_bad_image)
+
+
+def center_plan(storage: ClassFolder, image_size: int, fraction: float) -> CenterPlan:
+    """Every image of a split, centred, for evaluation."""
+    return CenterPlan(
+        label=storage.label,
+        sizes=storage.sizes,
+        image_size=image_size,
+        batch_size=_EVALUATION_BATCH,
+        fraction=fraction,
+    )
+
+
+def usable_k(k: Sequence[int], bank_size: int) -> list[int]:
+    """The numbers of neighbours that a bank has; all of it where none fits."""
+    return [count for count in k if count <= bank_size] or [bank_size]
+
+
+def build_knn(
+    train: tuple[Loader, ClassFolder],
+    val: tuple[Loader, ClassFolder],
+    *,
+    knn: KnnConfig,
+    image_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report | None = None,
+) -> KnnEvaluator:
+    """KNN of a validation split against a training split, each given as its loader and storage."""
+    return KnnEvaluator(
+        bank=(train[0], center_plan(train[1], image_size, knn.crop_fraction)),
+        queries=(val[0], center_plan(val[1], image_size, knn.crop_fraction)),
+        k=usable_k(knn.k, len(train[1])),
+        temperature=knn.temperature,
+        num_classes=len(train[1].classes),
+        device=device,
+        dtype=dtype,
+        report=report,
+    )
+
+
+def build_trainer(
+    config: Config,
+    storage: ClassFolder,
+    loader: Loader,
+    *,
+    evaluators: Sequence[KnnEvaluator],
+    store: CheckpointStore,
+    recorder: Recorder,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+    world: World,
+) -> Trainer:
+    """A trainer with fresh weights at step 0."""
+    parts = world.size * config.accumulate
+    assert config.batch_size % parts == 0
+    plan = TrainPlan(
+        label=storage.label,
+        sizes=storage.sizes,
+        seed=config.seed,
+        specs=config.views,
+        image_size=config.image_size,
+        batch_size=config.batch_size // parts,
+        rank=world.rank,
+        world_size=world.size,
+        round_to=config.accumulate,
+    )
+    method = build_method(config)
+    if world.size > 1 and device.type == "cuda":
+        # Untyped in torch; it returns what it is given, with other BatchNorm layers inside.
+        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+        method = cast(Method, convert(method))
+    method = method.to(device).to(memory_format=torch.channels_last)
+    photometric = Photometric(config.views, plan.view_sizes, dtype)
+    compute: nn.Module = TrainStep(photometric, method, device, dtype)
+    if compiled:
+        compute.compile(fullgraph=True, dynamic=False)
+    if world.size > 1:
+        compute = DistributedDataParallel(
+            compute,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+    return Trainer(
+        config=config,
+        method=method,
+        compute=compute,
+        optimizer=ScheduledSGD(method.parameter_groups(), config.optimizer, device),
+        lengths=durations(config, plan.num_batches // config.accumulate),
+        plan=plan,
+        loader=loader,
+        evaluators=evaluators,
+        store=store,
+        data=fingerprint(storage),
+        recorder=recorder,
+        device=device,
+        world=world,
+    )

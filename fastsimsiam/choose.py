@@ -1,0 +1,80 @@
+"""What `auto` means on this machine; every choice comes with its reason, for the log."""
+
+import os
+import shutil
+
+import torch
+
+from fastsimsiam.config import Config
+from fastsimsiam.errors import UserError
+from fastsimsiam.loaders.resident_loader import decoded_bytes
+from fastsimsiam.storage.class_folder import ClassFolder
+
+# Shares of the memory that a decoded data set may take: the rest is for training and the system.
+_DEVICE_SHARE = 0.25
+_HOST_SHARE = 0.10
+
+
+def choose_device(config: Config, local_rank: int = 0) -> tuple[torch.device, str]:
+    """The training device and why."""
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise UserError("--device cuda: torch finds no CUDA device: pass --device cpu")
+    if config.device == "cuda" or (config.device == "auto" and available):
+        return torch.device("cuda", local_rank), "asked for" if config.device == "cuda" else "found"
+    return torch.device("cpu"), "asked for" if config.device == "cpu" else "no CUDA device"
+
+
+def choose_dtype(config: Config, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype of the network's arithmetic and why."""
+    if config.precision != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[config.precision], "asked for"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = bool(torch.backends.cpu.get_cpu_capability() and _cpu_computes_in_bf16())
+    if native:
+        return torch.bfloat16, f"the {device.type} computes in it"
+    return torch.float32, f"the {device.type} has no bfloat16 arithmetic"
+
+
+def _cpu_computes_in_bf16() -> bool:
+    # Emulated bfloat16 is slower than float32, and torch has no public question for this before
+    # `torch.cpu.get_capabilities`.
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def choose_compile(config: Config, device: torch.device) -> tuple[bool, str]:
+    """Whether to compile the step, and why."""
+    if config.compile != "auto":
+        if config.compile == "on" and device.type == "cpu" and not shutil.which("g++"):
+            raise UserError("--compile on needs a C++ compiler for a CPU: install g++")
+        return config.compile == "on", "asked for"
+    if device.type == "cuda":
+        return True, "it pays on a GPU"
+    return False, "a CPU gains nothing from it, and waits a minute for it"
+
+
+def choose_loader(config: Config, storage: ClassFolder, device: torch.device) -> tuple[str, str]:
+    """The loader's name and why."""
+    if config.loader != "auto":
+        return config.loader, "asked for"
+    need = decoded_bytes(storage)
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE
+        where = "free GPU memory"
+    else:
+        room = _host_memory() * _HOST_SHARE
+        where = "memory"
+    share = _DEVICE_SHARE if device.type == "cuda" else _HOST_SHARE
+    size = f"{need / 1e9:.2f} GB decoded"
+    if need <= room:
+        return "resident", f"{size} is within {share:.0%} of the {where}"
+    return "folder", f"{size} is more than {share:.0%} of the {where}"
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,64 @@
+"""This process among the others, as torchrun starts them. One process is the plain case."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+# Longer than an evaluation, for which the other ranks wait.
+_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """Attributes: rank and local_rank of this process, size: number of processes."""
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean of a tensor over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def maximum(self, value: int, device: torch.device) -> int:
+        """The largest of all ranks' values; waits for the device where there are several."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(value, device=device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor.item())
+
+    def wait(self) -> None:
+        """Waits for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join(device_type: str) -> Iterator[World]:
+    """The world that torchrun's environment variables describe; left again at the end."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    world = World(rank=int(os.environ["RANK"]), local_rank=int(os.environ["LOCAL_RANK"]), size=size)
+    if device_type == "cuda":
+        torch.cuda.set_device(world.local_rank)
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=_TIMEOUT)
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()

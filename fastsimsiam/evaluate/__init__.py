@@ -1,0 +1,1 @@
+"""What the frozen features are worth."""

@@ -1,0 +1,52 @@
+"""Frozen features of a data set. Shapes: N images, D features."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastsimsiam.augment.photometric import normalise
+from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.plan.batches import CenterPlan
+
+
+def extract(
+    backbone: nn.Module,
+    loader: Loader,
+    plan: CenterPlan,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Runs the backbone in eval mode over a data set; the mode it had is restored.
+
+    Args:
+        backbone: images (B, 3, S, S) to features (B, D).
+        loader: source of the images.
+        plan: the centred crops to use.
+        device: where the backbone is.
+        dtype: of the backbone's arithmetic; float32 or bfloat16 (autocast).
+        report: told (batches done, batches in all).
+
+    Returns:
+        Features (N, D) of length 1, float16 on a GPU and float32 on a CPU, and labels (N,).
+    """
+    kept = torch.float16 if device.type == "cuda" else torch.float32
+    found: list[Tensor] = []
+    labels: list[Tensor] = []
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            for batch in loader.iterate(plan):
+                image = batch.crops[0][:, 0].permute(0, 3, 1, 2).float() / 255.0
+                h = backbone(normalise(image, dtype)).flatten(1).float()
+                found.append(F.normalize(h, dim=1).to(kept))
+                labels.append(batch.label)
+                if report:
+                    report(len(found), plan.num_batches)
+    finally:
+        backbone.train(was_training)
+    return torch.cat(found), torch.cat(labels)

@@ -1,0 +1,40 @@
+"""Projector and predictor, as in SimSiam's section 3 and appendix."""
+
+from torch import nn
+
+
+def projector(in_dim: int, dim: int, num_layers: int) -> nn.Sequential:
+    """Linear layers with BatchNorm; ReLU after all but the last, whose BatchNorm has no scale.
+
+    The last linear layer has no bias: the BatchNorm behind it would remove it again.
+
+    Args:
+        in_dim: features of the backbone.
+        dim: width of all layers.
+        num_layers: linear layers, 3 on ImageNet, 2 on CIFAR-10.
+    """
+    layers: list[nn.Module] = []
+    for number in range(num_layers):
+        last = number == num_layers - 1
+        layers += [
+            nn.Linear(in_dim if number == 0 else dim, dim, bias=False),
+            nn.BatchNorm1d(dim, affine=not last),
+        ]
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def predictor(dim: int, hidden_dim: int) -> nn.Sequential:
+    """Two linear layers with a bottleneck; the output has neither BatchNorm nor ReLU.
+
+    Args:
+        dim: width of z and p.
+        hidden_dim: width of the bottleneck, dim / 4 as published.
+    """
+    return nn.Sequential(
+        nn.Linear(dim, hidden_dim, bias=False),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_dim, dim),
+    )

@@ -1,0 +1,47 @@
+"""Crops cut and resampled on the device, for a whole batch, by two batched matrix products.
+
+Shapes: B batch, S side of the crop, h w largest box of the batch. The filter is PIL's bilinear one
+with antialiasing: a triangle as wide as the scale, normalised, zero outside of the box.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _weights(side: int, length: Tensor, longest: int) -> Tensor:
+    """Resampling matrices (B, side, longest) for boxes of `length` (B,) pixels."""
+    device = length.device
+    scale = (length.float() / side)[:, None, None]
+    center = (torch.arange(side, device=device) + 0.5)[None, :, None] * scale
+    tap = (torch.arange(longest, device=device) + 0.5)[None, None, :]
+    weight = (1.0 - (tap - center).abs() / scale.clamp(min=1.0)).clamp(min=0.0)
+    weight = weight * (tap < length[:, None, None])
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+def crop_resize(
+    frames: Tensor, offset: Tensor, width: Tensor, box: Tensor, largest: tuple[int, int], side: int
+) -> Tensor:
+    """Cuts one box from each of B frames and resamples it to a square.
+
+    Args:
+        frames: (P, 3) uint8: the pixels of all frames, one after the other, row by row.
+        offset: (B,) int64: position of each frame's first pixel.
+        width: (B,) int64: width of each frame in pixels.
+        box: (B, 4) int64: top, left, height, width of each box.
+        largest: height and width of the largest box, known on the host so that nothing waits.
+        side: side of the crops in pixels.
+
+    Returns:
+        (B, side, side, 3) uint8.
+    """
+    top, left, box_height, box_width = box.unbind(1)
+    rows = torch.arange(largest[0], device=box.device).minimum(box_height[:, None] - 1)
+    columns = torch.arange(largest[1], device=box.device).minimum(box_width[:, None] - 1)
+    start = offset[:, None] + (top[:, None] + rows) * width[:, None] + left[:, None]
+    patch = frames[start[:, :, None] + columns[:, None, :]].float()
+    vertical = _weights(side, box_height, largest[0])
+    horizontal = _weights(side, box_width, largest[1])
+    patch = torch.bmm(vertical, patch.flatten(2)).view(-1, side, largest[1], 3)
+    patch = torch.matmul(horizontal[:, None], patch)
+    return patch.round_().clamp_(0, 255).to(torch.uint8)

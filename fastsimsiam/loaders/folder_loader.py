@@ -1,0 +1,39 @@
+"""The pip-only fast path: class folders, decoded as they are asked for.
+
+The JPEG decoder releases the GIL, so threads decode in parallel without copies between processes.
+"""
+
+import torch
+
+from fastsimsiam.loaders.decode import Pixels, read_rgb
+from fastsimsiam.loaders.host_loader import HostLoader
+from fastsimsiam.loaders.replacement import BadImagePolicy
+from fastsimsiam.storage.class_folder import ClassFolder
+
+
+def folder_loader(
+    storage: ClassFolder,
+    *,
+    device: torch.device,
+    workers: int | None = None,
+    on_bad_image: str = "error",
+) -> HostLoader:
+    """A loader that reads and decodes every image once per epoch.
+
+    Args:
+        storage: where the images lie.
+        device: where batches go.
+        workers: threads; None: one per core.
+        on_bad_image: `error` or `skip`.
+
+    Raises:
+        UserError: files without a readable header, unless they are to be skipped.
+    """
+    policy = BadImagePolicy(on_bad_image)
+    policy.require_readable(storage)
+
+    def frame(index: int) -> Pixels:
+        height, width = storage.sizes[index].tolist()
+        return read_rgb(storage.path(index), (height, width), int(storage.orientation[index]))
+
+    return HostLoader(frame, storage.path, policy, device=device, workers=workers)

@@ -1,0 +1,141 @@
+"""Crops made on CPU threads: the machinery of all loaders whose frames are in host memory.
+
+A frame is asked for once; each view's box is cut from it and resampled with an antialiasing triangle
+filter (torchvision's uint8 kernel, within one grey level of PIL) into its place in the batch.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastsimsiam.loaders.batch import Batch, assemble, size_groups
+from fastsimsiam.loaders.decode import Pixels
+from fastsimsiam.loaders.prefetch import to_device
+from fastsimsiam.loaders.replacement import BadImagePolicy
+from fastsimsiam.plan.batches import BatchPlan, Plan
+
+
+def num_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def crop_into(pixels: Pixels, box: Pixels, out: Tensor) -> None:
+    """Cuts a box from a frame and resamples it.
+
+    Args:
+        pixels: (H, W, 3) uint8 frame.
+        box: top, left, height, width.
+        out: (S, S, 3) uint8 tensor that receives the crop.
+    """
+    top, left, height, width = box.tolist()
+    # The copy makes rows contiguous: the kernel is a third faster on it than on the strided box.
+    cut = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    chw = torch.from_numpy(cut).permute(2, 0, 1)[None]
+    if (height, width) != tuple(out.shape[:2]):
+        chw = F.interpolate(chw, size=out.shape[:2], mode="bilinear", antialias=True)
+    out.copy_(chw[0].permute(1, 2, 0))
+
+
+class HostLoader:
+    """Cuts crops on CPU threads.
+
+    Attributes:
+        bad_images: path -> what is wrong with it, for images that were skipped so far.
+    """
+
+    def __init__(
+        self,
+        frame: Callable[[int], Pixels],
+        path: Callable[[int], Path],
+        policy: BadImagePolicy,
+        *,
+        device: torch.device,
+        workers: int | None = None,
+        prefetch: int = 2,
+    ) -> None:
+        """Starts the threads.
+
+        Args:
+            frame: the upright image (H, W, 3) of a sample; called from all threads.
+            path: the file of a sample, for reports.
+            policy: what happens to broken images.
+            device: where batches go.
+            workers: threads; None: one per core.
+            prefetch: batches made ahead of the one asked for.
+        """
+        self.bad_images = policy.bad_images
+        self._frame = frame
+        self._path = path
+        self._policy = policy
+        self._device = device
+        self._prefetch = prefetch
+        self._workers = workers or num_cores()
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="crops")
+
+    def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """See `loaders.batch.Loader`."""
+        return to_device(self._host_batches(plan, epoch, start), self._device)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
+        pin = self._device.type == "cuda"
+        pending: deque[tuple[BatchPlan, tuple[Tensor, ...], list[Future[None]]]] = deque()
+        steps = iter(range(start, plan.num_batches))
+        try:
+            while True:
+                while len(pending) <= self._prefetch and (step := next(steps, None)) is not None:
+                    pending.append(self._submit(plan, plan.batch(epoch, step), pin))
+                if not pending:
+                    return
+                batch, crops, futures = pending.popleft()
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    pending.append((batch, crops, futures))  # so that its rest is cancelled below
+                    raise
+                yield assemble(batch, crops, pin=pin)
+        finally:
+            for _, _, futures in pending:
+                for future in futures:
+                    future.cancel()
+
+    def _submit(
+        self, plan: Plan, batch: BatchPlan, pin: bool
+    ) -> tuple[BatchPlan, tuple[Tensor, ...], list[Future[None]]]:
+        size = len(batch.index)
+        groups = size_groups(plan.view_sizes)
+        crops = tuple(
+            torch.empty((size, len(views), side, side, 3), dtype=torch.uint8, pin_memory=pin)
+            for side, views in groups.items()
+        )
+        # A few images per task: little overhead, and the threads still finish together.
+        chunk = max(1, min(16, size // (4 * self._workers)))
+        futures = [
+            self._pool.submit(
+                self._crop_rows, plan, batch, range(first, min(first + chunk, size)), crops
+            )
+            for first in range(0, size, chunk)
+        ]
+        return batch, crops, futures
+
+    def _crop_rows(
+        self, plan: Plan, batch: BatchPlan, rows: range, crops: tuple[Tensor, ...]
+    ) -> None:
+        groups = size_groups(plan.view_sizes)
+        for row in rows:
+            pixels = self._policy.run(plan, batch, row, self._frame, self._path)
+            for out, views in zip(crops, groups.values(), strict=True):
+                for position, view in enumerate(views):
+                    crop_into(pixels, batch.views.box[row, view], out[row, position])

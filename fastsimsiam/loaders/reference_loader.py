@@ -1,0 +1,195 @@
+"""The official recipe's loader: PIL, torchvision's PIL operations, a DataLoader with processes.
+
+Slow and trusted: the baseline of the benchmarks and the oracle of the parity tests. It shows the
+views of the plan, so it differs from the other loaders in arithmetic alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.loaders.batch import Batch, assemble, size_groups
+from fastsimsiam.loaders.host_loader import num_cores
+from fastsimsiam.loaders.prefetch import to_device
+from fastsimsiam.loaders.replacement import BadImagePolicy
+from fastsimsiam.plan.batches import BatchPlan, Plan
+from fastsimsiam.plan.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewTable
+from fastsimsiam.storage.class_folder import ClassFolder
+
+
+def open_with_pil(path: object) -> Image.Image:
+    """The upright RGB image of a file.
+
+    Raises:
+        BadImageError: PIL cannot read it whole.
+    """
+    try:
+        with Image.open(str(path)) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadImageError(f"{path} cannot be decoded ({error})") from error
+
+
+def crop_with_pil(image: Image.Image, box: Sequence[int], size: int) -> Image.Image:
+    """Cuts (top, left, height, width) and resizes to a square, bilinear with antialiasing."""
+    top, left, height, width = (int(number) for number in box)
+    crop: Image.Image = TF.resized_crop(
+        image, top, left, height, width, [size, size], InterpolationMode.BILINEAR, antialias=True
+    )
+    return crop
+
+
+def photometric_with_pil(image: Image.Image, table: ViewTable, row: int, view: int) -> Image.Image:
+    """The photometric part of a view, in the official order: jitter, grey, blur, solarize, flip."""
+    for operation in table.order[row, view]:
+        if operation == BRIGHTNESS:
+            image = TF.adjust_brightness(image, float(table.brightness[row, view]))
+        elif operation == CONTRAST:
+            image = TF.adjust_contrast(image, float(table.contrast[row, view]))
+        elif operation == SATURATION:
+            image = TF.adjust_saturation(image, float(table.saturation[row, view]))
+        elif operation == HUE:
+            image = TF.adjust_hue(image, float(table.hue[row, view]))
+    if table.grey[row, view]:
+        image = TF.to_grayscale(image, num_output_channels=3)
+    if table.blur_sigma[row, view] > 0:
+        image = image.filter(ImageFilter.GaussianBlur(radius=float(table.blur_sigma[row, view])))
+    if table.solarize[row, view]:
+        image = TF.solarize(image, 128)
+    return TF.hflip(image) if table.flip[row, view] else image
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """What a worker process sends back for a sample: its plan, its crops, its broken images."""
+
+    batch: BatchPlan
+    crops: tuple[Tensor, ...] = ()
+    bad_images: dict[str, str]
+    error: str = ""
+
+
+class _Rows(Dataset[_Row]):
+    """The data set: an index is a batch plan of one row."""
+
+    def __init__(self, storage: ClassFolder, plan: Plan, skip: bool, full: bool) -> None:
+        self._storage = storage
+        self._plan = plan
+        self._skip = skip
+        self._full = full
+
+    def _open(self, index: int) -> Image.Image:
+        return open_with_pil(self._storage.path(index))
+
+    def __getitem__(self, batch: BatchPlan) -> _Row:
+        policy = BadImagePolicy("skip" if self._skip else "error")
+        try:
+            image = policy.run(self._plan, batch, 0, self._open, self._storage.path)
+        except UserError as error:
+            # As a value: an exception would arrive wrapped in the worker's traceback.
+            return _Row(batch=batch, bad_images=policy.bad_images, error=str(error))
+        crops = []
+        for side, views in size_groups(self._plan.view_sizes).items():
+            group = []
+            for view in views:
+                crop = crop_with_pil(image, batch.views.box[0, view].tolist(), side)
+                if self._full:
+                    crop = photometric_with_pil(crop, batch.views, 0, view)
+                group.append(torch.from_numpy(np.array(crop)))
+            crops.append(torch.stack(group))
+        return _Row(batch=batch, crops=tuple(crops), bad_images=policy.bad_images)
+
+
+class _PlannedBatches:
+    """A DataLoader batch sampler: each batch is a list of one-row plans."""
+
+    def __init__(self, plan: Plan, epoch: int, start: int) -> None:
+        self._plan, self._epoch, self._start = plan, epoch, start
+
+    def __iter__(self) -> Iterator[list[BatchPlan]]:
+        for step in range(self._start, self._plan.num_batches):
+            batch = self._plan.batch(self._epoch, step)
+            yield [batch.row(row) for row in range(len(batch.index))]
+
+    def __len__(self) -> int:
+        return self._plan.num_batches - self._start
+
+
+def _collate(rows: list[_Row]) -> _Row:
+    error = next((row.error for row in rows if row.error), "")
+    groups = () if error else zip(*(row.crops for row in rows), strict=True)
+    return _Row(
+        batch=BatchPlan.concatenate([row.batch for row in rows]),
+        crops=tuple(torch.stack(group) for group in groups),
+        bad_images={path: reason for row in rows for path, reason in row.bad_images.items()},
+        error=error,
+    )
+
+
+class ReferenceLoader:
+    """PIL in worker processes.
+
+    Attributes:
+        bad_images: path -> what is wrong with it, for images that were skipped so far.
+    """
+
+    def __init__(
+        self,
+        storage: ClassFolder,
+        *,
+        device: torch.device,
+        workers: int | None = None,
+        on_bad_image: str = "error",
+        full: bool = True,
+    ) -> None:
+        """Prepares the loader; processes start with each epoch.
+
+        Args:
+            storage: where the images lie.
+            device: where batches go.
+            workers: processes; None: one per core.
+            on_bad_image: `error` or `skip`.
+            full: apply the photometric part with PIL too, as the official recipe does; False: crops
+                alone, the rest is left to the device as with the other loaders.
+
+        Raises:
+            UserError: files without a readable header, unless they are to be skipped.
+        """
+        self._skip = on_bad_image == "skip"
+        BadImagePolicy(on_bad_image).require_readable(storage)
+        self.bad_images: dict[str, str] = {}
+        self._storage = storage
+        self._device = device
+        self._workers = workers or num_cores()
+        self._full = full
+
+    def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """See `loaders.batch.Loader`."""
+        return to_device(self._host_batches(plan, epoch, start), self._device)
+
+    def close(self) -> None:
+        """Nothing is kept between epochs."""
+
+    def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Rows(self._storage, plan, self._skip, self._full),
+            batch_sampler=_PlannedBatches(plan, epoch, start),
+            num_workers=self._workers,
+            collate_fn=_collate,
+            pin_memory=False,
+        )
+        pin = self._device.type == "cuda"
+        for made in loader:
+            if made.error:
+                raise BadImageError(made.error)
+            self.bad_images.update(made.bad_images)
+            crops = tuple(crop.pin_memory() for crop in made.crops) if pin else made.crops
+            yield assemble(made.batch, crops, photometric=not self._full, pin=pin)

@@ -1,0 +1,209 @@
+"""Everything decoded once and kept: on the GPU, where a batch is a gather, or in host memory."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.loaders.batch import Batch, Loader, assemble, size_groups
+from fastsimsiam.loaders.decode import Pixels, read_rgb
+from fastsimsiam.loaders.device_crop import crop_resize
+from fastsimsiam.loaders.host_loader import HostLoader, num_cores
+from fastsimsiam.loaders.replacement import MEND, BadImagePolicy
+from fastsimsiam.plan.batches import BatchPlan, Plan
+from fastsimsiam.storage.class_folder import ClassFolder, Report
+
+# Boxes of a batch are resampled in pieces, so that their float copies stay small.
+_PIECE_PIXELS = 1 << 25
+
+
+def decoded_bytes(storage: ClassFolder) -> int:
+    """Memory that the decoded data set takes."""
+    return int(storage.sizes.astype(np.int64).prod(axis=1).sum()) * 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """A decoded data set in host memory.
+
+    Attributes:
+        pixels: (P, 3) uint8, the frames one after the other, row by row.
+        offset: (N + 1,) int64 position of each frame's first pixel.
+        sizes: (N, 2) height and width.
+        broken: sample -> what is wrong with its file.
+    """
+
+    pixels: Tensor
+    offset: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
+    broken: dict[int, str] = field(default_factory=dict)
+
+    def __getitem__(self, index: int) -> Pixels:
+        """The frame (H, W, 3) of a sample.
+
+        Raises:
+            BadImageError: its file is broken.
+        """
+        if index in self.broken:
+            raise BadImageError(self.broken[index])
+        height, width = self.sizes[index].tolist()
+        flat = self.pixels[self.offset[index] : self.offset[index + 1]]
+        frame: Pixels = flat.view(height, width, 3).numpy()
+        return frame
+
+
+def decode_all(
+    storage: ClassFolder, policy: BadImagePolicy, workers: int | None, report: Report | None
+) -> Frames:
+    """Decodes a whole split with threads.
+
+    Raises:
+        BadImageError: an image is broken and the policy is not to skip.
+        UserError: the decoded images do not fit the memory.
+    """
+    count = storage.sizes.astype(np.int64).prod(axis=1)
+    offset = np.concatenate([[0], np.cumsum(count)])
+    try:
+        pixels = torch.empty((int(offset[-1]), 3), dtype=torch.uint8)
+    except RuntimeError as error:
+        raise _too_large(storage, "memory") from error
+    frames = Frames(pixels=pixels, offset=offset, sizes=storage.sizes)
+
+    def decode(index: int) -> None:
+        height, width = storage.sizes[index].tolist()
+        try:
+            frame = read_rgb(storage.path(index), (height, width), int(storage.orientation[index]))
+        except BadImageError as error:
+            if not policy.skip:
+                raise BadImageError(f"{error}: {MEND}") from error
+            frames.broken[index] = str(error)
+            return
+        np.copyto(frames[index], frame)
+
+    with ThreadPoolExecutor(workers or num_cores()) as pool:
+        try:
+            for done, _ in enumerate(pool.map(decode, range(len(storage))), start=1):
+                if report:
+                    report(done, len(storage))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return frames
+
+
+def _too_large(storage: ClassFolder, where: str) -> UserError:
+    gigabytes = decoded_bytes(storage) / 1e9
+    return UserError(
+        f"{storage.root} takes {gigabytes:.1f} GB decoded and does not fit the {where}: "
+        f"pass --loader folder"
+    )
+
+
+def resident_loader(
+    storage: ClassFolder,
+    *,
+    device: torch.device,
+    workers: int | None = None,
+    on_bad_image: str = "error",
+    report: Report | None = None,
+) -> Loader:
+    """Decodes everything, then serves it from the device's own memory.
+
+    Args:
+        storage: where the images lie.
+        device: where batches go.
+        workers: threads; None: one per core.
+        on_bad_image: `error` or `skip`.
+        report: told of the progress of decoding.
+
+    Raises:
+        BadImageError: an image is broken, unless they are to be skipped.
+        UserError: the data set does not fit.
+    """
+    policy = BadImagePolicy(on_bad_image)
+    policy.require_readable(storage)
+    frames = decode_all(storage, policy, workers, report)
+    if device.type == "cuda":
+        try:
+            return DeviceLoader(frames, storage, policy, device=device)
+        except torch.OutOfMemoryError as error:
+            raise _too_large(storage, "GPU") from error
+    # On a CPU the per-image kernel beats batched products twelvefold (benchmarks/LOG.md).
+    return HostLoader(frames.__getitem__, storage.path, policy, device=device, workers=workers)
+
+
+class DeviceLoader:
+    """Frames on the device; crops by two batched matrix products.
+
+    Attributes:
+        bad_images: path -> what is wrong with it, for images that were skipped so far.
+    """
+
+    def __init__(
+        self,
+        frames: Frames,
+        storage: ClassFolder,
+        policy: BadImagePolicy,
+        *,
+        device: torch.device,
+    ) -> None:
+        """Moves the frames to the device; raises torch.OutOfMemoryError where they do not fit."""
+        self.bad_images = policy.bad_images
+        self._policy = policy
+        self._storage = storage
+        self._device = device
+        self._broken = frames.broken
+        self._pixels = frames.pixels.to(device)
+        self._offset = torch.as_tensor(frames.offset[:-1], device=device)
+        self._width = torch.as_tensor(frames.sizes[:, 1].astype(np.int64), device=device)
+
+    def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """See `loaders.batch.Loader`."""
+        for step in range(start, plan.num_batches):
+            yield self._batch(plan, plan.batch(epoch, step))
+
+    def close(self) -> None:
+        """Frees the pixels."""
+        self._pixels = torch.empty((0, 3), dtype=torch.uint8)
+
+    def _require_whole(self, index: int) -> None:
+        if index in self._broken:
+            raise BadImageError(self._broken[index])
+
+    def _batch(self, plan: Plan, batch: BatchPlan) -> Batch:
+        if self._broken:
+            for row in range(len(batch.index)):
+                self._policy.run(plan, batch, row, self._require_whole, self._storage.path)
+        crops = tuple(
+            self._crops(batch, views, side) for side, views in size_groups(plan.view_sizes).items()
+        )
+        small = assemble(batch, (), pin=self._device.type == "cuda").to(self._device)
+        return Batch(
+            index=small.index, label=small.label, crops=crops, photometric=small.photometric
+        )
+
+    def _crops(self, batch: BatchPlan, views: list[int], side: int) -> Tensor:
+        box = batch.views.box[:, views].reshape(-1, 4).astype(np.int64)
+        index = np.repeat(batch.index, len(views))
+        largest = (int(box[:, 2].max()), int(box[:, 3].max()))
+        sample, where = self._send(index), self._send(box)
+        offset, width = self._offset[sample], self._width[sample]
+        piece = max(1, _PIECE_PIXELS // (largest[0] * largest[1]))
+        parts = []
+        for first in range(0, len(box), piece):
+            rows = slice(first, first + piece)
+            parts.append(
+                crop_resize(self._pixels, offset[rows], width[rows], where[rows], largest, side)
+            )
+        return torch.cat(parts).view(len(batch.index), len(views), side, side, 3)
+
+    def _send(self, array: npt.NDArray[np.int64]) -> Tensor:
+        """To the device without waiting for it."""
+        tensor = torch.from_numpy(array)
+        pinned = tensor.pin_memory() if self._device.type == "cuda" else tensor
+        return pinned.to(self._device, non_blocking=True)

@@ -1,0 +1,55 @@
+"""SimSiam: Chen and He, "Exploring Simple Siamese Representation Learning", arXiv 2011.10566."""
+
+from torch import Tensor, nn
+
+from fastsimsiam.config import SimSiamConfig
+from fastsimsiam.heads import predictor, projector
+from fastsimsiam.losses import collapse_std, negative_cosine_similarity
+from fastsimsiam.methods.base import Method, ParameterGroup
+
+
+class SimSiam(Method):
+    """Predicts one view's projection from another's, with a stop-gradient on the target.
+
+    Each view goes through the encoder by itself, so that BatchNorm sees one view at a time.
+    """
+
+    def __init__(self, backbone: nn.Module, feature_dim: int, config: SimSiamConfig) -> None:
+        """Builds the heads.
+
+        Args:
+            backbone: images to features (B, feature_dim).
+            feature_dim: features of the backbone.
+            config: widths and the switches of the paper's ablations.
+        """
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.projector = projector(feature_dim, config.projector_dim, config.projector_layers)
+        self.predictor: nn.Module = nn.Identity()
+        if config.predictor != "none":
+            self.predictor = predictor(config.projector_dim, config.predictor_dim)
+        if config.predictor == "fixed":
+            self.predictor.requires_grad_(False)
+
+    def forward(self, views: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Method.forward`; figures: collapse_std of the first view's z."""
+        z = [self.projector(self.backbone(view)) for view in views]
+        p = [self.predictor(projection) for projection in z]
+        target = [projection.detach() for projection in z] if self.config.stop_gradient else z
+        pairs = [(a, b) for a in range(len(views)) for b in range(len(views)) if a != b]
+        if not self.config.symmetric:
+            pairs = [(0, b) for b in range(1, len(views))]
+        losses = [negative_cosine_similarity(p[a], target[b]) for a, b in pairs]
+        loss = sum(losses[1:], start=losses[0]) / len(losses)
+        return loss, {"collapse_std": collapse_std(z[0])}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The encoder decays; the predictor keeps its learning rate unless told otherwise."""
+        trained = [p for p in self.predictor.parameters() if p.requires_grad]
+        encoder = [*self.backbone.parameters(), *self.projector.parameters()]
+        groups = [ParameterGroup(parameters=encoder, constant_lr=False)]
+        if trained:
+            constant = self.config.predictor_lr == "constant"
+            groups.append(ParameterGroup(parameters=trained, constant_lr=constant))
+        return groups

@@ -1,0 +1,1 @@
+"""What every batch holds, as pure functions of (seed, epoch, sample index, view): no state."""

@@ -1,0 +1,192 @@
+"""The batches of an epoch: which samples, in which order, seen how.
+
+Shapes: B batch, V views. A plan is handed to a loader; a loader adds pixels and nothing else.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsimsiam.config import ViewSpec
+from fastsimsiam.errors import UserError
+from fastsimsiam.plan.counter_rng import hash_words
+from fastsimsiam.plan.order import epoch_order
+from fastsimsiam.plan.views import ViewTable, center_boxes, draw_views, without_photometric
+
+_REPLACEMENT_STREAM = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """One batch before its pixels.
+
+    Attributes:
+        epoch: the epoch it belongs to.
+        index: (B,) int64 sample indices.
+        label: (B,) int64 class numbers.
+        views: the (B, V) view parameters.
+    """
+
+    epoch: int
+    index: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int64]
+    views: ViewTable
+
+    def row(self, row: int) -> "BatchPlan":
+        """A batch of one row; a copy."""
+        return BatchPlan(
+            epoch=self.epoch,
+            index=self.index[row : row + 1].copy(),
+            label=self.label[row : row + 1].copy(),
+            views=self.views.row(row),
+        )
+
+    @staticmethod
+    def concatenate(batches: "Sequence[BatchPlan]") -> "BatchPlan":
+        """One batch of all rows of `batches`, in order."""
+        return BatchPlan(
+            epoch=batches[0].epoch,
+            index=np.concatenate([batch.index for batch in batches]),
+            label=np.concatenate([batch.label for batch in batches]),
+            views=ViewTable.concatenate([batch.views for batch in batches]),
+        )
+
+
+class Plan(Protocol):
+    """What a loader needs to know of the batches to make."""
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch, on this rank."""
+
+    @property
+    def view_sizes(self) -> tuple[int, ...]:
+        """Side of each view's square crop, in pixels."""
+
+    def batch(self, epoch: int, step: int) -> BatchPlan:
+        """The batch number `step` of an epoch."""
+
+    def replacement(self, epoch: int, index: int, attempt: int) -> BatchPlan:
+        """A batch of one sample of the same epoch, to stand in for an unreadable one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SamplePool(ABC):
+    """The samples a plan picks from: `label` (N,) and `sizes` (N, 2) height and width."""
+
+    label: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
+    seed: int
+
+    @abstractmethod
+    def table(self, epoch: int, index: npt.NDArray[np.int64]) -> ViewTable:
+        """The views of the samples `index` (B,)."""
+
+    def rows(self, epoch: int, index: npt.NDArray[np.int64]) -> BatchPlan:
+        return BatchPlan(
+            epoch=epoch,
+            index=index.copy(),
+            label=self.label[index],
+            views=self.table(epoch, index),
+        )
+
+    def replacement(self, epoch: int, index: int, attempt: int) -> BatchPlan:
+        """A sample drawn by hash, hence the same on any rank and any number of threads."""
+        number = hash_words(_REPLACEMENT_STREAM, self.seed, epoch, index, attempt)
+        return self.rows(epoch, np.array([number % len(self.label)]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan(_SamplePool):
+    """Shuffled batches of random views; the last, incomplete batch of an epoch is dropped.
+
+    Attributes:
+        specs: one per view.
+        image_size: side in pixels of views whose spec names none.
+        batch_size: samples of one batch on one rank.
+        rank, world_size: this process among all. Batches of all ranks together are consecutive
+            pieces of the epoch's order, so the samples of a step do not depend on the number of
+            ranks as long as `batch_size * world_size` does not.
+        round_to: `num_batches` is a multiple of this (batches accumulated to one step).
+    """
+
+    specs: Sequence[ViewSpec]
+    image_size: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuses a batch that the data set cannot fill once."""
+        step_size = self.batch_size * self.world_size * self.round_to
+        if len(self.label) < step_size:
+            raise UserError(
+                f"the data set has {len(self.label)} images, fewer than one batch of {step_size}: "
+                f"lower --batch-size"
+            )
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch, on this rank."""
+        step_size = self.batch_size * self.world_size * self.round_to
+        return len(self.label) // step_size * self.round_to
+
+    @property
+    def view_sizes(self) -> tuple[int, ...]:
+        """Side of each view's square crop, in pixels."""
+        return tuple(spec.size or self.image_size for spec in self.specs)
+
+    def table(self, epoch: int, index: npt.NDArray[np.int64]) -> ViewTable:
+        """Random views of the samples `index` (B,)."""
+        return draw_views(
+            self.specs, seed=self.seed, epoch=epoch, index=index, sizes=self.sizes[index]
+        )
+
+    def batch(self, epoch: int, step: int) -> BatchPlan:
+        """The batch number `step` of an epoch, on this rank."""
+        assert 0 <= step < self.num_batches
+        first = (step * self.world_size + self.rank) * self.batch_size
+        order = epoch_order(len(self.label), self.seed, epoch)
+        return self.rows(epoch, order[first : first + self.batch_size])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterPlan(_SamplePool):
+    """Every sample once, in storage order, as one centred crop: for evaluation.
+
+    Attributes:
+        image_size: side of the crop in pixels.
+        batch_size: samples per batch; the last one may be smaller.
+        fraction: side of the square cut out, over the image's shorter side.
+    """
+
+    image_size: int
+    batch_size: int
+    fraction: float
+    seed: int = 0
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.label) // self.batch_size)
+
+    @property
+    def view_sizes(self) -> tuple[int, ...]:
+        """The crop's side in pixels; there is one view."""
+        return (self.image_size,)
+
+    def table(self, epoch: int, index: npt.NDArray[np.int64]) -> ViewTable:
+        """Centred views of the samples `index` (B,)."""
+        del epoch
+        return without_photometric(center_boxes(self.sizes[index], self.fraction)[:, None, :])
+
+    def batch(self, epoch: int, step: int) -> BatchPlan:
+        """The batch number `step`; the same in every epoch."""
+        first = step * self.batch_size
+        last = min(first + self.batch_size, len(self.label))
+        return self.rows(epoch, np.arange(first, last))

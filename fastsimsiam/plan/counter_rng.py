@@ -1,0 +1,67 @@
+"""Counter-based random numbers: a hash of integers, no state, vectorised.
+
+The generator is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
+generators"): draw number c of a key is `finalise(key + c * golden)`. Keys are themselves hashes, so
+any draw of any sample can be computed alone, in any order, by anybody.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+UInts = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float64]
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MUL_1 = 0xBF58476D1CE4E5B9
+_MUL_2 = 0x94D049BB133111EB
+
+
+def _finalise(x: UInts) -> UInts:
+    """SplitMix64's output function, in place: the table of a batch is drawn within a millisecond."""
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(_MUL_1)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(_MUL_2)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def hash_words(*words: int) -> int:
+    """One 64-bit hash of a few integers (any sign); order matters."""
+    state = 0
+    for word in words:
+        state = (state + _GOLDEN + (word & _MASK)) & _MASK
+        state = ((state ^ (state >> 30)) * _MUL_1) & _MASK
+        state = ((state ^ (state >> 27)) * _MUL_2) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def keys(stream: int, index: npt.NDArray[Any]) -> UInts:
+    """A key for each sample of a stream.
+
+    Args:
+        stream: a hash of what the samples share, see `hash_words`.
+        index: sample indices, integers of shape (B,).
+
+    Returns:
+        Keys of shape (B,).
+    """
+    spread = _finalise(index.astype(np.uint64) * np.uint64(_GOLDEN))
+    spread += np.uint64(stream)
+    return _finalise(spread)
+
+
+def bits(key: UInts, counter: npt.NDArray[Any]) -> UInts:
+    """Draws `counter` (C,) of every key (B,) as 64-bit integers of shape (B, C)."""
+    steps = (counter.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+    return _finalise(key[:, None] + steps[None, :])
+
+
+def uniform(key: UInts, counter: npt.NDArray[Any]) -> Floats:
+    """Draws `counter` (C,) of every key (B,) as float64 in [0, 1), shape (B, C)."""
+    mantissa: Floats = (bits(key, counter) >> np.uint64(11)).astype(np.float64)
+    return mantissa * 2.0**-53

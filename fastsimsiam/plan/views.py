@@ -1,0 +1,220 @@
+"""View parameters: what a view looks like, drawn for a whole batch at once.
+
+Shapes: B batch, V views. Everything is a function of (seed, epoch, sample index, view number), the
+image's size and the view's spec; nothing else, so any loader on any machine shows the same views.
+Distributions are torchvision's (`transforms.RandomResizedCrop`, `ColorJitter`, `RandomGrayscale`),
+as the official recipe uses them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsimsiam.config import ViewSpec
+from fastsimsiam.plan.counter_rng import Floats, UInts, hash_words, keys, uniform
+
+_VIEW_STREAM = 2
+
+# Every draw has a slot of its own, so that changing one probability leaves all other draws alone.
+_FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(6)
+_ORDER = slice(6, 10)
+_GREY, _BLUR, _SIGMA, _SOLARIZE = range(10, 14)
+_SCALAR_SLOTS = np.arange(14)
+_CROP_SLOT = 16  # four slots for each of the ten attempts
+_CROP_ATTEMPTS = 10
+
+# Operation numbers in `ViewTable.order`.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewTable:
+    """Parameters of a batch of views.
+
+    Attributes:
+        box: (B, V, 4) int32: top, left, height, width, in pixels of the upright image.
+        flip: (B, V) bool: mirror left to right.
+        brightness, contrast, saturation: (B, V) float32 factors; 1 changes nothing.
+        hue: (B, V) float32 rotation as a fraction of a turn; 0 changes nothing.
+        order: (B, V, 4) int64: the operation at each place of the jitter, see `BRIGHTNESS` etc.
+        grey: (B, V) bool: greyscale.
+        blur_sigma: (B, V) float32 standard deviation in pixels of the crop; 0 is no blur.
+        solarize: (B, V) bool: invert what is at or above 128.
+    """
+
+    box: npt.NDArray[np.int32]
+    flip: npt.NDArray[np.bool_]
+    brightness: npt.NDArray[np.float32]
+    contrast: npt.NDArray[np.float32]
+    saturation: npt.NDArray[np.float32]
+    hue: npt.NDArray[np.float32]
+    order: npt.NDArray[np.int64]
+    grey: npt.NDArray[np.bool_]
+    blur_sigma: npt.NDArray[np.float32]
+    solarize: npt.NDArray[np.bool_]
+
+    def overwrite_row(self, row: int, other: "ViewTable") -> None:
+        """Puts the only row of `other` (a replacement sample's parameters) at `row`, in place."""
+        for field in fields(self):
+            getattr(self, field.name)[row] = getattr(other, field.name)[0]
+
+    def row(self, row: int) -> "ViewTable":
+        """A table of one row; a copy."""
+        return ViewTable(
+            **{f.name: getattr(self, f.name)[row : row + 1].copy() for f in fields(self)}
+        )
+
+    @staticmethod
+    def concatenate(tables: "Sequence[ViewTable]") -> "ViewTable":
+        """One table of all rows of `tables`, in order."""
+        return ViewTable(
+            **{
+                f.name: np.concatenate([getattr(table, f.name) for table in tables])
+                for f in fields(ViewTable)
+            }
+        )
+
+    def photometric(self) -> dict[str, npt.NDArray[np.generic]]:
+        """All parameters but the box: what is left to do once the crops are cut."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "box"}
+
+
+def without_photometric(box: npt.NDArray[np.int32]) -> ViewTable:
+    """A table of `box` (B, V, 4) alone: no flip, no colour, no blur."""
+    shape = box.shape[:2]
+    one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
+    no = np.zeros(shape, np.bool_)
+    order = np.broadcast_to(np.arange(4), (*shape, 4)).copy()
+    return ViewTable(
+        box=box, flip=no, brightness=one, contrast=one, saturation=one, hue=zero, order=order,
+        grey=no, blur_sigma=zero, solarize=no,
+    )  # fmt: skip
+
+
+def draw_views(
+    specs: Sequence[ViewSpec],
+    *,
+    seed: int,
+    epoch: int,
+    index: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int32],
+) -> ViewTable:
+    """Draws the views of a batch.
+
+    Args:
+        specs: one per view.
+        seed: the run's seed.
+        epoch: epoch number, from 0.
+        index: (B,) sample indices.
+        sizes: (B, 2) height and width of these samples' upright images, in pixels.
+
+    Returns:
+        The table of (B, V) parameters.
+    """
+    tables = []
+    for view, spec in enumerate(specs):
+        key = keys(hash_words(_VIEW_STREAM, seed, epoch, view), index)
+        u = uniform(key, _SCALAR_SLOTS)
+        jitter = u[:, _JITTER] < spec.jitter
+        blur = u[:, _BLUR] < spec.blur
+        sigma = spec.blur_sigma[0] + (spec.blur_sigma[1] - spec.blur_sigma[0]) * u[:, _SIGMA]
+        tables.append({
+            "box": random_resized_crop(key, sizes, spec.area, spec.ratio),
+            "flip": u[:, _FLIP] < spec.flip,
+            "brightness": np.where(jitter, _factor(u[:, _BRIGHTNESS], spec.brightness), 1.0),
+            "contrast": np.where(jitter, _factor(u[:, _CONTRAST], spec.contrast), 1.0),
+            "saturation": np.where(jitter, _factor(u[:, _SATURATION], spec.saturation), 1.0),
+            "hue": np.where(jitter, (2.0 * u[:, _HUE] - 1.0) * spec.hue, 0.0),
+            "order": np.argsort(u[:, _ORDER], axis=1),
+            "grey": u[:, _GREY] < spec.grey,
+            "blur_sigma": np.where(blur, sigma, 0.0),
+            "solarize": u[:, _SOLARIZE] < spec.solarize,
+        })  # fmt: skip
+    dtypes = {"box": np.int32, "order": np.int64}
+    bools = ("flip", "grey", "solarize")
+    stacked = {
+        name: np.stack([table[name] for table in tables], axis=1).astype(
+            np.bool_ if name in bools else dtypes.get(name, np.float32)
+        )
+        for name in tables[0]
+    }
+    return ViewTable(**stacked)
+
+
+def _factor(u: Floats, strength: float) -> Floats:
+    """Torchvision's ColorJitter range: uniform in [max(0, 1 - strength), 1 + strength]."""
+    low = max(0.0, 1.0 - strength)
+    return low + (1.0 + strength - low) * u
+
+
+def random_resized_crop(
+    key: UInts,
+    sizes: npt.NDArray[np.int32],
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+) -> npt.NDArray[np.int32]:
+    """Boxes as `torchvision.transforms.RandomResizedCrop.get_params` draws them.
+
+    Ten attempts at an area and a log-uniform aspect ratio; where none fits, the largest centred box
+    whose ratio lies in the range.
+
+    Args:
+        key: (B,) one key per sample.
+        sizes: (B, 2) height and width in pixels.
+        area: smallest and largest share of the image's area.
+        ratio: smallest and largest width / height.
+
+    Returns:
+        (B, 4) int32: top, left, height, width.
+    """
+    # A size of 0 marks a file without a readable header; the loader replaces or reports it.
+    height = np.maximum(sizes[:, 0].astype(np.int64), 1)
+    width = np.maximum(sizes[:, 1].astype(np.int64), 1)
+    box = _fallback_boxes(height, width, ratio)
+    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
+    todo = np.arange(len(key))
+    for attempt in range(_CROP_ATTEMPTS):
+        u = uniform(key[todo], _CROP_SLOT + 4 * attempt + np.arange(4))
+        h_all, w_all = height[todo], width[todo]
+        target = h_all * w_all * (area[0] + (area[1] - area[0]) * u[:, 0])
+        aspect = np.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * u[:, 1])
+        w = np.rint(np.sqrt(target * aspect)).astype(np.int64)
+        h = np.rint(np.sqrt(target / aspect)).astype(np.int64)
+        fits = (w > 0) & (w <= w_all) & (h > 0) & (h <= h_all)
+        top = (u[:, 2] * (h_all - h + 1)).astype(np.int64)
+        left = (u[:, 3] * (w_all - w + 1)).astype(np.int64)
+        box[todo[fits]] = np.stack([top, left, h, w], axis=1)[fits]
+        todo = todo[~fits]
+        if not len(todo):
+            break
+    return box
+
+
+def _fallback_boxes(
+    height: npt.NDArray[np.int64], width: npt.NDArray[np.int64], ratio: tuple[float, float]
+) -> npt.NDArray[np.int32]:
+    w = np.where(width > height * ratio[1], np.rint(height * ratio[1]).astype(np.int64), width)
+    h = np.where(width < height * ratio[0], np.rint(width / ratio[0]).astype(np.int64), height)
+    h, w = np.clip(h, 1, height), np.clip(w, 1, width)
+    return np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1).astype(np.int32)
+
+
+def center_boxes(sizes: npt.NDArray[np.int32], fraction: float) -> npt.NDArray[np.int32]:
+    """The centred square of `fraction` of the shorter side, as evaluation crops it.
+
+    Resizing the shorter side to 256 and cropping 224 from the centre is this box with 224/256.
+
+    Args:
+        sizes: (B, 2) height and width in pixels.
+        fraction: side of the square over the image's shorter side.
+
+    Returns:
+        (B, 4) int32: top, left, height, width.
+    """
+    height, width = np.maximum(sizes[:, 0], 1), np.maximum(sizes[:, 1], 1)
+    side = np.maximum(np.rint(np.minimum(height, width) * fraction), 1).astype(np.int32)
+    box = np.stack([(height - side) // 2, (width - side) // 2, side, side], axis=1)
+    return box.astype(np.int32)

@@ -1,0 +1,227 @@
+"""The main job: pretrain a method as a config says, from the data on the disk to a summary."""
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import fastsimsiam
+from fastsimsiam.build import build_knn, build_loader, build_trainer, fingerprint
+from fastsimsiam.checkpoint import Checkpoint, CheckpointStore, require_same_run
+from fastsimsiam.choose import choose_compile, choose_device, choose_dtype, choose_loader
+from fastsimsiam.config import Config, to_dict
+from fastsimsiam.distributed import World, join
+from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.evaluators import KnnEvaluator
+from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.pictures import draw_curves
+from fastsimsiam.recorder import Recorder, clock
+from fastsimsiam.storage.class_folder import ClassFolder, Report, has_split, open_split
+
+_REPORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a run ended.
+
+    Attributes:
+        steps: optimiser steps done in all.
+        signal: number of the signal that ended it early, or 0.
+        checkpoint: the newest checkpoint.
+        first, last: the first and the last value of every metric.
+        bad_images: path -> what is wrong with it, for images that were skipped.
+    """
+
+    steps: int
+    signal: int
+    checkpoint: Path | None
+    first: Mapping[str, float]
+    last: Mapping[str, float]
+    bad_images: Mapping[str, str]
+
+
+def pretrain(config: Config, *, resume: bool = False) -> Summary:
+    """Pretrains and writes checkpoints, metrics and logs to `config.out`.
+
+    Args:
+        config: the run, see `recipes`.
+        resume: continue from the newest checkpoint in `config.out`.
+
+    Raises:
+        UserError: something in the config, the data or the checkpoint has to be mended.
+    """
+    device_type = choose_device(config)[0].type
+    with join(device_type) as world:
+        device, why_device = choose_device(config, world.local_rank)
+        if config.batch_size % (world.size * config.accumulate):
+            raise UserError(
+                f"--batch-size {config.batch_size} cannot be shared by {world.size} processes with "
+                f"--accumulate {config.accumulate}: give a multiple of {world.size * config.accumulate}"
+            )
+        store = CheckpointStore(config.out, config.checkpoint.keep)
+        warnings: list[str] = []
+        checkpoint = _find_checkpoint(store, config, resume, warnings)
+        with closing(
+            Recorder(
+                config.out,
+                active=world.is_main,
+                resumed_step=checkpoint.step if checkpoint else None,
+            )
+        ) as recorder:
+            dtype, why_dtype = choose_dtype(config, device)
+            compiled, why_compiled = choose_compile(config, device)
+            train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
+            name, why_loader = choose_loader(config, train, device)
+            recorder.say(
+                f"loader {name} ({why_loader}); device {device} ({why_device}); "
+                f"precision {str(dtype).removeprefix('torch.')} ({why_dtype}); "
+                f"compile {'on' if compiled else 'off'} ({why_compiled})"
+            )
+            for warning in warnings:
+                recorder.say(warning)
+            if checkpoint:
+                require_same_run(checkpoint, config, fingerprint(train))
+
+            def loader_of(storage: ClassFolder) -> Loader:
+                return build_loader(
+                    name, storage, device=device, workers=config.workers,
+                    on_bad_image=config.on_bad_image, report=_reporter(recorder, "decoding"),
+                )  # fmt: skip
+
+            with closing(loader_of(train)) as loader:
+                evaluators, val_loader = _evaluators(
+                    config, train, loader, loader_of, recorder, device, dtype, world
+                )
+                trainer = build_trainer(
+                    config, train, loader,
+                    evaluators=evaluators, store=store, recorder=recorder, device=device,
+                    dtype=dtype, compiled=compiled, world=world,
+                )  # fmt: skip
+                if checkpoint:
+                    trainer.restore(checkpoint)
+                _announce(recorder, config, train, trainer.lengths.stop, trainer.step)
+                started = time.perf_counter()
+                try:
+                    signal = trainer.fit()
+                finally:
+                    for path, reason in loader.bad_images.items():
+                        recorder.say(f"skipped: {reason}" if path in reason else f"skipped: {path}")
+                    if val_loader:
+                        val_loader.close()
+            paths = store.paths()
+            summary = Summary(
+                steps=trainer.step,
+                signal=signal,
+                checkpoint=paths[-1] if paths else None,
+                first=_values(reversed(recorder.history)),
+                last=_values(recorder.history),
+                bad_images=dict(loader.bad_images),
+            )
+            if world.is_main:
+                _conclude(recorder, config, summary, time.perf_counter() - started)
+            return summary
+
+
+def _find_checkpoint(
+    store: CheckpointStore, config: Config, resume: bool, warnings: list[str]
+) -> Checkpoint | None:
+    existing = store.paths()
+    if resume:
+        if not existing:
+            raise UserError(
+                f"--resume: there is no checkpoint in {config.out}: drop --resume to start"
+            )
+        return store.newest(warnings.append)
+    if existing:
+        raise UserError(
+            f"--out {config.out} already holds a run ({existing[-1].name}): pass --resume to go on "
+            f"with it, or another --out"
+        )
+    return None
+
+
+def _evaluators(
+    config: Config, train: ClassFolder, loader: Loader, loader_of: Any, recorder: Recorder,
+    device: torch.device, dtype: torch.dtype, world: World,
+) -> tuple[list[KnnEvaluator], Loader | None]:  # fmt: skip
+    """The evaluators, and the loader of the validation split that they use."""
+    if not config.knn.every_epochs:
+        return [], None
+    if not has_split(config.data, "val"):
+        recorder.say(f"no kNN during training: {config.data} has no val/ folder")
+        return [], None
+    if not world.is_main:
+        return [], None
+    report = _reporter(recorder, "reading headers")
+    val = open_split(config.data, "val", classes=train.classes, report=report)
+    val_loader: Loader = loader_of(val)
+    knn = build_knn(
+        (loader, train), (val_loader, val),
+        knn=config.knn, image_size=config.image_size, device=device, dtype=dtype,
+    )  # fmt: skip
+    return [knn], val_loader
+
+
+def _announce(
+    recorder: Recorder, config: Config, train: ClassFolder, steps: int, done: int
+) -> None:
+    origin = f"resumed at step {done}" if done else "from the start"
+    recorder.say(
+        f"{config.recipe}: {config.arch}, {len(train)} images of {len(train.classes)} classes, "
+        f"{config.epochs} epochs, batch {config.batch_size}, {config.image_size} px, to step {steps} "
+        f"({origin})"
+    )
+
+
+def _reporter(recorder: Recorder, what: str) -> Report:
+    """Prints progress of something long every few seconds, and nothing of something short."""
+    started = last = time.perf_counter()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last < _REPORT_SECONDS:
+            return
+        last = now
+        remaining = (now - started) / done * (total - done)
+        recorder.say(f"{what}: {done}/{total}, ETA {clock(remaining)}")
+
+    return report
+
+
+def _values(lines: Any) -> dict[str, float]:
+    """Of every metric the value that comes last in `lines`."""
+    return {name: value for line in lines for name, value in line.items()}
+
+
+def _conclude(recorder: Recorder, config: Config, summary: Summary, seconds: float) -> None:
+    """Writes summary.json and the picture of the curves; says how the run went."""
+    scores = {name: value for name, value in summary.last.items() if name.startswith("knn_")}
+    for name, value in scores.items():
+        recorder.say(f"{name}: {summary.first[name]:.2f} untrained -> {value:.2f}")
+    if summary.bad_images:
+        recorder.say(f"{len(summary.bad_images)} broken images were replaced, see summary.json")
+    stored = {
+        "config": to_dict(config),
+        "steps": summary.steps,
+        "seconds": seconds,
+        "first": dict(summary.first),
+        "last": dict(summary.last),
+        "bad_images": dict(summary.bad_images),
+        "versions": {
+            "fastsimsiam": fastsimsiam.__version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        },
+    }
+    (config.out / "summary.json").write_text(json.dumps(stored, indent=2) + "\n")
+    drawn = draw_curves(recorder.history, config.out / "curves.png")
+    recorder.say(f"done in {clock(seconds)}: {summary.checkpoint}")
+    recorder.say(drawn)

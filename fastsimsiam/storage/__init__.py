@@ -1,0 +1,1 @@
+"""Where samples lie. Storage knows counts, labels and sizes; it decodes no pixels."""

@@ -1,0 +1,228 @@
+"""Class folders of JPEG and PNG files: `ROOT/train/CLASS/*.jpg`, or flat, `ROOT/CLASS/*.jpg`.
+
+The files' headers are read once, for sizes and EXIF orientation, and kept in an index under the
+user's cache folder (`XDG_CACHE_HOME`, else ~/.cache); only new or changed files are read again.
+"""
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fastsimsiam.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_EXIF_ORIENTATION = 0x0112
+_READ_THREADS = 8
+_INDEX_VERSION = 1
+
+Report = Callable[[int, int], None]
+"""Called with (done, total) while something long goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFolder:
+    """The images of one split.
+
+    Attributes:
+        root: folder that holds the class folders.
+        paths: N paths relative to `root`, sorted by class and name.
+        classes: names of the classes, sorted; a label is a position in it.
+        label: (N,) int64.
+        sizes: (N, 2) int32 height and width of the upright image in pixels; 0, 0 where the file has
+            no readable header.
+        orientation: (N,) uint8 EXIF orientation, 1 to 8.
+    """
+
+    root: Path
+    paths: Sequence[str]
+    classes: Sequence[str]
+    label: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
+    orientation: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.paths)
+
+    def path(self, index: int) -> Path:
+        """The file of a sample."""
+        return self.root / self.paths[index]
+
+    @property
+    def unreadable(self) -> list[Path]:
+        """Files whose header cannot be read."""
+        return [self.path(i) for i in np.flatnonzero(self.sizes[:, 0] == 0).tolist()]
+
+    def require_readable(self) -> None:
+        """Refuses a data set with files that are no images.
+
+        Raises:
+            UserError: names the first such file and how many there are.
+        """
+        bad = self.unreadable
+        if bad:
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise UserError(
+                f"{bad[0]} is not a readable JPEG or PNG image{more}: "
+                f"remove it, or pass --on-bad-image skip"
+            )
+
+
+def has_split(data: Path, split: str) -> bool:
+    """Whether `data` has a folder for the split; a flat data set has none."""
+    return (data / split).is_dir()
+
+
+def open_split(
+    data: Path, split: str, *, classes: Sequence[str] | None = None, report: Report | None = None
+) -> ClassFolder:
+    """Opens `data/split`, or `data` itself where it is a flat class folder and split is train.
+
+    Args:
+        data: the data set's folder.
+        split: `train` or `val`.
+        classes: the classes that labels refer to (the training split's); None: those found.
+        report: told of the progress of reading headers.
+
+    Raises:
+        UserError: there is no such folder, or there are no images in it.
+    """
+    if not data.is_dir():
+        raise UserError(
+            f"data folder {data} does not exist: pass --data PATH, or fetch a data set with one of "
+            f"the scripts in datasets/"
+        )
+    root = data / split
+    if not root.is_dir():
+        if split != "train" or any(has_split(data, name) for name in ("val", "test")):
+            raise UserError(f"{data} has no folder {split}/: make one with a folder for each class")
+        root = data
+    found = _list_images(root)
+    if not found:
+        raise UserError(
+            f"no {', '.join(IMAGE_SUFFIXES)} files in class folders under {root}: "
+            f"expected {root}/CLASS/IMAGE"
+        )
+    paths = [path for path, _, _ in found]
+    names = [path.split("/", 1)[0] for path in paths]
+    known = sorted(set(names)) if classes is None else list(classes)
+    strange = sorted(set(names) - set(known))
+    if strange:
+        raise UserError(f"{root / strange[0]} is a class that the training split does not have")
+    number = {name: position for position, name in enumerate(known)}
+    headers = _headers(root, found, report)
+    return ClassFolder(
+        root=root,
+        paths=paths,
+        classes=known,
+        label=np.array([number[name] for name in names], dtype=np.int64),
+        sizes=headers[:, :2].astype(np.int32),
+        orientation=headers[:, 2].astype(np.uint8),
+    )
+
+
+def _list_images(root: Path) -> list[tuple[str, int, int]]:
+    """(relative path, bytes, mtime in ns) of every image file under a class folder, sorted."""
+    found: list[tuple[str, int, int]] = []
+
+    def walk(folder: str, prefix: str) -> None:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                relative = prefix + entry.name
+                if entry.is_dir():
+                    walk(entry.path, relative + "/")
+                elif prefix and entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    status = entry.stat()
+                    found.append((relative, status.st_size, status.st_mtime_ns))
+
+    walk(str(root), "")
+    return sorted(found)
+
+
+def _headers(
+    root: Path, found: list[tuple[str, int, int]], report: Report | None
+) -> npt.NDArray[np.int64]:
+    """(N, 3) height, width, orientation, from the index where files are unchanged."""
+    index_file = _index_file(root)
+    known = _load_index(index_file)
+    rows = np.zeros((len(found), 3), dtype=np.int64)
+    fresh = []
+    for position, (path, size, mtime) in enumerate(found):
+        row = known.get(path)
+        if row is not None and row[:2] == (size, mtime):
+            rows[position] = row[2:]
+        else:
+            fresh.append(position)
+    if fresh:
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            files = [root / found[position][0] for position in fresh]
+            for done, header in enumerate(pool.map(read_header, files), start=1):
+                rows[fresh[done - 1]] = header
+                if report and (done % 1000 == 0 or done == len(fresh)):
+                    report(done, len(fresh))
+    if fresh or len(known) != len(found):
+        _save_index(index_file, found, rows)
+    return rows
+
+
+def read_header(path: Path) -> tuple[int, int, int]:
+    """Height, width and orientation of the upright image; 0, 0, 1 where there is no image."""
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            width, height = image.size
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except FileNotFoundError:
+        raise
+    # PIL raises these for what is no image, or for a broken header or EXIF block.
+    except (OSError, SyntaxError, ValueError):
+        return 0, 0, 1
+    if orientation not in range(1, 9):
+        orientation = 1
+    # Orientations 5 to 8 lie on their side.
+    return (width, height, orientation) if orientation >= 5 else (height, width, orientation)
+
+
+def _index_file(root: Path) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:20]
+    return cache / "fastsimsiam" / f"index-{digest}.npz"
+
+
+def _load_index(file: Path) -> dict[str, tuple[int, ...]]:
+    """Path -> (bytes, mtime, height, width, orientation); empty where there is no usable index."""
+    try:
+        # Opened here, because np.load leaves a damaged file open.
+        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
+            if int(stored["version"]) != _INDEX_VERSION:
+                return {}
+            paths = stored["paths"].tobytes().decode().split("\n")
+            return dict(zip(paths, map(tuple, stored["rows"].tolist()), strict=True))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return {}  # missing, or damaged: the headers are read again
+
+
+def _save_index(file: Path, found: list[tuple[str, int, int]], rows: npt.NDArray[np.int64]) -> None:
+    """Writes the index atomically. A cache folder that cannot be written costs time, no more."""
+    stamps = np.array([(size, mtime) for _, size, mtime in found], dtype=np.int64)
+    paths = "\n".join(path for path, _, _ in found).encode()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as handle:
+            np.savez(
+                handle,
+                version=_INDEX_VERSION,
+                paths=np.frombuffer(paths, np.uint8),
+                rows=np.concatenate([stamps, rows], axis=1),
+            )
+        os.replace(handle.name, file)
+    except OSError:
+        return

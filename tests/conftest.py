@@ -1,0 +1,83 @@
+"""Fixtures: small real-looking data sets, and the photographs where they are to be had."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastsimsiam import recipes
+from fastsimsiam.config import CheckpointConfig, Config, KnnConfig, SimSiamConfig
+
+CPU = torch.device("cpu")
+
+
+def textured_image(rng: np.random.Generator, height: int, width: int) -> Image.Image:
+    """A random image with structure at several scales, as photographs have."""
+    total = np.zeros((height, width, 3))
+    for cells in (2, 5, 13, 40):
+        small = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        total += np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)) / 4
+    return Image.fromarray(total.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests leave the user's index cache alone."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 training and 24 validation images of 3 classes, JPEG and PNG, of many sizes."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 32), ("val", 8)):
+        for name in ("ant", "bee", "cow"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                height, width = rng.integers(20, 90, 2).tolist()
+                image = textured_image(rng, height, width)
+                if number % 8 == 0:
+                    image.save(folder / f"{number:02d}.png")
+                elif number % 8 == 1:
+                    image.convert("L").save(folder / f"{number:02d}.jpg", quality=90)
+                else:
+                    image.save(folder / f"{number:02d}.JPEG", quality=90)
+    return root
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """Full-size photographs with the oddities of ImageNet."""
+    root = os.environ.get("FASTSIMSIAM_TEST_DATA")
+    if not root:
+        pytest.skip("FASTSIMSIAM_TEST_DATA is not set: real photographs are not tested")
+    return Path(root) / "photos"
+
+
+@pytest.fixture
+def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
+    """A run of a few seconds on a CPU, in float32: 12 steps of 2 epochs."""
+    config = recipes.get("imagenette")
+    return replace(
+        config,
+        data=class_folders,
+        out=tmp_path / "run",
+        epochs=2,
+        batch_size=16,
+        image_size=32,
+        method=SimSiamConfig(projector_layers=2, projector_dim=64, predictor_dim=16),
+        knn=KnnConfig(every_epochs=0),
+        checkpoint=CheckpointConfig(every_epochs=0.5),
+        device="cpu",
+        precision="fp32",
+        compile="off",
+        loader="folder",
+        workers=2,
+        log_every=2,
+    )

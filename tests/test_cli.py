@@ -1,0 +1,230 @@
+"""The command line as a newcomer types it."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastsimsiam import recipes
+from fastsimsiam.cli import main
+from fastsimsiam.config import Config, differing_keys, from_dict, to_dict
+from fastsimsiam.errors import UserError
+from fastsimsiam.pretrain import pretrain
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Runs a command that must end in one line on stderr and code 2."""
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("fastsimsiam: error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pretrian"], "no command 'pretrian': choose one of pretrain, knn, views, recipes"),
+        (["pretrain"], "needs a recipe first: one of imagenet-100ep"),
+        (["pretrain", "imagenot"], "no recipe 'imagenot': choose one of"),
+        (["pretrain", "imagenette", "--epoch", "5"], "Unrecognized options: --epoch"),
+        (["pretrain", "imagenette", "--epochs", "five"], "--epochs"),
+        (["pretrain", "imagenette", "--epochs", "0"], "--epochs is 0: give 1 or more"),
+        (["pretrain", "imagenette", "--method.stop-gradient", "no"], "--method.stop-gradient"),
+        (["pretrain", "imagenette", "--views.1.area", "0.5", "0.2"], "views.area is (0.5, 0.2)"),
+        (["pretrain", "imagenette", "--data", "nowhere"], "data folder nowhere does not exist"),
+        (
+            ["pretrain", "imagenette", "--device", "cuda"],
+            "--device cuda: torch finds no CUDA device",
+        ),
+        (["pretrain", "imagenette", "--loader", "apex"], "--loader"),
+        (["pretrain", "imagenette", "--batch-size", "9", "--accumulate", "2"], "give a divisor"),
+        (["knn", "nowhere.pt", "--data", "x"], "there is no checkpoint nowhere.pt"),
+        (["knn", "--data", "x"], "CHECKPOINT"),
+        (["views", "nowhere", "--out", "x.png"], "data folder nowhere does not exist"),
+        (["recipes", "--all"], "Unrecognized"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    words: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    if "cuda" in words:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert message in fails(capsys, *words)
+
+
+def test_exit_code_reaches_the_shell() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fastsimsiam", "pretrain", "imagenot"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def config_keys(kind: object, prefix: str = "") -> list[str]:
+    """Every key of a config, as the command line spells it."""
+    found = []
+    for item in fields(kind):
+        value = getattr(kind, item.name)
+        name = prefix + item.name.replace("_", "-")
+        if is_dataclass(value):
+            found += config_keys(value, name + ".")
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            for number, member in enumerate(value):
+                found += config_keys(member, f"{name}.{number}.")
+        else:
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_help_shows_every_key(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", name, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for key in config_keys(recipes.get(name)):
+        if key != "recipe":
+            assert f"--{key}" in text, key
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["knn", "--help"], ["views", "--help"], ["pretrain", "--help"]]
+)
+def test_help_ends_well(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with contextlib.suppress(SystemExit):  # code 0, or the next line fails
+        assert main(words) == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_recipes_are_listed_with_what_they_promise(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    text = capsys.readouterr().out
+    for name in (
+        "imagenet-100ep",
+        "imagenet-100ep-bs256",
+        "cifar10-800ep",
+        "imagenette",
+        "imagewoof",
+        "demo",
+    ):
+        assert name in text.splitlines()
+    assert text.count("Expected:") == text.count("Time:") == text.count("Command:") == 6
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_configs_survive_json(name: str) -> None:
+    config = recipes.get(name)
+    again = from_dict(json.loads(json.dumps(to_dict(config))))
+    assert again == config
+    assert differing_keys(config, again) == []
+    with pytest.raises(UserError, match="unknown keys: epoch"):
+        from_dict(to_dict(config) | {"epoch": 3})
+
+
+def test_the_published_recipe_is_the_published_one() -> None:
+    config = recipes.get("imagenet-100ep")
+    assert (config.epochs, config.batch_size, config.image_size, config.arch) == (
+        100,
+        512,
+        224,
+        "resnet50",
+    )
+    sgd = config.optimizer
+    assert (sgd.lr, sgd.momentum, sgd.weight_decay, sgd.schedule, sgd.warmup_epochs) == (
+        0.05,
+        0.9,
+        1e-4,
+        "epoch",
+        0,
+    )
+    head = config.method
+    assert (head.projector_layers, head.projector_dim, head.predictor_dim) == (3, 2048, 512)
+    assert (head.stop_gradient, head.predictor, head.predictor_lr, head.symmetric) == (
+        True,
+        "mlp",
+        "constant",
+        True,
+    )
+    view, other = config.views
+    assert view == other
+    assert (view.area, view.ratio, view.flip) == ((0.2, 1.0), (3 / 4, 4 / 3), 0.5)
+    assert (view.jitter, view.brightness, view.contrast, view.saturation, view.hue) == (
+        0.8,
+        0.4,
+        0.4,
+        0.4,
+        0.1,
+    )
+    assert (view.grey, view.blur, view.blur_sigma, view.solarize) == (0.2, 0.5, (0.1, 2.0), 0.0)
+
+
+def test_pretrain_then_knn(
+    tiny_config: Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pretrain(tiny_config)
+    capsys.readouterr()
+    scores = tmp_path / "scores.json"
+    words = [
+        "--data",
+        str(tiny_config.data),
+        "--k",
+        "5",
+        "20",
+        "--device",
+        "cpu",
+        "--json",
+        str(scores),
+    ]
+    assert main(["knn", str(tiny_config.out), *words]) == 0
+    table = capsys.readouterr().out
+    assert "untrained" in table
+    assert len(table.splitlines()) == 3
+    stored = json.loads(scores.read_text())
+    assert set(stored["trained"]) == {"5", "20"}
+    assert stored["bank"] == 96
+    assert all(0 <= value <= 100 for value in stored["trained"].values())
+    assert "--k 500 is more than the 96 training images" in fails(
+        capsys, "knn", str(tiny_config.out), "--data", str(tiny_config.data), "--k", "500"
+    )
+
+
+def test_knn_agrees_with_the_evaluation_during_training(
+    tiny_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = pretrain(replace(tiny_config, knn=replace(tiny_config.knn, every_epochs=2, k=(7,))))
+    from fastsimsiam.score import knn_table
+
+    scores = knn_table(tiny_config.out, tiny_config.data, k=(7,), device="cpu")
+    assert scores["untrained"][7] == pytest.approx(summary.first["knn_top1_k7"])
+    assert scores["trained"][7] == pytest.approx(summary.last["knn_top1_k7"])
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_views_draws_a_grid(class_folders: Path, tmp_path: Path, single: bool) -> None:
+    out = tmp_path / "new" / "views.png"
+    path = next((class_folders / "train" / "bee").iterdir()) if single else class_folders
+    assert main(["views", str(path), "--out", str(out), "--images", "3", "--image-size", "48"]) == 0
+    with Image.open(out) as grid:
+        assert grid.size == (3 * 200 + 8, 24 + (1 if single else 3) * 200 + 8)
+        assert len(grid.getcolors(1 << 20) or []) > 1000
+
+
+def test_views_into_an_impossible_place(
+    capsys: pytest.CaptureFixture[str], class_folders: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for out in ("file/views.png", "views.unknown"):
+        assert "cannot write --out" in fails(
+            capsys, "views", str(class_folders), "--out", str(tmp_path / out)
+        )

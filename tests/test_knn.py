@@ -1,0 +1,92 @@
+"""kNN against brute force in float64."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CPU
+from torch import nn
+
+from fastsimsiam.build import build_loader, center_plan, usable_k
+from fastsimsiam.evaluate import knn
+from fastsimsiam.evaluate.features import extract
+from fastsimsiam.storage.class_folder import open_split
+
+
+def brute_force(
+    bank: np.ndarray, label: np.ndarray, queries: np.ndarray, k: int, temperature: float
+) -> list[int]:
+    """One query at a time, votes summed in float64."""
+    answers = []
+    for query in queries:
+        similarity = bank @ query
+        nearest = np.argsort(-similarity, kind="stable")[:k]
+        votes = np.zeros(label.max() + 1)
+        for position in nearest:
+            votes[label[position]] += np.exp(similarity[position] / temperature)
+        answers.append(int(votes.argmax()))
+    return answers
+
+
+@pytest.fixture
+def features() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Bank, its labels, queries, their labels: noisy clusters."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(5, 16, generator=generator)
+    label = torch.randint(0, 5, (300,), generator=generator)
+    query_label = torch.randint(0, 5, (70,), generator=generator)
+    bank = F.normalize(centers[label] + 1.5 * torch.randn(300, 16, generator=generator), dim=1)
+    queries = F.normalize(
+        centers[query_label] + 1.5 * torch.randn(70, 16, generator=generator), dim=1
+    )
+    return bank, label, queries, query_label
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
+def test_accuracy_is_brute_forces(features: tuple[torch.Tensor, ...], temperature: float) -> None:
+    bank, label, queries, query_label = features
+    found = knn.knn_accuracy(
+        bank, label, queries, query_label, k=(200, 1, 10), temperature=temperature, num_classes=5
+    )
+    for k in (1, 10, 200):
+        answers = brute_force(
+            bank.double().numpy(), label.numpy(), queries.double().numpy(), k, temperature
+        )
+        expected = np.mean(np.array(answers) == query_label.numpy())
+        assert found[k] == pytest.approx(expected, abs=1e-6)
+    assert list(found) == [200, 1, 10]
+    assert 0.5 < found[10] < 1.0
+
+
+def test_chunks_change_nothing(
+    features: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank, _, queries, _ = features
+    whole = knn.nearest(queries, bank, 20)
+    monkeypatch.setattr(knn, "_QUERY_CHUNK", 9)
+    monkeypatch.setattr(knn, "_BANK_CHUNK", 13)
+    pieces = knn.nearest(queries, bank, 20)
+    torch.testing.assert_close(pieces[0], whole[0])
+    assert torch.equal(pieces[1], whole[1])
+
+
+def test_usable_k() -> None:
+    assert usable_k((200, 10, 20), 50) == [10, 20]
+    assert usable_k((200,), 50) == [50]
+
+
+def test_features_are_in_order_and_leave_the_network_alone(class_folders: object) -> None:
+    storage = open_split(class_folders, "train")
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1))
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    loader = build_loader("folder", storage, device=CPU, workers=2, on_bad_image="error")
+    plan = center_plan(storage, 16, 0.875)
+    feature, label = extract(backbone, loader, plan, device=CPU, dtype=torch.float32)
+    loader.close()
+    assert feature.shape == (96, 4)
+    assert label.tolist() == storage.label.tolist()
+    torch.testing.assert_close(feature.norm(dim=1), torch.ones(96))
+    assert backbone.training
+    assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())

@@ -1,0 +1,271 @@
+"""One contract for every loader: same samples, same labels, same boxes, same views."""
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+from PIL import Image
+
+from fastsimsiam.build import build_loader, center_plan
+from fastsimsiam.config import ViewSpec
+from fastsimsiam.errors import BadImageError
+from fastsimsiam.loaders.batch import Batch, Loader
+from fastsimsiam.loaders.decode import read_rgb, upright
+from fastsimsiam.loaders.reference_loader import ReferenceLoader, crop_with_pil, open_with_pil
+from fastsimsiam.loaders.replacement import BadImagePolicy
+from fastsimsiam.loaders.resident_loader import DeviceLoader, decode_all
+from fastsimsiam.plan.batches import Plan, TrainPlan
+from fastsimsiam.storage.class_folder import ClassFolder, open_split
+
+Make = Callable[..., Loader]
+# Largest and mean difference to PIL in grey levels. The host kernel rounds as PIL does but for ties;
+# the device's products do not round between the two passes.
+TOLERANCE = {
+    "folder": (1, 0.05),
+    "resident": (1, 0.05),
+    "resident-device": (1, 0.3),
+    "reference": (0, 0.0),
+}
+LOADERS = list(TOLERANCE)
+
+
+def make_loader(name: str, storage: ClassFolder, **options: object) -> Loader:
+    """A loader of the contract; `reference` leaves colour to the device like the others."""
+    options = {"device": CPU, "workers": 2, "on_bad_image": "error"} | options
+    if name == "reference":
+        return ReferenceLoader(storage, full=False, **options)
+    if name == "resident-device":
+        # What a GPU runs; the same arithmetic on a CPU.
+        policy = BadImagePolicy(options["on_bad_image"])
+        policy.require_readable(storage)
+        frames = decode_all(storage, policy, options["workers"], None)
+        return DeviceLoader(frames, storage, policy, device=CPU)
+    return build_loader(name, storage, **options)
+
+
+@pytest.fixture(params=LOADERS)
+def name(request: pytest.FixtureRequest) -> str:
+    """Every loader by name."""
+    return request.param
+
+
+def train_plan(storage: ClassFolder, **changes: object) -> TrainPlan:
+    """Two views of 32 pixels."""
+    options = {
+        "label": storage.label, "sizes": storage.sizes, "seed": 1, "image_size": 32,
+        "specs": (ViewSpec(), ViewSpec()), "batch_size": 20,
+    }  # fmt: skip
+    return TrainPlan(**(options | changes))
+
+
+def run(loader: Loader, plan: Plan, epoch: int = 0, start: int = 0) -> list[Batch]:
+    """All batches of an epoch."""
+    with closing(loader):
+        return list(loader.iterate(plan, epoch, start))
+
+
+def test_every_sample_once_with_its_label(name: str, class_folders: Path) -> None:
+    storage = open_split(class_folders, "train")
+    batches = run(make_loader(name, storage), train_plan(storage))
+    assert len(batches) == 96 // 20
+    index = torch.cat([batch.index for batch in batches]).numpy()
+    label = torch.cat([batch.label for batch in batches]).numpy()
+    assert len(set(index)) == 80
+    np.testing.assert_array_equal(label, storage.label[index])
+    for batch in batches:
+        assert [tuple(crop.shape) for crop in batch.crops] == [(20, 2, 32, 32, 3)]
+        assert batch.crops[0].dtype == torch.uint8
+        assert batch.photometric["order"].shape == (20, 2, 4)
+
+
+def test_evaluation_shows_every_sample_in_order(name: str, class_folders: Path) -> None:
+    storage = open_split(class_folders, "train")
+    batches = run(make_loader(name, storage), center_plan(storage, 16, 1.0))
+    index = torch.cat([batch.index for batch in batches])
+    assert index.tolist() == list(range(96))
+
+
+def check_boxes(name: str, storage: ClassFolder, plan: TrainPlan) -> None:
+    """Compares crops with PIL's."""
+    largest, mean = TOLERANCE[name]
+    differences = []
+    for step, batch in enumerate(run(make_loader(name, storage), plan)):
+        expected = plan.batch(0, step)
+        np.testing.assert_array_equal(batch.index, expected.index)
+        for row, sample in enumerate(expected.index):
+            image = open_with_pil(storage.path(int(sample)))
+            for view in range(2):
+                box = expected.views.box[row, view].tolist()
+                wanted = np.asarray(crop_with_pil(image, box, plan.image_size), dtype=np.int16)
+                differences.append(np.abs(batch.crops[0][row, view].numpy() - wanted))
+    stacked = np.stack(differences)
+    assert stacked.max() <= largest
+    assert stacked.mean() <= mean
+
+
+def test_boxes_are_honoured_and_resampled_as_pil_does(name: str, class_folders: Path) -> None:
+    storage = open_split(class_folders, "train")
+    check_boxes(name, storage, train_plan(storage))
+
+
+def test_boxes_are_honoured_on_photographs(name: str, photos: Path) -> None:
+    storage = open_split(photos, "train")
+    check_boxes(name, storage, train_plan(storage, image_size=224))
+
+
+def test_views_of_several_sizes(name: str, class_folders: Path) -> None:
+    storage = open_split(class_folders, "train")
+    specs = (ViewSpec(size=16), ViewSpec(), ViewSpec(size=16))
+    batch = run(make_loader(name, storage), train_plan(storage, specs=specs))[0]
+    assert [tuple(crop.shape) for crop in batch.crops] == [(20, 2, 16, 16, 3), (20, 1, 32, 32, 3)]
+    plan = train_plan(storage, specs=specs)
+    box = plan.batch(0, 0).views.box[0, 2].tolist()
+    image = open_with_pil(storage.path(int(batch.index[0])))
+    wanted = np.asarray(crop_with_pil(image, box, 16), dtype=np.int16)
+    assert np.abs(batch.crops[0][0, 1].numpy() - wanted).max() <= TOLERANCE[name][0]
+
+
+def test_any_start_and_any_number_of_workers_give_the_same(name: str, class_folders: Path) -> None:
+    storage = open_split(class_folders, "train")
+    plan = train_plan(storage)
+    whole = run(make_loader(name, storage, workers=1), plan, epoch=3)
+    rest = run(make_loader(name, storage, workers=3), plan, epoch=3, start=2)
+    assert len(rest) == len(whole) - 2
+    for one, two in zip(whole[2:], rest, strict=True):
+        for a, b in zip(one.tensors(), two.tensors(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_epochs_differ_and_have_equally_many_steps(name: str, class_folders: Path) -> None:
+    storage = open_split(class_folders, "train")
+    plan = train_plan(storage)
+    with closing(make_loader(name, storage)) as loader:
+        epochs = [list(loader.iterate(plan, epoch)) for epoch in range(3)]
+    assert {len(batches) for batches in epochs} == {plan.num_batches}
+    assert not torch.equal(epochs[0][0].index, epochs[1][0].index)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """20 images, of which three are broken: truncated, a text, and empty."""
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        folder = tmp_path / "train" / f"{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.jpg")
+    whole = (tmp_path / "train" / "0" / "04.jpg").read_bytes()
+    (tmp_path / "train" / "0" / "04.jpg").write_bytes(whole[: len(whole) // 2])
+    return tmp_path
+
+
+def test_a_broken_image_stops_the_run_and_is_named(name: str, damaged: Path) -> None:
+    storage = open_split(damaged, "train")
+    with pytest.raises(
+        BadImageError, match=r"04\.jpg cannot be decoded .*--on-bad-image skip"
+    ) as caught:
+        run(make_loader(name, storage), train_plan(storage))
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_images_are_replaced_and_reported(name: str, damaged: Path) -> None:
+    (damaged / "train" / "0" / "06.jpg").write_text("this is no image")
+    (damaged / "train" / "1" / "07.jpg").write_bytes(b"")
+    storage = open_split(damaged, "train")
+    loader = make_loader(name, storage, on_bad_image="skip")
+    batch = run(loader, train_plan(storage))[0]
+    bad = {4, 6, 7}
+    broken = {i for i in range(20) if storage.path(i).name in ("04.jpg", "06.jpg", "07.jpg")}
+    assert len(broken) == len(bad)
+    assert not broken & set(batch.index.tolist())
+    assert {Path(path).name for path in loader.bad_images} == {"04.jpg", "06.jpg", "07.jpg"}
+    # Labels, boxes and parameters are those of the sample that stands in.
+    np.testing.assert_array_equal(batch.label, storage.label[batch.index.numpy()])
+    plan = train_plan(storage)
+    for row, sample in enumerate(batch.index.tolist()):
+        own = plan.rows(0, np.array([sample]))
+        wanted = crop_with_pil(
+            open_with_pil(storage.path(sample)), own.views.box[0, 1].tolist(), 32
+        )
+        assert np.abs(batch.crops[0][row, 1].numpy() - np.asarray(wanted, np.int16)).max() <= 1
+        assert batch.photometric["hue"][row, 0] == own.views.hue[0, 0]
+    again = run(make_loader(name, storage, on_bad_image="skip", workers=1), train_plan(storage))[0]
+    assert torch.equal(again.index, batch.index)
+    assert torch.equal(again.crops[0], batch.crops[0])
+
+
+def test_oddities_come_out_as_upright_rgb(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "k"
+    folder.mkdir()
+    photo = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize(
+        (90, 60), Image.Resampling.BICUBIC
+    )
+    photo.convert("L").save(folder / "grey.jpg")
+    photo.convert("CMYK").save(folder / "cmyk.jpg")
+    photo.convert("P").save(folder / "palette.png")
+    photo.convert("RGBA").save(folder / "alpha.png")
+    photo.convert("1").save(folder / "bilevel.png")
+    photo.save(folder / "png_named.jpg", format="PNG")
+    photo.crop((0, 0, 1, 1)).save(folder / "pixel.png")
+    for orientation in range(2, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        photo.save(folder / f"turned{orientation}.jpg", exif=exif)
+    storage = open_split(tmp_path, "train")
+    plan = train_plan(storage, batch_size=len(storage))
+    check_boxes(name, storage, plan)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_undoes_every_orientation(orientation: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    np.testing.assert_array_equal(
+        upright(pixels, orientation), np.asarray(open_with_pil(tmp_path / "x.png"))
+    )
+
+
+def test_a_file_that_changes_size_during_a_run_is_reported(name: str, damaged: Path) -> None:
+    storage = open_split(damaged, "train")
+    if name == "reference":
+        pytest.skip("PIL reads sizes anew: the reference has no stale ones")
+    Image.new("RGB", (10, 10)).save(storage.path(0))
+    with pytest.raises(BadImageError, match="10x10 pixels, but was 64x48"):
+        read_rgb(storage.path(0), (48, 64), 1)
+
+
+def worker_threads() -> list[str]:
+    """Threads of loaders that are alive."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("crops")]
+
+
+@pytest.mark.parametrize("name", ["folder", "resident"])
+def test_leaving_an_epoch_early_and_closing_ends_all_threads(
+    name: str, class_folders: Path
+) -> None:
+    storage = open_split(class_folders, "train")
+    loader = make_loader(name, storage)
+    iterator: Iterator[Batch] = loader.iterate(train_plan(storage))
+    next(iterator)
+    assert worker_threads()
+    del iterator
+    gc.collect()
+    loader.close()
+    assert not worker_threads()
+
+
+def test_decoding_is_bit_equal_to_pil(photos: Path) -> None:
+    storage = open_split(photos, "train")
+    for index in range(0, len(storage), 5):
+        height, width = storage.sizes[index].tolist()
+        ours = read_rgb(storage.path(index), (height, width), int(storage.orientation[index]))
+        np.testing.assert_array_equal(ours, np.asarray(open_with_pil(storage.path(index))))

@@ -1,0 +1,81 @@
+"""Backbones and heads as the paper and its code describe them."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastsimsiam.backbones import feature_extractor
+from fastsimsiam.errors import UserError
+from fastsimsiam.heads import predictor, projector
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Trained numbers."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("arch", "dim"),
+    [("resnet18", 512), ("resnet50", 2048), ("mobilenet_v3_small", 1024), ("vgg11_bn", 4096),
+     ("densenet121", 1024), ("squeezenet1_0", None), ("convnext_tiny", 768)],
+)  # fmt: skip
+def test_any_torchvision_backbone(arch: str, dim: int | None) -> None:
+    if dim is None:
+        with pytest.raises(UserError, match="squeezenet1_0 ends in no linear layer"):
+            feature_extractor(arch)
+        return
+    backbone, found = feature_extractor(arch)
+    assert found == dim
+    assert backbone.eval()(torch.zeros(1, 3, 64, 64)).flatten(1).shape == (1, dim)
+
+
+def test_resnet50_has_torchvisions_parameters_without_fc() -> None:
+    backbone, _ = feature_extractor("resnet50")
+    assert num_parameters(backbone) == 25_557_032 - (2048 * 1000 + 1000)
+
+
+def test_residual_branches_start_at_zero() -> None:
+    backbone, _ = feature_extractor("resnet18")
+    for block in backbone.layer2:
+        assert not block.bn2.weight.any()
+
+
+def test_cifar_stem_keeps_the_resolution() -> None:
+    backbone, dim = feature_extractor("resnet18", "cifar")
+    assert backbone.conv1.stride == (1, 1)
+    assert backbone.conv1.kernel_size == (3, 3)
+    sizes = []
+    backbone.layer1.register_forward_hook(lambda module, args, out: sizes.append(out.shape[-1]))
+    assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, dim)
+    assert sizes == [32]
+
+
+@pytest.mark.parametrize(
+    ("arch", "stem", "message"),
+    [("resnet17", "imagenet", "resnet17 is no torchvision .*try resnet"),
+     ("vgg11", "cifar", "changes ResNets only"),
+     ("fcn_resnet50", "imagenet", "no torchvision classification network")],
+)  # fmt: skip
+def test_wrong_names_are_refused(arch: str, stem: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        feature_extractor(arch, stem)
+
+
+def test_projector_is_the_published_one() -> None:
+    head = projector(2048, 2048, 3)
+    kinds = [type(layer).__name__ for layer in head]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
+    assert all(layer.bias is None for layer in head if isinstance(layer, nn.Linear))
+    assert not head[-1].affine
+    assert head[1].affine
+    # 3 matrices and 2 affine BatchNorms
+    assert num_parameters(head) == 3 * 2048**2 + 2 * 2 * 2048
+
+
+def test_predictor_is_the_published_one() -> None:
+    head = predictor(2048, 512)
+    kinds = [type(layer).__name__ for layer in head]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert head[0].bias is None
+    assert head[3].bias is not None
+    assert num_parameters(head) == 2 * 2048 * 512 + 2 * 512 + 2048

@@ -1,0 +1,197 @@
+"""Checkpoints and resume: whatever kills a run, it goes on as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastsimsiam.checkpoint import CheckpointStore, load
+from fastsimsiam.config import Config, OptimizerConfig
+from fastsimsiam.errors import UserError
+from fastsimsiam.pretrain import pretrain
+
+
+def command(config: Config, *more: str) -> list[str]:
+    """The command line of `tiny_config`."""
+    return [
+        sys.executable, "-m", "fastsimsiam", "pretrain", "imagenette",
+        "--data", str(config.data), "--out", str(config.out), "--epochs", str(config.epochs),
+        "--batch-size", "16", "--image-size", "32", "--device", "cpu", "--precision", "fp32",
+        "--compile", "off", "--loader", "folder", "--workers", "2", "--log-every", "1",
+        "--method.projector-layers", "2", "--method.projector-dim", "64",
+        "--method.predictor-dim", "16", "--knn.every-epochs", "0",
+        "--checkpoint.every-epochs", "0.17", *more,
+    ]  # fmt: skip
+
+
+def wait_for_step(config: Config, process: "subprocess.Popen[str]", step: int) -> None:
+    """Waits until a run has logged a step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        file = config.out / "metrics.jsonl"
+        if file.exists() and len(file.read_text().splitlines()) >= step:
+            return
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
+    raise AssertionError("the run made no progress")
+
+
+def start(config: Config, *more: str) -> "subprocess.Popen[str]":
+    """Starts a run of its own process."""
+    return subprocess.Popen(
+        command(config, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def newest(config: Config) -> Path:
+    """The newest checkpoint."""
+    return CheckpointStore(config.out, keep=1).paths()[-1]
+
+
+def assert_same_state(one: Path, two: Path) -> None:
+    """Compares every tensor of two checkpoints bit for bit."""
+    first, second = load(one), load(two)
+    assert first.step == second.step
+    for name, value in first.method.items():
+        assert torch.equal(value, second.method[name]), name
+    for number, state in first.optimizer["state"].items():
+        other = second.optimizer["state"][number]["momentum_buffer"]
+        assert torch.equal(state["momentum_buffer"], other), number
+
+
+@pytest.mark.parametrize("kill_at", [4, 9])
+def test_sigkill_then_resume_equals_an_uninterrupted_run(
+    tiny_config: Config, tmp_path: Path, kill_at: int
+) -> None:
+    config = replace(tiny_config, epochs=4)
+    whole = replace(config, out=tmp_path / "whole")
+    process = start(config)
+    wait_for_step(config, process, kill_at)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = load(newest(config)).step
+    assert 0 < step < 24
+    finished = subprocess.run(command(config, "--resume"), capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert f"resumed at step {step}" in finished.stdout
+    subprocess.run(command(whole), check=True, capture_output=True)
+    assert_same_state(newest(config), newest(whole))
+
+    def trace(run: Config) -> list[tuple[int, float]]:
+        lines = map(json.loads, (run.out / "metrics.jsonl").read_text().splitlines())
+        return [(line["step"], line["loss"]) for line in lines]
+
+    # No step is missing, none is there twice, and all losses are those of the whole run.
+    assert trace(config) == trace(whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_leave(tiny_config: Config, number: int, code: int) -> None:
+    config = replace(tiny_config, epochs=200)
+    process = start(config)
+    wait_for_step(config, process, 3)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    logged = (config.out / "metrics.jsonl").read_text().splitlines()
+    assert load(newest(config)).step == json.loads(logged[-1])["step"]
+    assert "go on with --resume" in (config.out / "log.txt").read_text()
+
+
+def test_a_truncated_checkpoint_falls_back_loudly(tiny_config: Config) -> None:
+    pretrain(tiny_config)
+    paths = CheckpointStore(tiny_config.out, 1).paths()
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-1000])
+    pretrain(tiny_config, resume=True)
+    log = (tiny_config.out / "log.txt").read_text()
+    assert f"WARNING: {paths[-1]} is damaged" in log
+    assert "falling back" in log
+    assert "resumed at step 9" in log
+    for path in CheckpointStore(tiny_config.out, 1).paths():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="all checkpoints in .* are damaged"):
+        pretrain(tiny_config, resume=True)
+
+
+def test_another_config_is_refused_by_key(tiny_config: Config) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+    other = replace(
+        tiny_config, epochs=3, optimizer=OptimizerConfig(lr=0.1),
+        views=(tiny_config.views[0], replace(tiny_config.views[1], blur=0.0)),
+    )  # fmt: skip
+    with pytest.raises(UserError) as caught:
+        pretrain(other, resume=True)
+    for key in ("epochs (2 -> 3)", "views.1.blur (0.5 -> 0.0)", "optimizer.lr (0.06 -> 0.1)"):
+        assert key in str(caught.value)
+    assert "views.0" not in str(caught.value)
+    # What does not change the result may differ.
+    assert pretrain(replace(tiny_config, workers=1, log_every=1), resume=True).steps == 12
+
+
+def test_other_images_are_refused(tiny_config: Config, class_folders: Path, tmp_path: Path) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+    with pytest.raises(UserError, match="the training images changed since the checkpoint"):
+        pretrain(
+            replace(tiny_config, data=class_folders / "train"), resume=True
+        ) if False else pretrain(
+            replace(tiny_config, data=_with_one_less(class_folders, tmp_path)), resume=True
+        )
+
+
+def _with_one_less(class_folders: Path, tmp_path: Path) -> Path:
+    data = tmp_path / "fewer"
+    for split in ("train", "val"):
+        for source in (class_folders / split).rglob("*.*"):
+            target = data / source.relative_to(class_folders)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(source, target)
+    next((data / "train").rglob("*.png")).unlink()
+    return data
+
+
+def test_resume_without_a_checkpoint_is_refused(tiny_config: Config) -> None:
+    with pytest.raises(UserError, match="no checkpoint in .*: drop --resume"):
+        pretrain(tiny_config, resume=True)
+
+
+def test_a_finished_run_can_be_resumed(tiny_config: Config) -> None:
+    pretrain(tiny_config)
+    assert pretrain(tiny_config, resume=True).steps == 12
+
+
+def test_checkpoints_are_atomic_and_the_newest_are_kept(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(tiny_config)
+    store = CheckpointStore(tiny_config.out, keep=2)
+    state = load(store.paths()[-1])
+    before = [path.name for path in store.paths()]
+
+    def full_disk(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_disk)
+        with pytest.raises(UserError, match="cannot write checkpoint .*No space left"):
+            store.save(replace(state, step=13))
+    assert [path.name for path in store.paths()] == before
+    assert not list(tiny_config.out.rglob("*.partial"))
+    store.save(replace(state, step=13))
+    assert [path.name for path in store.paths()] == ["step-00000012.pt", "step-00000013.pt"]
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'exploded'}",)
+
+    torch.save({"format": 1, "bomb": Bomb()}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        load(tmp_path / "x.pt")
+    assert not (tmp_path / "exploded").exists()

@@ -1,0 +1,100 @@
+"""Durations and learning rates."""
+
+import itertools
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fastsimsiam import recipes
+from fastsimsiam.config import CheckpointConfig, OptimizerConfig
+from fastsimsiam.methods.base import ParameterGroup
+from fastsimsiam.optim import ScheduledSGD
+from fastsimsiam.schedule import durations, learning_rate
+
+
+def rates(optimizer: OptimizerConfig, batch_size: int = 512, epochs: int = 4) -> list[float]:
+    """The rate of each step, at 5 steps an epoch."""
+    config = replace(recipes.get("imagenet-100ep"), epochs=epochs)
+    lengths = durations(config, 5)
+    return [
+        learning_rate(optimizer, batch_size=batch_size, step=step, lengths=lengths)
+        for step in range(lengths.total)
+    ]
+
+
+def test_cosine_by_epoch_is_the_published_schedule() -> None:
+    found = rates(OptimizerConfig(lr=0.05))
+    expected = [
+        0.1 * 0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4) for _ in range(5)
+    ]
+    assert found == pytest.approx(expected)
+
+
+def test_cosine_by_step_falls_every_step() -> None:
+    found = rates(OptimizerConfig(lr=0.05, schedule="step"))
+    assert found[0] == pytest.approx(0.1)
+    assert all(a > b for a, b in itertools.pairwise(found))
+    assert found[10] == pytest.approx(0.05)
+
+
+def test_warm_up_rises_to_the_peak_then_falls() -> None:
+    found = rates(OptimizerConfig(lr=0.05, schedule="step", warmup_epochs=2))
+    assert found[:10] == pytest.approx([0.1 * (step + 1) / 10 for step in range(10)])
+    assert found[10] == pytest.approx(0.1)
+    assert found[-1] < 0.01
+
+
+def test_durations_become_steps() -> None:
+    config = replace(
+        recipes.get("imagenet-100ep"), max_steps=120, checkpoint=CheckpointConfig(every_epochs=0.25)
+    )
+    lengths = durations(config, 8)
+    assert (lengths.total, lengths.stop, lengths.checkpoint_every) == (800, 120, 2)
+    assert lengths.knn_every == 80
+    assert durations(replace(config, max_steps=5000), 8).stop == 800
+
+
+def test_sgd_equals_its_definition_with_two_rates() -> None:
+    """W <- w - lr m, m <- 0.9 m + g + wd w; the predictor keeps its rate."""
+    weights = [nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([2.0]))]
+    groups = [
+        ParameterGroup(parameters=[weights[0]], constant_lr=False),
+        ParameterGroup(parameters=[weights[1]], constant_lr=True),
+    ]
+    sgd = ScheduledSGD(groups, OptimizerConfig(weight_decay=0.1), torch.device("cpu"))
+    expected, momentum = [2.0, 2.0], [0.0, 0.0]
+    for rate in (0.3, 0.2, 0.1):
+        sgd.set_rates(rate, 0.3)
+        for weight in weights:
+            weight.grad = torch.tensor([0.5])
+        sgd.step()
+        for side, own in enumerate((rate, 0.3)):
+            momentum[side] = 0.9 * momentum[side] + 0.5 + 0.1 * expected[side]
+            expected[side] -= own * momentum[side]
+        assert weights[0].grad is None
+        assert [w.item() for w in weights] == pytest.approx(expected)
+
+
+def test_restored_sgd_still_follows_the_schedule() -> None:
+    def make() -> tuple[nn.Parameter, ScheduledSGD]:
+        weight = nn.Parameter(torch.tensor([2.0]))
+        group = ParameterGroup(parameters=[weight], constant_lr=False)
+        return weight, ScheduledSGD([group], OptimizerConfig(), torch.device("cpu"))
+
+    def advance(weight: nn.Parameter, sgd: ScheduledSGD, rate: float) -> None:
+        sgd.set_rates(rate, 1.0)
+        weight.grad = torch.tensor([0.5])
+        sgd.step()
+
+    one, first = make()
+    advance(one, first, 0.3)
+    two, second = make()
+    two.data.copy_(one.data)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    advance(one, first, 0.1)
+    advance(two, second, 0.1)
+    assert one.item() == two.item()
