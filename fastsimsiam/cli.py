@@ -67,9 +67,16 @@ def _parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        lines = [line.strip("│ ") for line in printed.getvalue().splitlines()]
-        text = [line for line in lines if line and not re.match(r"[╭╰─]", line)]
-        raise UserError("; ".join(text) or f"see {prog} --help") from None
+        raise UserError(f"{_one_line(printed.getvalue())}; see {prog} --help") from None
+
+
+def _one_line(box: str) -> str:
+    """What a box of tyro's says: its first part, and the names of options it suggests."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    first, _, rest = "\n".join(lines).partition("\n───")
+    text = " ".join(first.split())
+    near = list(dict.fromkeys(re.findall(r"^--[\w.-]+", rest, flags=re.MULTILINE)))
+    return f"{text}; did you mean {' or '.join(near[:3])}?" if near else text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +117,7 @@ def _pretrain(words: list[str]) -> int:
 class _Knn:
     """Arguments of `knn`."""
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint, or the folder of a run (its newest checkpoint)."""
     data: Path
     """Folder with train/ (the bank) and val/ (the queries)."""

@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from fastsimsiam.augment.blur import (
     blur_by_products,
     blur_by_shifts,
-    gaussian_blur,
     gaussian_weights,
 )
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
@@ -67,13 +66,13 @@ def difference(pictures: Tensor, table: ViewTable, spec: ViewSpec) -> float:
 @pytest.mark.parametrize(
     ("name", "value", "limit"),
     [
-        ("brightness", 0.6, 0.55), ("brightness", 1.4, 0.55),
-        ("contrast", 0.6, 0.6), ("contrast", 1.4, 0.6),
-        ("saturation", 0.6, 0.6), ("saturation", 1.4, 0.6),
-        ("hue", -0.1, 1.5), ("hue", 0.05, 1.5), ("hue", 0.1, 1.5), ("hue", 0.5, 1.5),
+        ("brightness", 0.6, 0.5), ("brightness", 1.4, 0.5),
+        ("contrast", 0.6, 0.5), ("contrast", 1.4, 0.5),
+        ("saturation", 0.6, 0.5), ("saturation", 1.4, 0.5),
+        ("hue", -0.1, 0.6), ("hue", 0.05, 0.6), ("hue", 0.1, 0.6), ("hue", 0.5, 0.6),
         ("grey", True, 0.3), ("solarize", True, 0.01), ("flip", True, 0.01),
-        ("blur_sigma", 0.1, 0.01), ("blur_sigma", 0.5, 0.75), ("blur_sigma", 1.0, 0.75),
-        ("blur_sigma", 2.0, 0.75),
+        ("blur_sigma", 0.1, 0.01), ("blur_sigma", 0.5, 0.7), ("blur_sigma", 1.0, 0.7),
+        ("blur_sigma", 2.0, 0.7),
     ],
 )  # fmt: skip
 def test_each_operation_is_pils(pictures: Tensor, name: str, value: float, limit: float) -> None:
@@ -102,7 +101,7 @@ def test_whole_recipe_in_every_order(pictures: Tensor) -> None:
         table = draw_views([spec], seed=seed, epoch=0, index=np.arange(num), sizes=sizes)
         found.append(difference(pictures, table, spec))
     print(f"whole recipe: {np.mean(found):.3f} grey levels")
-    assert np.mean(found) < 2.0
+    assert np.mean(found) < 1.5
 
 
 def test_order_matters_and_is_per_sample(pictures: Tensor) -> None:
@@ -129,10 +128,6 @@ def test_both_blurs_are_the_gaussian() -> None:
     expected = TF.gaussian_blur(image[2], [13, 13], [2.0, 2.0])
     # torchvision reflects at the edges where PIL, and we, repeat: compare what lies inside.
     torch.testing.assert_close(shifts[2][:, 7:-7, 7:-7], expected[:, 7:-7, 7:-7], atol=1e-5, rtol=0)
-    flat = Image.fromarray((image[2].permute(1, 2, 0) * 255).byte().numpy())
-    blurred = torch.from_numpy(np.array(flat.filter(ImageFilter.GaussianBlur(2.0)))).float()
-    edge = (gaussian_blur(image, sigma, 2.0)[2].permute(1, 2, 0) * 255 - blurred).abs()[0]
-    assert edge.mean() < 4.0
 
 
 def test_a_sample_does_not_depend_on_its_batch(pictures: Tensor) -> None:

@@ -4,6 +4,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +92,12 @@ def test_evaluation_shows_every_sample_in_order(name: str, class_folders: Path) 
     assert index.tolist() == list(range(96))
 
 
-def check_boxes(name: str, storage: ClassFolder, plan: TrainPlan) -> None:
+def check_boxes(
+    name: str, storage: ClassFolder, plan: TrainPlan, largest: int | None = None
+) -> None:
     """Compares crops with PIL's."""
-    largest, mean = TOLERANCE[name]
+    mean = TOLERANCE[name][1]
+    largest = TOLERANCE[name][0] if largest is None else largest
     differences = []
     for step, batch in enumerate(run(make_loader(name, storage), plan)):
         expected = plan.batch(0, step)
@@ -115,7 +119,12 @@ def test_boxes_are_honoured_and_resampled_as_pil_does(name: str, class_folders: 
 
 
 def test_boxes_are_honoured_on_photographs(name: str, photos: Path) -> None:
-    storage = open_split(photos, "train")
+    every = open_split(photos, "train")
+    some = slice(None, None, 5)
+    storage = replace(
+        every, paths=every.paths[some], label=every.label[some], sizes=every.sizes[some],
+        orientation=every.orientation[some],
+    )  # fmt: skip
     check_boxes(name, storage, train_plan(storage, image_size=224))
 
 
@@ -135,7 +144,7 @@ def test_any_start_and_any_number_of_workers_give_the_same(name: str, class_fold
     storage = open_split(class_folders, "train")
     plan = train_plan(storage)
     whole = run(make_loader(name, storage, workers=1), plan, epoch=3)
-    rest = run(make_loader(name, storage, workers=3), plan, epoch=3, start=2)
+    rest = run(make_loader(name, storage, workers=2), plan, epoch=3, start=2)
     assert len(rest) == len(whole) - 2
     for one, two in zip(whole[2:], rest, strict=True):
         for a, b in zip(one.tensors(), two.tensors(), strict=True):
@@ -220,7 +229,8 @@ def test_oddities_come_out_as_upright_rgb(name: str, tmp_path: Path) -> None:
         photo.save(folder / f"turned{orientation}.jpg", exif=exif)
     storage = open_split(tmp_path, "train")
     plan = train_plan(storage, batch_size=len(storage))
-    check_boxes(name, storage, plan)
+    # A dithered black-and-white image is the worst case of every rounding.
+    check_boxes(name, storage, plan, largest=2)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

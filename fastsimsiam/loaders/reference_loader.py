@@ -49,15 +49,16 @@ def crop_with_pil(image: Image.Image, box: Sequence[int], size: int) -> Image.Im
 
 def photometric_with_pil(image: Image.Image, table: ViewTable, row: int, view: int) -> Image.Image:
     """The photometric part of a view, in the official order: jitter, grey, blur, solarize, flip."""
-    for operation in table.order[row, view]:
-        if operation == BRIGHTNESS:
-            image = TF.adjust_brightness(image, float(table.brightness[row, view]))
-        elif operation == CONTRAST:
-            image = TF.adjust_contrast(image, float(table.contrast[row, view]))
-        elif operation == SATURATION:
-            image = TF.adjust_saturation(image, float(table.saturation[row, view]))
-        elif operation == HUE:
-            image = TF.adjust_hue(image, float(table.hue[row, view]))
+    steps = {
+        BRIGHTNESS: (TF.adjust_brightness, float(table.brightness[row, view]), 1.0),
+        CONTRAST: (TF.adjust_contrast, float(table.contrast[row, view]), 1.0),
+        SATURATION: (TF.adjust_saturation, float(table.saturation[row, view]), 1.0),
+        HUE: (TF.adjust_hue, float(table.hue[row, view]), 0.0),
+    }
+    for operation in table.order[row, view].tolist():
+        adjust, factor, neutral = steps[operation]
+        if factor != neutral:  # as drawn where torchvision's ColorJitter is not applied
+            image = adjust(image, factor)
     if table.grey[row, view]:
         image = TF.to_grayscale(image, num_output_channels=3)
     if table.blur_sigma[row, view] > 0:

@@ -85,13 +85,19 @@ class ViewTable:
 def without_photometric(box: npt.NDArray[np.int32]) -> ViewTable:
     """A table of `box` (B, V, 4) alone: no flip, no colour, no blur."""
     shape = box.shape[:2]
-    one, zero = np.ones(shape, np.float32), np.zeros(shape, np.float32)
-    no = np.zeros(shape, np.bool_)
-    order = np.broadcast_to(np.arange(4), (*shape, 4)).copy()
+    # An array for each parameter: rows are overwritten in place when an image is replaced.
     return ViewTable(
-        box=box, flip=no, brightness=one, contrast=one, saturation=one, hue=zero, order=order,
-        grey=no, blur_sigma=zero, solarize=no,
-    )  # fmt: skip
+        box=box,
+        flip=np.zeros(shape, np.bool_),
+        brightness=np.ones(shape, np.float32),
+        contrast=np.ones(shape, np.float32),
+        saturation=np.ones(shape, np.float32),
+        hue=np.zeros(shape, np.float32),
+        order=np.broadcast_to(np.arange(4), (*shape, 4)).copy(),
+        grey=np.zeros(shape, np.bool_),
+        blur_sigma=np.zeros(shape, np.float32),
+        solarize=np.zeros(shape, np.bool_),
+    )
 
 
 def draw_views(
