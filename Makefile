@@ -8,7 +8,7 @@ CONSTRAINTS ?= -c constraints.txt
 .PHONY: help demo test check format bench clean
 
 help:
-	@echo "make demo    pretrain on digits over photographs: three minutes on two CPU cores"
+	@echo "make demo    pretrain on handwritten digits: three minutes on two CPU cores"
 	@echo "make test    run the tests"
 	@echo "make check   format, lint and types, as CI does"
 	@echo "make format  mend format and lint"

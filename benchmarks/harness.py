@@ -80,4 +80,6 @@ def write(path: Path, result: dict[str, Any]) -> None:
     """Writes a result file with the machine beside the figures."""
     path.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python -m", *sys.orig_argv[2:]])
-    path.write_text(json.dumps({"command": command, "machine": machine(), **result}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"command": command, "machine": machine(), **result}, indent=1) + "\n"
+    )

@@ -93,7 +93,6 @@ LOADERS: dict[str, Callable[[ClassFolder, int], Loader]] = {
 
 def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
     """One configuration in this process: a warm-up, then one timed pass."""
-    torch.set_num_threads(1)
     photographs = open_split(data, "train")
     if name == "memory":
         return measure_memory(repeated(photographs, 400), workers)
@@ -113,9 +112,10 @@ def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     if name != "decode":
         loader.close()
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"images_per_second": count / seconds, "seconds": seconds, "peak_mib": max(own, children)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if name.startswith("reference"):  # the largest worker, for each of them
+        peak += workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return {"images_per_second": count / seconds, "seconds": seconds, "peak_mib": peak}
 
 
 def measure_memory(storage: ClassFolder, workers: int) -> dict[str, Any]:
@@ -147,7 +147,8 @@ def table(result: dict[str, Any]) -> str:
             "",
             f"folder / reference-crops {ratios['folder/reference-crops']:.2f}, "
             f"folder / reference {ratios['folder/reference']:.2f}; "
-            f"folder's memory after epochs 2 and {len(memory)}: {memory[1]:.0f} and {memory[-1]:.0f} MiB",
+            f"folder's memory after epoch 2 {memory[1]:.0f} MiB, "
+            f"after epoch {len(memory)} {memory[-1]:.0f} MiB",
         ]
     )
 
@@ -167,7 +168,14 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure, args.data, args.workers, args.images)))
         return
-    passed = ["--data", str(args.data), "--workers", str(args.workers), "--images", str(args.images)]
+    passed = [
+        "--data",
+        str(args.data),
+        "--workers",
+        str(args.workers),
+        "--images",
+        str(args.images),
+    ]
     samples = run_all("benchmarks.loader", ["decode", *LOADERS], args.repeats, passed)
     memory = run_all("benchmarks.loader", ["memory"], 1, passed)["memory"][0]
     rates = {

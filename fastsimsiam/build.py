@@ -147,6 +147,8 @@ def build_trainer(
             compute,
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
+            # Every rank has its own running statistics, or SyncBatchNorm has made them equal.
+            broadcast_buffers=False,
         )
     return Trainer(
         config=config,

@@ -120,23 +120,20 @@ class CheckpointStore:
             old.unlink()
         return path
 
-    def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
+    def newest(self, say: Callable[[str], None]) -> Checkpoint:
         """The newest readable checkpoint; damaged ones are named and passed over.
 
         Raises:
-            UserError: there are checkpoints and all are damaged.
+            UserError: all are damaged.
         """
-        paths = self.paths()
-        for path in reversed(paths):
+        for path in reversed(self.paths()):
             try:
                 return load(path)
             except UserError as error:
                 say(f"WARNING: {error}; falling back to the checkpoint before it")
-        if paths:
-            raise UserError(
-                f"all checkpoints in {self._folder} are damaged: start anew with another --out"
-            )
-        return None
+        raise UserError(
+            f"all checkpoints in {self._folder} are damaged: start anew with another --out"
+        )
 
 
 def require_same_run(checkpoint: Checkpoint, config: Config, data: str) -> None:

@@ -47,8 +47,15 @@ def _cpu_computes_in_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def choose_compile(config: Config, device: torch.device) -> tuple[bool, str]:
+def choose_compile(
+    config: Config, device: torch.device, num_processes: int = 1
+) -> tuple[bool, str]:
     """Whether to compile the step, and why."""
+    if device.type == "cuda" and num_processes > 1:
+        # torch's SyncBatchNorm picks rows by a mask, a shape that no whole graph can hold.
+        if config.compile == "on":
+            raise UserError("--compile on does not work with several GPUs yet: pass --compile auto")
+        return False, "SyncBatchNorm of several GPUs breaks the graph"
     if config.compile != "auto":
         if config.compile == "on" and device.type == "cpu" and not shutil.which("g++"):
             raise UserError("--compile on needs a C++ compiler for a CPU: install g++")
@@ -58,7 +65,9 @@ def choose_compile(config: Config, device: torch.device) -> tuple[bool, str]:
     return False, "a CPU gains nothing from it, and waits a minute for it"
 
 
-def choose_loader(config: Config, storage: ClassFolder, device: torch.device) -> tuple[str, str]:
+def choose_loader(
+    config: Config, storage: ClassFolder, device: torch.device, num_processes: int = 1
+) -> tuple[str, str]:
     """The loader's name and why."""
     if config.loader != "auto":
         return config.loader, "asked for"
@@ -71,6 +80,9 @@ def choose_loader(config: Config, storage: ClassFolder, device: torch.device) ->
         where = "memory"
     share = _DEVICE_SHARE if device.type == "cuda" else _HOST_SHARE
     size = f"{need / 1e9:.2f} GB decoded"
+    # On its way to a GPU everything passes through memory, once for each process.
+    if device.type == "cuda" and need * num_processes > _host_memory() / 2:
+        return "folder", f"{size} for {num_processes} processes is more than half of the memory"
     if need <= room:
         return "resident", f"{size} is within {share:.0%} of the {where}"
     return "folder", f"{size} is more than {share:.0%} of the {where}"

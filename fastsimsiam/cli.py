@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(words)
     except UserError as error:
         print(f"fastsimsiam: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, a pager say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"fastsimsiam: error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fastsimsiam: interrupted", file=sys.stderr)
@@ -158,6 +166,8 @@ def _knn(words: list[str]) -> int:
     print(f"{'k':>6}  {'untrained':>9}  {'trained':>9}   (kNN top-1, %)")
     for k in scores["trained"]:
         print(f"{k:>6}  {scores['untrained'][k]:>9.2f}  {scores['trained'][k]:>9.2f}")
+    if scores["bad_images"]:
+        print(f"{len(scores['bad_images'])} broken images were replaced by others")
     if arguments.json:
         try:
             arguments.json.write_text(json.dumps(scores, indent=2) + "\n")

@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from fastsimsiam.errors import UserError
+
 # Longer than an evaluation, for which the other ranks wait.
 _TIMEOUT = timedelta(hours=2)
 
@@ -56,6 +58,11 @@ def join(device_type: str) -> Iterator[World]:
         return
     world = World(rank=int(os.environ["RANK"]), local_rank=int(os.environ["LOCAL_RANK"]), size=size)
     if device_type == "cuda":
+        if world.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"there are more processes than the {torch.cuda.device_count()} GPUs of this "
+                f"machine: lower --nproc-per-node"
+            )
         torch.cuda.set_device(world.local_rank)
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:

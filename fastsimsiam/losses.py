@@ -1,6 +1,7 @@
 """Losses as pure functions. Shapes: B batch, D dimensions."""
 
-import torch
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,4 +30,5 @@ def collapse_std(z: Tensor) -> Tensor:
         arXiv 2011.10566, section 4.1.
     """
     direction = F.normalize(z.detach().float(), dim=1)
-    return direction.std(dim=0, correction=0).mean() * torch.tensor(z.shape[1] ** 0.5)
+    mean_std: Tensor = direction.std(dim=0, correction=0).mean()
+    return mean_std * math.sqrt(z.shape[1])

@@ -138,11 +138,12 @@ def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
     panels[1].set_ylim(0, 1.1)
     panels[3].set_ylim(bottom=0)
     scored = [line for line in history if any(name.startswith("knn_") for name in line)]
-    for number, name in enumerate(n for n in (scored[0] if scored else {}) if n.startswith("knn_")):
+    names = dict.fromkeys(n for line in scored for n in line if n.startswith("knn_"))
+    for number, name in enumerate(names):
         at = [line["step"] / steps_per_epoch for line in scored]
         label = name.removeprefix("knn_top1_k")
         panels[2].plot(
-            at, [line[name] for line in scored], "o-", label=f"k = {label}",
+            at, [line.get(name, float("nan")) for line in scored], "o-", label=f"k = {label}",
             color=_COLOURS[number % len(_COLOURS)], markersize=4,
         )  # fmt: skip
     if scored:

@@ -76,9 +76,9 @@ def pretrain(config: Config, *, resume: bool = False) -> Summary:
             )
         ) as recorder:
             dtype, why_dtype = choose_dtype(config, device)
-            compiled, why_compiled = choose_compile(config, device)
+            compiled, why_compiled = choose_compile(config, device, world.size)
             train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
-            name, why_loader = choose_loader(config, train, device)
+            name, why_loader = choose_loader(config, train, device, world.size)
             recorder.say(
                 f"loader {name} ({why_loader}); device {device} ({why_device}); "
                 f"precision {str(dtype).removeprefix('torch.')} ({why_dtype}); "
@@ -110,11 +110,18 @@ def pretrain(config: Config, *, resume: bool = False) -> Summary:
                 started = time.perf_counter()
                 try:
                     signal = trainer.fit()
+                except torch.OutOfMemoryError as error:
+                    raise UserError(
+                        "the GPU's memory is too small for this batch: lower --batch-size, or raise "
+                        "--accumulate"
+                    ) from error
                 finally:
-                    for path, reason in loader.bad_images.items():
-                        recorder.say(f"skipped: {reason}" if path in reason else f"skipped: {path}")
+                    bad_images = dict(loader.bad_images)
                     if val_loader:
+                        bad_images |= val_loader.bad_images
                         val_loader.close()
+                    for reason in bad_images.values():
+                        recorder.say(f"skipped: {reason}")
             paths = store.paths()
             summary = Summary(
                 steps=trainer.step,
@@ -122,7 +129,7 @@ def pretrain(config: Config, *, resume: bool = False) -> Summary:
                 checkpoint=paths[-1] if paths else None,
                 first=_values(reversed(recorder.history)),
                 last=_values(recorder.history),
-                bad_images=dict(loader.bad_images),
+                bad_images=bad_images,
             )
             if world.is_main:
                 _conclude(recorder, config, summary, time.perf_counter() - started)
@@ -165,6 +172,7 @@ def _evaluators(
     knn = build_knn(
         (loader, train), (val_loader, val),
         knn=config.knn, image_size=config.image_size, device=device, dtype=dtype,
+        report=_reporter(recorder, "evaluating"),
     )  # fmt: skip
     return [knn], val_loader
 
@@ -183,15 +191,19 @@ def _announce(
 def _reporter(recorder: Recorder, what: str) -> Report:
     """Prints progress of something long every few seconds, and nothing of something short."""
     started = last = time.perf_counter()
+    before = 0
 
     def report(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal started, last, before
         now = time.perf_counter()
+        if done <= before:  # the next one of its kind
+            started = last = now
+        before = done
         if now - last < _REPORT_SECONDS:
             return
         last = now
-        remaining = (now - started) / done * (total - done)
-        recorder.say(f"{what}: {done}/{total}, ETA {clock(remaining)}")
+        remaining = (now - started) / max(done - 1, 1) * (total - done)
+        recorder.note(f"{what}: {done}/{total}, ETA {clock(remaining)}")
 
     return report
 

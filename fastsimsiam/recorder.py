@@ -54,7 +54,9 @@ class Recorder:
         # Imported here: it takes seconds, and the commands that do not train need none of it.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resumed_step)
+        self._board = SummaryWriter(
+            str(out / "tensorboard"), purge_step=None if resumed_step is None else resumed_step + 1
+        )
 
     def _keep_until(self, step: int) -> None:
         """Drops metric lines after `step`, and a last line that a crash cut short."""
@@ -71,11 +73,16 @@ class Recorder:
         temporary.write_text("".join(json.dumps(values) + "\n" for values in self.history))
         os.replace(temporary, self._metrics_path)
 
+    def note(self, text: str) -> None:
+        """Prints a line."""
+        if self._active:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def say(self, text: str) -> None:
         """Prints a line, and keeps it in log.txt."""
         if not self._active:
             return
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.note(text)
         self._log.write(text + "\n")
         self._log.flush()
 

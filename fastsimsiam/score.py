@@ -101,7 +101,9 @@ def knn_table(
             scores[state] = {
                 int(figure.removeprefix("knn_top1_k")): value for figure, value in evaluate(method)
             }
+    skipped = train_loader.bad_images | val_loader.bad_images
     return scores | {
+        "bad_images": skipped,
         "checkpoint": str(checkpoint_path),
         "step": checkpoint.step,
         "data": str(data),

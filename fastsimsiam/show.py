@@ -28,6 +28,8 @@ def show_views(
     Raises:
         UserError: there is no image at `path`, or `out` cannot be written.
     """
+    if num_images < 1:
+        raise UserError(f"--images is {num_images}: give 1 or more")
     config = recipes.get(recipe)
     config = replace(config, image_size=image_size or config.image_size)
     storage = _single_image(path) if path.is_file() else open_split(path, "train")

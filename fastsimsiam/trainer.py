@@ -122,15 +122,21 @@ class Trainer:
                 self._run(interrupt)
             except NonFiniteLossError:
                 raise
-            except UserError:
-                self._save()
+            except (UserError, OSError):
+                # With several ranks the others are elsewhere, and would wait for this one for ever.
+                if self.world.size == 1:
+                    self._save()
                 raise
             self._save()
+        if interrupt.number:
+            name = signal.Signals(interrupt.number).name
+            self.recorder.say(f"{name}: saved at step {self.step}; go on with --resume")
         return interrupt.number
 
     def _run(self, interrupt: Interrupt) -> None:
         per_epoch, parts = self.lengths.steps_per_epoch, self.config.accumulate
-        while self.step < self.lengths.stop and not interrupt.number:
+        leaving = False
+        while self.step < self.lengths.stop and not leaving:
             epoch, done = divmod(self.step, per_epoch)
             batches = self.loader.iterate(self.plan, epoch, done * parts)
             window = _Window(device=self.device)
@@ -138,19 +144,21 @@ class Trainer:
                 self._step(batches, window)
                 at_end = self.step in (self.lengths.stop, (epoch + 1) * per_epoch)
                 if self.step % self.config.log_every == 0 or at_end:
-                    # Ranks must leave together; they agree where they wait for each other anyway.
-                    interrupt.number = self.world.maximum(interrupt.number, self.device)
                     self._log(window)
                     window = _Window(device=self.device)
+                    # Ranks must leave together; they agree where they wait for each other anyway.
+                    number = self.world.maximum(interrupt.number, self.device)
+                    if number:
+                        interrupt.number, leaving = number, True
                 if self.step % self.lengths.checkpoint_every == 0 and not at_end:
+                    paused = time.perf_counter()
                     self._save()
-                    window = _Window(device=self.device)
-                if interrupt.number and (self.world.size == 1 or window.steps == 0):
-                    name = signal.Signals(interrupt.number).name
-                    self.recorder.say(f"{name}: saving at step {self.step}; go on with --resume")
+                    window.started += time.perf_counter() - paused
+                leaving = leaving or (self.world.size == 1 and interrupt.number != 0)
+                if leaving and not at_end:
                     return
-            else:
-                assert self.step < (epoch + 1) * per_epoch or next(batches, None) is None
+            assert self.step < (epoch + 1) * per_epoch or next(batches, None) is None
+            # Also when leaving: the evaluation that is due here would never be made up for.
             self._end_of_epoch()
 
     def _end_of_epoch(self) -> None:
@@ -166,10 +174,7 @@ class Trainer:
         """One optimiser step; nothing here waits for the device."""
         rate = self._rate(self.step)
         self.optimizer.set_rates(rate, starting_rate(self.config.optimizer, self.config.batch_size))
-        for _ in range(self.config.accumulate):
-            asked = time.perf_counter()
-            batch = next(batches)
-            window.waited += time.perf_counter() - asked
+        for batch in self._parts(batches, window):
             loss, figures = self.compute(batch.crops, batch.photometric)
             # With several ranks every part is reduced: more traffic than needed, but exact.
             (loss / self.config.accumulate).backward()
@@ -180,6 +185,14 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         window.steps += 1
+
+    def _parts(self, batches: Iterator[Batch], window: _Window) -> list[Batch]:
+        """All parts of a step before any is used, so that a broken image leaves a whole state."""
+        asked = time.perf_counter()
+        parts = [batch for _, batch in zip(range(self.config.accumulate), batches, strict=False)]
+        window.waited += time.perf_counter() - asked
+        assert len(parts) == self.config.accumulate, "the loader ended its epoch early"
+        return parts
 
     def _rate(self, step: int) -> float:
         return learning_rate(
@@ -234,12 +247,20 @@ class Trainer:
 
     def _check_finite(self) -> None:
         bad = self.world.maximum(int(self._first_bad_step.item()), self.device)
-        if bad < 0:
-            return
+        if bad >= 0:
+            raise self._not_finite(f"the loss is not finite at step {bad}", bad)
+
+    def _check_weights(self) -> None:
+        """A finite loss may have had gradients that are not; nothing of that is saved."""
+        norm = torch.nn.utils.get_total_norm([p.detach() for p in self.method.parameters()])
+        if not torch.isfinite(norm):
+            raise self._not_finite(f"the weights are not finite at step {self.step}", self.step)
+
+    def _not_finite(self, what: str, step: int) -> NonFiniteLossError:
         saved = self.store.paths()
         last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        raise NonFiniteLossError(
-            f"the loss is not finite at step {bad} (lr {self._rate(bad):.4g}); {last}: "
+        return NonFiniteLossError(
+            f"{what} (lr {self._rate(step):.4g}); {last}: "
             f"lower --optimizer.lr, or pass --precision fp32"
         )
 
@@ -260,6 +281,7 @@ class Trainer:
         if self.step in (0, self._saved_step):
             return
         self._check_finite()
+        self._check_weights()
         if self.world.is_main:
             rng = {"cpu": torch.get_rng_state()}
             if self.device.type == "cuda":

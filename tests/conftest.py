@@ -10,7 +10,13 @@ import torch
 from PIL import Image
 
 from fastsimsiam import recipes
-from fastsimsiam.config import CheckpointConfig, Config, KnnConfig, SimSiamConfig
+from fastsimsiam.config import (
+    CheckpointConfig,
+    Config,
+    KnnConfig,
+    OptimizerConfig,
+    SimSiamConfig,
+)
 
 CPU = torch.device("cpu")
 
@@ -72,6 +78,8 @@ def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
         batch_size=16,
         image_size=32,
         method=SimSiamConfig(projector_layers=2, projector_dim=64, predictor_dim=16),
+        # High, so that twelve steps move the loss.
+        optimizer=OptimizerConfig(lr=0.5),
         knn=KnnConfig(every_epochs=0),
         checkpoint=CheckpointConfig(every_epochs=0.5),
         device="cpu",

@@ -1,10 +1,12 @@
 """The photometric part against torchvision's PIL operations, and what must hold of a graph."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import textured_image
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
@@ -31,7 +33,10 @@ def pictures(photos_or_textures: list[Image.Image]) -> Tensor:
 
 @pytest.fixture(scope="module")
 def photos_or_textures(request: pytest.FixtureRequest) -> list[Image.Image]:
-    """16 photographs."""
+    """16 photographs, or images of random structure where there are none."""
+    if not os.environ.get("FASTSIMSIAM_TEST_DATA"):
+        rng = np.random.default_rng(0)
+        return [textured_image(rng, SIZE, SIZE) for _ in range(16)]
     root: Path = request.getfixturevalue("photos")
     paths = sorted(root.rglob("*.JPEG"))[::12][:16]
     return [open_with_pil(path).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for path in paths]

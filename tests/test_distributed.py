@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastsimsiam.checkpoint import CheckpointStore, load
-from fastsimsiam.config import Config
+from fastsimsiam.config import Config, OptimizerConfig
 from fastsimsiam.pretrain import pretrain
 
 SCRIPT = """
@@ -28,7 +28,10 @@ def launch(config: Config, script: Path, *more: str) -> subprocess.CompletedProc
     script.write_text(SCRIPT)
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*words, str(script), json.dumps(to_dict(config)), *more], capture_output=True, text=True
+        [*words, str(script), json.dumps(to_dict(config)), *more],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -38,17 +41,18 @@ def test_two_processes_equal_two_accumulated_parts(tiny_config: Config, tmp_path
     The parts are the same samples: rank r of a step has what part r has. Running statistics differ
     (each rank has its own), so the weights are compared.
     """
-    two = replace(tiny_config, out=tmp_path / "two", epochs=1, workers=1)
+    gentle = replace(tiny_config, max_steps=2, log_every=1, optimizer=OptimizerConfig(lr=0.05))
+    two = replace(gentle, out=tmp_path / "two", workers=1)
     done = launch(two, tmp_path / "run.py")
     assert done.returncode == 0, done.stderr
-    one = replace(tiny_config, out=tmp_path / "one", epochs=1, accumulate=2)
+    one = replace(gentle, out=tmp_path / "one", accumulate=2)
     pretrain(one)
     ours = load(CheckpointStore(two.out, 1).paths()[-1])
     theirs = load(CheckpointStore(one.out, 1).paths()[-1])
-    assert ours.step == theirs.step == 6
+    assert ours.step == theirs.step == 2
     for name, value in theirs.method.items():
         if "running" not in name and "num_batches" not in name:
-            torch.testing.assert_close(ours.method[name], value, atol=2e-4, rtol=1e-3)
+            torch.testing.assert_close(ours.method[name], value, atol=1e-5, rtol=1e-4)
     lines = [json.loads(line) for line in (two.out / "metrics.jsonl").read_text().splitlines()]
     reference = [json.loads(line) for line in (one.out / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == pytest.approx(
@@ -57,9 +61,9 @@ def test_two_processes_equal_two_accumulated_parts(tiny_config: Config, tmp_path
 
 
 def test_two_processes_resume(tiny_config: Config, tmp_path: Path) -> None:
-    config = replace(tiny_config, epochs=2, workers=1)
-    assert launch(replace(config, max_steps=5), tmp_path / "run.py").returncode == 0
+    config = replace(tiny_config, epochs=1, workers=1)
+    assert launch(replace(config, max_steps=2), tmp_path / "run.py").returncode == 0
     done = launch(config, tmp_path / "run.py", "resume")
     assert done.returncode == 0, done.stderr
-    assert load(CheckpointStore(config.out, 1).paths()[-1]).step == 12
-    assert done.stdout.count("resumed at step 5") == 1
+    assert load(CheckpointStore(config.out, 1).paths()[-1]).step == 6
+    assert done.stdout.count("resumed at step 2") == 1

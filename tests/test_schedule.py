@@ -1,7 +1,7 @@
 """Durations and learning rates."""
 
-import itertools
 import copy
+import itertools
 import math
 from dataclasses import replace
 

@@ -26,7 +26,8 @@ def test_split_folders(class_folders: Path) -> None:
     assert train.classes == ["ant", "bee", "cow"]
     for index in (0, 40, 95):
         assert train.path(index).parent.name == train.classes[train.label[index]]
-        width, height = Image.open(train.path(index)).size
+        with Image.open(train.path(index)) as image:
+            width, height = image.size
         assert train.sizes[index].tolist() == [height, width]
 
 

@@ -29,9 +29,12 @@ def normalise(planes: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         (N, 3, H, W), channels_last.
     """
-    mean = planes.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = planes.new_tensor(IMAGENET_STD).view(3, 1, 1)
-    return ((planes - mean) / std).to(dtype, memory_format=torch.channels_last)
+    # Channel by channel with plain numbers: constants made on the host would have to travel.
+    channels = [
+        (planes[:, channel] - mean) / std
+        for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
+    ]
+    return torch.stack(channels, dim=1).to(dtype, memory_format=torch.channels_last)
 
 
 class Photometric(nn.Module):
@@ -81,7 +84,11 @@ class Photometric(nn.Module):
         views: list[Tensor | None] = [None] * self._num_views
         for number, (group, members) in enumerate(zip(crops, self._groups, strict=True)):
             batch, count, side = group.shape[0], group.shape[1], group.shape[2]
-            table = {name: value[:, members].flatten(0, 1) for name, value in photometric.items()}
+            # Stacked, because indexing with a list copies it to the device and waits for that.
+            table = {
+                name: torch.stack([value[:, view] for view in members], dim=1).flatten(0, 1)
+                for name, value in photometric.items()
+            }
             done = self._transform_in_pieces(group.flatten(0, 1), table, number)
             done = done.view(batch, count, 3, side, side)
             for position, view in enumerate(members):

@@ -2,7 +2,6 @@
 
 import io
 import threading
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,10 @@ def read_rgb(path: Path, size: tuple[int, int], orientation: int) -> Pixels:
     Raises:
         BadImageError: the file cannot be decoded whole, or is not of the size it was indexed with.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadImageError(f"{path} cannot be read ({error.strerror})") from error
     pixels = _decode_jpeg(data, size) if data.startswith(_JPEG_MAGIC) else None
     if pixels is None:
         pixels = _decode_with_pil(path, data)
@@ -65,15 +67,18 @@ def _decode_jpeg(data: bytes, size: tuple[int, int]) -> Pixels | None:
 
 def _decode_with_pil(path: Path, data: bytes) -> Pixels:
     try:
-        with warnings.catch_warnings():
-            # Palette PNGs with transparency: alpha is dropped on purpose, as ImageFolder does.
-            warnings.filterwarnings("ignore", message="Palette images with Transparency")
-            warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-                return np.array(image.convert("RGB"))
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            return np.array(to_rgb(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0].replace("<_io.BytesIO object", "<data")
         raise BadImageError(f"{path} cannot be decoded ({reason})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB; transparency is dropped, as torchvision's ImageFolder does."""
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL warns of the direct way
+    return image.convert("RGB")
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:

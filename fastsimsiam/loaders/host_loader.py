@@ -41,7 +41,8 @@ def crop_into(pixels: Pixels, box: Pixels, out: Tensor) -> None:
     chw = torch.from_numpy(cut).permute(2, 0, 1)[None]
     if (height, width) != tuple(out.shape[:2]):
         chw = F.interpolate(chw, size=out.shape[:2], mode="bilinear", antialias=True)
-    out.copy_(chw[0].permute(1, 2, 0))
+    # NumPy copies in this thread; torch would wake a team of threads for it.
+    np.copyto(out.numpy(), chw[0].permute(1, 2, 0).numpy())
 
 
 class HostLoader:

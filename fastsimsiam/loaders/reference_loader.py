@@ -17,6 +17,7 @@ from torchvision.transforms import functional as TF
 
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.batch import Batch, assemble, size_groups
+from fastsimsiam.loaders.decode import to_rgb
 from fastsimsiam.loaders.host_loader import num_cores
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
@@ -33,7 +34,7 @@ def open_with_pil(path: object) -> Image.Image:
     """
     try:
         with Image.open(str(path)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadImageError(f"{path} cannot be decoded ({error})") from error
 

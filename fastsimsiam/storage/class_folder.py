@@ -141,10 +141,16 @@ def _list_images(root: Path) -> list[tuple[str, int, int]]:
                 if entry.is_dir():
                     walk(entry.path, relative + "/")
                 elif prefix and entry.name.lower().endswith(IMAGE_SUFFIXES):
-                    status = entry.stat()
-                    found.append((relative, status.st_size, status.st_mtime_ns))
+                    try:
+                        status = entry.stat()
+                        found.append((relative, status.st_size, status.st_mtime_ns))
+                    except FileNotFoundError:  # a dangling link: kept, and reported as unreadable
+                        found.append((relative, 0, 0))
 
-    walk(str(root), "")
+    try:
+        walk(str(root), "")
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename} ({error.strerror})") from error
     return sorted(found)
 
 
@@ -180,10 +186,8 @@ def read_header(path: Path) -> tuple[int, int, int]:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             width, height = image.size
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except FileNotFoundError:
-        raise
-    # PIL raises these for what is no image, or for a broken header or EXIF block.
-    except (OSError, SyntaxError, ValueError):
+    # PIL raises these for what is no image, for a broken header or EXIF block, or a monstrous size.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return 0, 0, 1
     if orientation not in range(1, 9):
         orientation = 1
