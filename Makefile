@@ -32,7 +32,7 @@ demo: $(BIN)/.installed
 	@echo "pictures: runs/demo-views.png runs/demo/curves.png"
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check .

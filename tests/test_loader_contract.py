@@ -279,3 +279,19 @@ def test_decoding_is_bit_equal_to_pil(photos: Path) -> None:
         height, width = storage.sizes[index].tolist()
         ours = read_rgb(storage.path(index), (height, width), int(storage.orientation[index]))
         np.testing.assert_array_equal(ours, np.asarray(open_with_pil(storage.path(index))))
+
+
+def test_batches_stay_whole_while_they_are_held(class_folders: Path) -> None:
+    """Memory of batches is used again, but never while a batch, or a view of it, is still held."""
+    storage = open_split(class_folders, "train")
+    plan = train_plan(storage)
+    with closing(make_loader("folder", storage)) as loader:
+        held = [batch.crops[0][:, 1] for batch in loader.iterate(plan)]
+        copies = [view.clone() for view in held]
+        addresses = {view.untyped_storage().data_ptr() for view in held}
+        for batch in loader.iterate(plan, 1):
+            assert batch.crops[0].untyped_storage().data_ptr() not in addresses
+        assert all(torch.equal(view, copy) for view, copy in zip(held, copies, strict=True))
+        del held, batch
+        again = {b.crops[0].untyped_storage().data_ptr() for b in loader.iterate(plan, 2)}
+    assert again & addresses

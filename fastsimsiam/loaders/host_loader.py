@@ -12,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastsimsiam.loaders.batch import Batch, assemble, size_groups
+from fastsimsiam.loaders.buffers import BufferPool
 from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
+
+_resample = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
 def num_cores() -> int:
@@ -36,13 +38,22 @@ def crop_into(pixels: Pixels, box: Pixels, out: Tensor) -> None:
         out: (S, S, 3) uint8 tensor that receives the crop.
     """
     top, left, height, width = box.tolist()
-    # The copy makes rows contiguous: the kernel is a third faster on it than on the strided box.
+    # The copy makes rows contiguous, which the kernel likes better than the strided box.
     cut = np.ascontiguousarray(pixels[top : top + height, left : left + width])
-    chw = torch.from_numpy(cut).permute(2, 0, 1)[None]
-    if (height, width) != tuple(out.shape[:2]):
-        chw = F.interpolate(chw, size=out.shape[:2], mode="bilinear", antialias=True)
-    # NumPy copies in this thread; torch would wake a team of threads for it.
-    np.copyto(out.numpy(), chw[0].permute(1, 2, 0).numpy())
+    if (height, width) == tuple(out.shape[:2]):
+        np.copyto(out.numpy(), cut)
+        return
+    # What F.interpolate(mode="bilinear", antialias=True) calls. Given `out`, the kernel writes rows of
+    # pixels where they belong; alone it returns planes, and putting those together again takes as
+    # long as the resampling.
+    _resample(
+        torch.from_numpy(cut).permute(2, 0, 1)[None],
+        list(out.shape[:2]),
+        False,
+        None,
+        None,
+        out=out.permute(2, 0, 1)[None],
+    )
 
 
 class HostLoader:
@@ -79,6 +90,7 @@ class HostLoader:
         self._device = device
         self._prefetch = prefetch
         self._workers = workers or num_cores()
+        self._buffers = BufferPool()
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="crops")
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -88,6 +100,7 @@ class HostLoader:
     def close(self) -> None:
         """Ends the threads."""
         self._pool.shutdown(cancel_futures=True)
+        self._buffers.clear()
 
     def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
         pin = self._device.type == "cuda"
@@ -118,8 +131,10 @@ class HostLoader:
         size = len(batch.index)
         groups = size_groups(plan.view_sizes)
         crops = tuple(
-            torch.empty((size, len(views), side, side, 3), dtype=torch.uint8, pin_memory=pin)
-            for side, views in groups.items()
+            torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            if pin
+            else self._buffers.take(shape)
+            for shape in ((size, len(views), side, side, 3) for side, views in groups.items())
         )
         # A few images per task: little overhead, and the threads still finish together.
         chunk = max(1, min(16, size // (4 * self._workers)))
