@@ -92,7 +92,7 @@ def test_golden_loss_trace(tiny_config: Config) -> None:
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(losses(tiny_config)) + "\n")
         pytest.fail(f"recorded a new trace in {GOLDEN}")
-    assert losses(tiny_config) == pytest.approx(json.loads(GOLDEN.read_text()), abs=2e-3)
+    assert_golden(losses(tiny_config))
 
 
 def test_loss_falls_without_collapse(tiny_config: Config) -> None:
