@@ -7,6 +7,8 @@ Configurations, all on the same files and with the same number of workers:
   folder            decode once, two antialiased crops; colour is left to the device
   reference-crops   PIL and a DataLoader: decode and crops alone
   reference         PIL and a DataLoader doing the official recipe's full job, colour included
+  official          the same job as users write it: ImageFolder, torchvision's transforms, float
+                    tensors normalised in the workers (benchmarks/peers/official.py)
 """
 
 import argparse
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import run_all, summary, write
+from benchmarks.peers.official import official_loader
 from fastsimsiam import recipes
 from fastsimsiam.loaders.batch import Loader
 from fastsimsiam.loaders.decode import read_rgb
@@ -103,6 +106,13 @@ def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
         started = time.perf_counter()
         decode_all(many, workers)
         count = int((many.orientation == 1).sum())
+    elif name == "official":
+        times = len(many) // len(photographs)
+        for _ in official_loader(data, 1, 50, workers):
+            pass
+        batches = official_loader(data, times, 50, workers)
+        started = time.perf_counter()
+        count = sum(len(views[0]) for views, _ in batches)
     else:
         loader = LOADERS[name](many, workers)
         load_all(loader, photographs, 0)
@@ -110,10 +120,10 @@ def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
         load_all(loader, many, 1)
         count = plan_of(many).num_batches * 50
     seconds = time.perf_counter() - started
-    if name != "decode":
+    if name in LOADERS:
         loader.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if name.startswith("reference"):  # the largest worker, for each of them
+    if name in ("reference", "reference-crops", "official"):  # the largest worker, for each of them
         peak += workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return {"images_per_second": count / seconds, "seconds": seconds, "peak_mib": peak}
 
@@ -146,7 +156,8 @@ def table(result: dict[str, Any]) -> str:
             *rows,
             "",
             f"folder / reference-crops {ratios['folder/reference-crops']:.2f}, "
-            f"folder / reference {ratios['folder/reference']:.2f}; "
+            f"folder / reference {ratios['folder/reference']:.2f}, "
+            f"folder / official {ratios['folder/official']:.2f}; "
             f"folder's memory after epoch 2 {memory[1]:.0f} MiB, "
             f"after epoch {len(memory)} {memory[-1]:.0f} MiB",
         ]
@@ -176,7 +187,7 @@ def main() -> None:
         "--images",
         str(args.images),
     ]
-    samples = run_all("benchmarks.loader", ["decode", *LOADERS], args.repeats, passed)
+    samples = run_all("benchmarks.loader", ["decode", *LOADERS, "official"], args.repeats, passed)
     memory = run_all("benchmarks.loader", ["memory"], 1, passed)["memory"][0]
     rates = {
         name: summary([sample["images_per_second"] for sample in found])
@@ -189,7 +200,7 @@ def main() -> None:
         "summary": rates,
         "ratios": {
             f"folder/{other}": rates["folder"]["median"] / rates[other]["median"]
-            for other in ("decode", "reference-crops", "reference")
+            for other in ("decode", "reference-crops", "reference", "official")
         },
         "memory": memory,
     }

@@ -126,7 +126,7 @@ def demo() -> Config:
     Command: make demo
     Source: none; sized so that the whole path is seen to work. Colour is jittered so far that only
         the digits' shape is left to agree on.
-    Expected: kNN (k 20) about 30 % of ten classes, the untrained network about 13 %; measured.
+    Expected: kNN (k 20) about 30 % of ten classes, the untrained network about 10 %; measured.
     Time: three minutes on two CPU cores; measured.
     """
     view = ViewSpec(area=(0.5, 1.0), flip=0.0, hue=0.5, blur=0.0)
