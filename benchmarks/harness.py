@@ -79,7 +79,9 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
 def write(path: Path, result: dict[str, Any]) -> None:
     """Writes a result file with the machine beside the figures."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python -m", *sys.orig_argv[2:]])
+    # Without the folders of this machine: they say nothing, and results are published.
+    words = [Path(word).name if word.startswith("/") else word for word in sys.orig_argv[2:]]
+    command = " ".join(["python -m", *words])
     path.write_text(
         json.dumps({"command": command, "machine": machine(), **result}, indent=1) + "\n"
     )
