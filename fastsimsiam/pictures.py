@@ -55,7 +55,8 @@ def draw_views_grid(
         pixels = read_rgb(storage.path(int(sample)), (height, width), orientation)
         for group, views in zip(crops, size_groups(sizes).values(), strict=True):
             for position, view in enumerate(views):
-                crop_into(pixels, table.box[row, view], group[row, position])
+                box = table.box[row, view].tolist()
+                crop_into(pixels, box, group[row, position].numpy())
         originals.append(_with_boxes(pixels, table.box[row]))
     batch = assemble(
         BatchPlan(epoch=0, index=samples, label=storage.label[samples], views=table), crops

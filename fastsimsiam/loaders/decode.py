@@ -1,7 +1,7 @@
 """From file bytes to upright RGB pixels, exactly as PIL decodes them, in reused memory."""
 
 import io
-import threading
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,10 @@ import simplejpeg
 from PIL import Image
 
 from fastsimsiam.errors import BadImageError
+from fastsimsiam.loaders.buffers import scratch
 
 Pixels = npt.NDArray[np.uint8]
 _JPEG_MAGIC = b"\xff\xd8"
-_thread = threading.local()
 
 
 def read_rgb(path: Path, size: tuple[int, int], orientation: int) -> Pixels:
@@ -34,11 +34,8 @@ def read_rgb(path: Path, size: tuple[int, int], orientation: int) -> Pixels:
     Raises:
         BadImageError: the file cannot be decoded whole, or is not of the size it was indexed with.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadImageError(f"{path} cannot be read ({error.strerror})") from error
-    pixels = _decode_jpeg(data, size) if data.startswith(_JPEG_MAGIC) else None
+    data = read_file(path)
+    pixels = _decode_jpeg(data, size) if data[:2] == _JPEG_MAGIC else None
     if pixels is None:
         pixels = _decode_with_pil(path, data)
     if orientation != 1:
@@ -52,12 +49,27 @@ def read_rgb(path: Path, size: tuple[int, int], orientation: int) -> Pixels:
     return pixels
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int]) -> Pixels | None:
-    needed = 3 * size[0] * size[1]
-    buffer: Pixels | None = getattr(_thread, "buffer", None)
-    # A fresh frame per image would cost page faults worth a tenth of the decoding.
-    if buffer is None or buffer.size < needed:
-        buffer = _thread.buffer = np.empty(needed, dtype=np.uint8)
+def read_file(path: Path) -> memoryview:
+    """The bytes of a file, in this thread's memory: the next call overwrites them.
+
+    Raises:
+        BadImageError: the file cannot be read.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            length = os.fstat(file).st_size
+            buffer = scratch("file", length)
+            length = os.readv(file, [buffer[:length].data]) if length else 0
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise BadImageError(f"{path} cannot be read ({error.strerror})") from error
+    return buffer[:length].data
+
+
+def _decode_jpeg(data: memoryview, size: tuple[int, int]) -> Pixels | None:
+    buffer = scratch("frame", 3 * size[0] * size[1])
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
     except ValueError:
@@ -65,7 +77,7 @@ def _decode_jpeg(data: bytes, size: tuple[int, int]) -> Pixels | None:
     return pixels
 
 
-def _decode_with_pil(path: Path, data: bytes) -> Pixels:
+def _decode_with_pil(path: Path, data: memoryview) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             return np.array(to_rgb(image))
