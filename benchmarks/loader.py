@@ -141,7 +141,11 @@ def measure_memory(storage: ClassFolder, workers: int) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    rows = ["| loader | images/s | of decode | spread | peak MiB |", "|---|---:|---:|---:|---:|"]
+    runs = len(result["samples"]["decode"])
+    rows = [
+        f"| loader | images/s | of decode | spread of {runs} runs | peak MiB |",
+        "|---|---:|---:|---:|---:|",
+    ]
     bound = result["summary"]["decode"]["median"]
     for name, figure in result["summary"].items():
         peak = max(sample["peak_mib"] for sample in result["samples"][name])
@@ -155,11 +159,10 @@ def table(result: dict[str, Any]) -> str:
         [
             *rows,
             "",
-            f"folder / reference-crops {ratios['folder/reference-crops']:.2f}, "
-            f"folder / reference {ratios['folder/reference']:.2f}, "
-            f"folder / official {ratios['folder/official']:.2f}; "
-            f"folder's memory after epoch 2 {memory[1]:.0f} MiB, "
-            f"after epoch {len(memory)} {memory[-1]:.0f} MiB",
+            f"`folder` is {ratios['folder/reference-crops']:.1f} times `reference-crops`, "
+            f"{ratios['folder/reference']:.1f} times `reference`, "
+            f"{ratios['folder/official']:.1f} times `official`;\nits memory is {memory[1]:.0f} MiB after "
+            f"2 epochs and {memory[-1]:.0f} MiB after {len(memory)}.",
         ]
     )
 

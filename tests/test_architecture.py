@@ -90,3 +90,12 @@ def test_importing_loads_no_optional_dependency() -> None:
 def test_files_are_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 350
     assert path.stem not in ("utils", "common", "helpers", "misc")
+
+
+def test_tables_of_the_documents_are_those_of_their_result_files() -> None:
+    root = PACKAGE.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.render", "--check"], cwd=root, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,46 @@
+"""Writes the tables of result files into the documents, between markers.
+
+    python -m benchmarks.render            # a test runs it with --check
+
+A document says where: `<!-- results/loader.json -->` ... `<!-- end -->`.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from benchmarks import loader
+
+ROOT = Path(__file__).parent
+DOCUMENTS = (ROOT / "README.md", ROOT.parent / "README.md")
+_TABLES = {"loader": loader.table}
+_MARKED = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def _block(match: re.Match[str]) -> str:
+    result = json.loads((ROOT / match[1]).read_text())
+    return f"<!-- {match[1]} -->\n{_TABLES[result['regime']](result)}\n<!-- end -->"
+
+
+def render(document: Path) -> str:
+    """The document with every marked table made anew from its result file."""
+    return _MARKED.sub(_block, document.read_text())
+
+
+def main() -> int:
+    """Runs the command line; 1 where `--check` finds a table that is not of its file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, say what would")
+    args = parser.parse_args()
+    stale = [document for document in DOCUMENTS if render(document) != document.read_text()]
+    for document in stale:
+        if not args.check:
+            document.write_text(render(document))
+        print(f"{document.relative_to(ROOT.parent)}: {'stale' if args.check else 'written'}")
+    return int(args.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
