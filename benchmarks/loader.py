@@ -162,7 +162,8 @@ def table(result: dict[str, Any]) -> str:
             f"`folder` is {ratios['folder/reference-crops']:.1f} times `reference-crops`, "
             f"{ratios['folder/reference']:.1f} times `reference`, "
             f"{ratios['folder/official']:.1f} times `official`;\n"
-            f"its memory is {memory[1]:.0f} MiB after 2 epochs and {memory[-1]:.0f} MiB after {len(memory)}.",
+            f"its memory is {memory[1]:.0f} MiB after 2 epochs and {memory[-1]:.0f} MiB after "
+            f"{len(memory)}.",
         ]
     )
 
