@@ -13,7 +13,8 @@ def feature_extractor(arch: str, stem: str = "imagenet") -> tuple[nn.Module, int
     it ("zero-initialised residual").
 
     Args:
-        arch: name of a classification network in `torchvision.models`.
+        arch: name of a classification network in `torchvision.models`, or of one of your own that you
+            have put into torchvision's registry and that ends in a linear layer.
         stem: `imagenet`, or `cifar`: a 3x3 convolution of stride 1 and no max-pooling (ResNets only).
 
     Returns:
@@ -23,7 +24,7 @@ def feature_extractor(arch: str, stem: str = "imagenet") -> tuple[nn.Module, int
         UserError: there is no such network, or it has no stem to change.
     """
     known = torchvision.models.list_models(module=torchvision.models)
-    if arch not in known:
+    if arch not in known and not _is_registered_by_user(arch):
         near = [name for name in known if name[:4] == arch[:4]] or ["resnet18", "resnet50"]
         raise UserError(f"--arch {arch} is no torchvision classification network: try {near[0]}")
     options: dict[str, object] = {"weights": None}
@@ -36,6 +37,13 @@ def feature_extractor(arch: str, stem: str = "imagenet") -> tuple[nn.Module, int
     if stem == "cifar":
         _make_cifar_stem(network, arch)
     return network, _remove_classifier(network, arch)
+
+
+def _is_registered_by_user(arch: str) -> bool:
+    if arch not in torchvision.models.list_models():
+        return False
+    # torchvision's own ones that are left are for detection, segmentation, video and so on.
+    return not torchvision.models.get_model_builder(arch).__module__.startswith("torchvision.")
 
 
 def _make_cifar_stem(network: nn.Module, arch: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_backbone  # noqa: F401
 import torch
 from PIL import Image
 
@@ -74,6 +75,7 @@ def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
         config,
         data=class_folders,
         out=tmp_path / "run",
+        arch="tiny_resnet",
         epochs=2,
         batch_size=16,
         image_size=32,
