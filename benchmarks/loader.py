@@ -70,8 +70,7 @@ def decode_all(storage: ClassFolder, workers: int) -> None:
     """Decodes every image and throws it away."""
 
     def decode(index: int) -> None:
-        height, width = storage.sizes[index].tolist()
-        read_rgb(storage.path(index), (height, width), 1)
+        read_rgb(storage, index)
 
     upright = np.flatnonzero(storage.orientation == 1).tolist()
     with ThreadPoolExecutor(workers) as pool:

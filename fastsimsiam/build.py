@@ -25,14 +25,14 @@ from fastsimsiam.optim import ScheduledSGD
 from fastsimsiam.plan.batches import CenterPlan, TrainPlan
 from fastsimsiam.recorder import Recorder
 from fastsimsiam.schedule import durations
-from fastsimsiam.storage.class_folder import ClassFolder, Report
+from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.train_step import TrainStep
 from fastsimsiam.trainer import Trainer
 
 _EVALUATION_BATCH = 256
 
 
-def fingerprint(storage: ClassFolder) -> str:
+def fingerprint(storage: Storage) -> str:
     """A short text that changes when the images of a data set change (by path or size)."""
     digest = hashlib.sha256("\n".join(storage.paths).encode())
     digest.update(np.ascontiguousarray(storage.sizes).tobytes())
@@ -48,7 +48,7 @@ def build_method(config: Config) -> Method:
 
 def build_loader(
     name: str,
-    storage: ClassFolder,
+    storage: Storage,
     *,
     device: torch.device,
     workers: int | None,
@@ -66,7 +66,7 @@ def build_loader(
     return ReferenceLoader(storage, device=device, workers=workers, on_bad_image=on_bad_image)
 
 
-def center_plan(storage: ClassFolder, image_size: int, fraction: float) -> CenterPlan:
+def center_plan(storage: Storage, image_size: int, fraction: float) -> CenterPlan:
     """Every image of a split, centred, for evaluation."""
     return CenterPlan(
         label=storage.label,
@@ -83,8 +83,8 @@ def usable_k(k: Sequence[int], bank_size: int) -> list[int]:
 
 
 def build_knn(
-    train: tuple[Loader, ClassFolder],
-    val: tuple[Loader, ClassFolder],
+    train: tuple[Loader, Storage],
+    val: tuple[Loader, Storage],
     *,
     knn: KnnConfig,
     image_size: int,
@@ -107,7 +107,7 @@ def build_knn(
 
 def build_trainer(
     config: Config,
-    storage: ClassFolder,
+    storage: Storage,
     loader: Loader,
     *,
     evaluators: Sequence[KnnEvaluator],

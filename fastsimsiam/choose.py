@@ -8,7 +8,7 @@ import torch
 from fastsimsiam.config import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
-from fastsimsiam.storage.class_folder import ClassFolder
+from fastsimsiam.storage.base import Storage
 
 # Shares of the memory that a decoded data set may take: the rest is for training and the system.
 _DEVICE_SHARE = 0.25
@@ -66,7 +66,7 @@ def choose_compile(
 
 
 def choose_loader(
-    config: Config, storage: ClassFolder, device: torch.device, num_processes: int = 1
+    config: Config, storage: Storage, device: torch.device, num_processes: int = 1
 ) -> tuple[str, str]:
     """The loader's name and why."""
     if config.loader != "auto":

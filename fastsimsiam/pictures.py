@@ -18,7 +18,7 @@ from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.host_loader import crop_into
 from fastsimsiam.plan.batches import BatchPlan
 from fastsimsiam.plan.views import draw_views
-from fastsimsiam.storage.class_folder import ClassFolder
+from fastsimsiam.storage.base import Storage
 
 _TILE = 192
 _GAP = 8
@@ -28,7 +28,7 @@ _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#
 
 
 def draw_views_grid(
-    storage: ClassFolder, index: Sequence[int], config: Config, *, seed: int, out: Path
+    storage: Storage, index: Sequence[int], config: Config, *, seed: int, out: Path
 ) -> None:
     """A grid with a row per image: the original with the views' boxes, then every view.
 
@@ -50,9 +50,7 @@ def draw_views_grid(
     )
     originals = []
     for row, sample in enumerate(samples):
-        height, width = storage.sizes[sample].tolist()
-        orientation = int(storage.orientation[sample])
-        pixels = read_rgb(storage.path(int(sample)), (height, width), orientation)
+        pixels = read_rgb(storage, int(sample))
         for group, views in zip(crops, size_groups(sizes).values(), strict=True):
             for position, view in enumerate(views):
                 box = table.box[row, view].tolist()

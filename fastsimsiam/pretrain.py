@@ -22,7 +22,8 @@ from fastsimsiam.evaluate.evaluators import KnnEvaluator
 from fastsimsiam.loaders.batch import Loader
 from fastsimsiam.pictures import draw_curves
 from fastsimsiam.recorder import Recorder, clock
-from fastsimsiam.storage.class_folder import ClassFolder, Report, has_split, open_split
+from fastsimsiam.storage.base import Report, Storage
+from fastsimsiam.storage.data_set import has_split, open_split
 
 _REPORT_SECONDS = 5.0
 
@@ -89,7 +90,7 @@ def pretrain(config: Config, *, resume: bool = False) -> Summary:
             if checkpoint:
                 require_same_run(checkpoint, config, fingerprint(train))
 
-            def loader_of(storage: ClassFolder) -> Loader:
+            def loader_of(storage: Storage) -> Loader:
                 return build_loader(
                     name, storage, device=device, workers=config.workers,
                     on_bad_image=config.on_bad_image, report=_reporter(recorder, "decoding"),
@@ -155,7 +156,7 @@ def _find_checkpoint(
 
 
 def _evaluators(
-    config: Config, train: ClassFolder, loader: Loader, loader_of: Any, recorder: Recorder,
+    config: Config, train: Storage, loader: Loader, loader_of: Any, recorder: Recorder,
     device: torch.device, dtype: torch.dtype, world: World,
 ) -> tuple[list[KnnEvaluator], Loader | None]:  # fmt: skip
     """The evaluators, and the loader of the validation split that they use."""
@@ -177,9 +178,7 @@ def _evaluators(
     return [knn], val_loader
 
 
-def _announce(
-    recorder: Recorder, config: Config, train: ClassFolder, steps: int, done: int
-) -> None:
+def _announce(recorder: Recorder, config: Config, train: Storage, steps: int, done: int) -> None:
     origin = f"resumed at step {done}" if done else "from the start"
     recorder.say(
         f"{config.recipe}: {config.arch}, {len(train)} images of {len(train.classes)} classes, "

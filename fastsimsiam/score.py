@@ -14,7 +14,8 @@ from fastsimsiam.choose import choose_device, choose_dtype, choose_loader
 from fastsimsiam.config import DeviceName, KnnConfig, LoaderName, OnBadImage
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.batch import Loader
-from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.data_set import open_split
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -82,7 +83,7 @@ def knn_table(
     name, _ = choose_loader(config, train, where)
     scores: dict[str, Any] = {}
 
-    def open_loader(storage: ClassFolder) -> Loader:
+    def open_loader(storage: Storage) -> Loader:
         return build_loader(name, storage, device=where, workers=workers, on_bad_image=on_bad_image)
 
     with (

@@ -9,7 +9,8 @@ from fastsimsiam import recipes
 from fastsimsiam.errors import UserError
 from fastsimsiam.pictures import draw_views_grid
 from fastsimsiam.plan.order import epoch_order
-from fastsimsiam.storage.class_folder import ClassFolder, open_split, read_header
+from fastsimsiam.storage.class_folder import ClassFolder, read_header
+from fastsimsiam.storage.data_set import open_split
 
 
 def show_views(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_backbone  # noqa: F401
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastsimsiam import recipes
 from fastsimsiam.config import (
@@ -20,6 +20,13 @@ from fastsimsiam.config import (
 )
 
 CPU = torch.device("cpu")
+
+
+def open_with_pil(path: Path) -> Image.Image:
+    """The upright RGB image of a file, by PIL alone: the oracle of the loaders."""
+    with Image.open(path) as image:
+        turned = ImageOps.exif_transpose(image)
+        return (turned.convert("RGBA") if turned.mode == "P" else turned).convert("RGB")
 
 
 def textured_image(rng: np.random.Generator, height: int, width: int) -> Image.Image:

@@ -12,8 +12,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # What a part may import, besides itself, `config` and `errors`: what lies before it on the way.
 MAY_IMPORT = {
     "plan": set(),
-    "storage": set(),
-    "loaders": {"plan", "storage"},
+    "storage": {"scratch", "optional"},
+    "loaders": {"plan", "scratch", "storage"},
+    "scratch": set(),
+    "optional": set(),
     "augment": {"plan", "loaders"},
     "methods": {"heads", "losses", "backbones"},
     "evaluate": {"augment", "loaders", "plan", "methods"},

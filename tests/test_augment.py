@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import textured_image
+from conftest import open_with_pil, textured_image
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
@@ -18,7 +18,7 @@ from fastsimsiam.augment.blur import (
 )
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 from fastsimsiam.config import ViewSpec
-from fastsimsiam.loaders.reference_loader import open_with_pil, photometric_with_pil
+from fastsimsiam.loaders.reference_loader import photometric_with_pil
 from fastsimsiam.plan.views import ViewTable, draw_views, without_photometric
 
 SIZE = 96

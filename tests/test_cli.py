@@ -30,7 +30,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["pretrian"], "no command 'pretrian': choose one of pretrain, knn, views, recipes"),
+        (["pretrian"], "no command 'pretrian': choose one of pretrain, knn, views, pack, recipes"),
         (["pretrain"], "needs a recipe first: one of imagenet-100ep"),
         (["pretrain", "imagenot"], "no recipe 'imagenot': choose one of"),
         (["pretrain", "imagenette", "--epoch", "5"], "Unrecognized options: --epoch"),

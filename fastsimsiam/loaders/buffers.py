@@ -1,10 +1,8 @@
-"""Memory that is used again: fresh memory costs page faults worth a tenth of the decoding.
+"""Batch memory that is used again: fresh memory costs page faults worth a tenth of the decoding.
 
-`scratch` is for what a thread needs for one image, `BufferPool` for batches. Pinned memory needs none
-of this: torch keeps its own pool of it.
+Pinned memory needs none of this: torch keeps its own pool of it.
 """
 
-import threading
 import weakref
 from collections import defaultdict
 
@@ -14,17 +12,6 @@ import torch
 from torch import Tensor
 
 Block = npt.NDArray[np.uint8]
-_thread = threading.local()
-
-
-def scratch(use: str, size: int) -> Block:
-    """At least `size` bytes of this thread's own; the next call for the same `use` gives them anew."""
-    block: Block | None = getattr(_thread, use, None)
-    if block is None or block.size < size:
-        # With room to spare: sizes that grow little by little would allocate again and again.
-        block = np.empty(size + size // 4, dtype=np.uint8)
-        setattr(_thread, use, block)
-    return block
 
 
 class _Lease:

@@ -1,8 +1,6 @@
 """From file bytes to upright RGB pixels, exactly as PIL decodes them, in reused memory."""
 
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,80 +8,66 @@ import simplejpeg
 from PIL import Image
 
 from fastsimsiam.errors import BadImageError
-from fastsimsiam.loaders.buffers import scratch
+from fastsimsiam.scratch import scratch
+from fastsimsiam.storage.base import Storage
 
 Pixels = npt.NDArray[np.uint8]
 _JPEG_MAGIC = b"\xff\xd8"
 
 
-def read_rgb(path: Path, size: tuple[int, int], orientation: int) -> Pixels:
-    """Decodes an image file.
+def read_rgb(storage: Storage, index: int) -> Pixels:
+    """Decodes an image.
 
     JPEGs go through libjpeg-turbo with the accurate DCT and smooth chroma upsampling, which gives
     PIL's pixels bit for bit; what it refuses (CMYK, a PNG named .jpg, recoverable damage) is left
     to PIL, so that an image is good if and only if PIL can read it whole.
 
     Args:
-        path: the file.
-        size: height and width of the upright image, from the storage.
-        orientation: EXIF orientation, 1 to 8.
+        storage: where it lies.
+        index: its number.
 
     Returns:
-        (H, W, 3) uint8. The memory is this thread's and is overwritten by its next call.
+        (H, W, 3) uint8, upright. The memory is this thread's and is overwritten by its next call.
 
     Raises:
         BadImageError: the file cannot be decoded whole, or is not of the size it was indexed with.
     """
-    data = read_file(path)
-    pixels = _decode_jpeg(data, size) if data[:2] == _JPEG_MAGIC else None
+    height, width = storage.sizes[index].tolist()
+    orientation = int(storage.orientation[index])
+    data = storage.read(index)
+    pixels = decode_jpeg(data, height * width)
     if pixels is None:
-        pixels = _decode_with_pil(path, data)
+        pixels = _decode_with_pil(storage, index, data)
     if orientation != 1:
         pixels = upright(pixels, orientation)
-    if pixels.shape[:2] != size:
-        height, width = pixels.shape[:2]
+    if pixels.shape[:2] != (height, width):
+        found = pixels.shape
         raise BadImageError(
-            f"{path} is {width}x{height} pixels, but was {size[1]}x{size[0]} when the data set was "
-            f"opened: do not change files during a run"
+            f"{storage.name(index)} is {found[1]}x{found[0]} pixels, but was {width}x{height} when the "
+            f"data set was opened: do not change files during a run"
         )
     return pixels
 
 
-def read_file(path: Path) -> memoryview:
-    """The bytes of a file, in this thread's memory: the next call overwrites them.
-
-    Raises:
-        BadImageError: the file cannot be read.
-    """
+def decode_jpeg(data: memoryview, pixels: int) -> Pixels | None:
+    """What libjpeg-turbo makes of a JPEG of about `pixels` pixels; None if it is not to its liking."""
+    if data[:2] != _JPEG_MAGIC:
+        return None
+    buffer = scratch("frame", 3 * pixels)
     try:
-        file = os.open(path, os.O_RDONLY)
-        try:
-            length = os.fstat(file).st_size
-            buffer = scratch("file", length)
-            length = os.readv(file, [buffer[:length].data]) if length else 0
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise BadImageError(f"{path} cannot be read ({error.strerror})") from error
-    return buffer[:length].data
-
-
-def _decode_jpeg(data: memoryview, size: tuple[int, int]) -> Pixels | None:
-    buffer = scratch("frame", 3 * size[0] * size[1])
-    try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
+        decoded: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
     except ValueError:
         return None
-    return pixels
+    return decoded
 
 
-def _decode_with_pil(path: Path, data: memoryview) -> Pixels:
+def _decode_with_pil(storage: Storage, index: int, data: memoryview) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             return np.array(to_rgb(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0].replace("<_io.BytesIO object", "<data")
-        raise BadImageError(f"{path} cannot be decoded ({reason})") from error
+        raise BadImageError(f"{storage.name(index)} cannot be decoded ({reason})") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -8,11 +8,11 @@ import torch
 from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.loaders.host_loader import HostLoader
 from fastsimsiam.loaders.replacement import BadImagePolicy
-from fastsimsiam.storage.class_folder import ClassFolder
+from fastsimsiam.storage.base import Storage
 
 
 def folder_loader(
-    storage: ClassFolder,
+    storage: Storage,
     *,
     device: torch.device,
     workers: int | None = None,
@@ -33,7 +33,6 @@ def folder_loader(
     policy.require_readable(storage)
 
     def frame(index: int) -> Pixels:
-        height, width = storage.sizes[index].tolist()
-        return read_rgb(storage.path(index), (height, width), int(storage.orientation[index]))
+        return read_rgb(storage, index)
 
-    return HostLoader(frame, storage.path, policy, device=device, workers=workers)
+    return HostLoader(frame, storage.name, policy, device=device, workers=workers)

@@ -8,18 +8,18 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastsimsiam.loaders.batch import Batch, assemble, size_groups
-from fastsimsiam.loaders.buffers import BufferPool, scratch
+from fastsimsiam.loaders.buffers import BufferPool
 from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
+from fastsimsiam.scratch import scratch
 
 _resample = torch._C._nn._upsample_bilinear2d_aa
 
@@ -69,7 +69,7 @@ class HostLoader:
     def __init__(
         self,
         frame: Callable[[int], Pixels],
-        path: Callable[[int], Path],
+        name: Callable[[int], str],
         policy: BadImagePolicy,
         *,
         device: torch.device,
@@ -80,7 +80,7 @@ class HostLoader:
 
         Args:
             frame: the upright image (H, W, 3) of a sample; called from all threads.
-            path: the file of a sample, for reports.
+            name: what reports call a sample.
             policy: what happens to broken images.
             device: where batches go.
             workers: threads; None: one per core.
@@ -88,7 +88,7 @@ class HostLoader:
         """
         self.bad_images = policy.bad_images
         self._frame = frame
-        self._path = path
+        self._name = name
         self._policy = policy
         self._device = device
         self._prefetch = prefetch
@@ -151,7 +151,7 @@ class HostLoader:
         groups = list(size_groups(plan.view_sizes).values())
         try:
             for row in rows:
-                pixels = self._policy.run(plan, batch, row, self._frame, self._path)
+                pixels = self._policy.run(plan, batch, row, self._frame, self._name)
                 boxes = batch.views.box[row].tolist()
                 for out, views in zip(arrays, groups, strict=True):
                     for position, view in enumerate(views):

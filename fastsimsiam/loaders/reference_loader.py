@@ -4,6 +4,7 @@ Slow and trusted: the baseline of the benchmarks and the oracle of the parity te
 views of the plan, so it differs from the other loaders in arithmetic alone.
 """
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,20 +24,20 @@ from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.plan.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewTable
-from fastsimsiam.storage.class_folder import ClassFolder
+from fastsimsiam.storage.base import Storage
 
 
-def open_with_pil(path: object) -> Image.Image:
-    """The upright RGB image of a file.
+def open_with_pil(storage: Storage, index: int) -> Image.Image:
+    """The upright RGB image of a sample.
 
     Raises:
         BadImageError: PIL cannot read it whole.
     """
     try:
-        with Image.open(str(path)) as image:
+        with Image.open(io.BytesIO(storage.read(index))) as image:
             return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"{path} cannot be decoded ({error})") from error
+        raise BadImageError(f"{storage.name(index)} cannot be decoded ({error})") from error
 
 
 def crop_with_pil(image: Image.Image, box: Sequence[int], size: int) -> Image.Image:
@@ -82,19 +83,19 @@ class _Row:
 class _Rows(Dataset[_Row]):
     """The data set: an index is a batch plan of one row."""
 
-    def __init__(self, storage: ClassFolder, plan: Plan, skip: bool, full: bool) -> None:
+    def __init__(self, storage: Storage, plan: Plan, skip: bool, full: bool) -> None:
         self._storage = storage
         self._plan = plan
         self._skip = skip
         self._full = full
 
     def _open(self, index: int) -> Image.Image:
-        return open_with_pil(self._storage.path(index))
+        return open_with_pil(self._storage, index)
 
     def __getitem__(self, batch: BatchPlan) -> _Row:
         policy = BadImagePolicy("skip" if self._skip else "error")
         try:
-            image = policy.run(self._plan, batch, 0, self._open, self._storage.path)
+            image = policy.run(self._plan, batch, 0, self._open, self._storage.name)
         except UserError as error:
             # As a value: an exception would arrive wrapped in the worker's traceback.
             return _Row(batch=batch, bad_images=policy.bad_images, error=str(error))
@@ -145,7 +146,7 @@ class ReferenceLoader:
 
     def __init__(
         self,
-        storage: ClassFolder,
+        storage: Storage,
         *,
         device: torch.device,
         workers: int | None = None,

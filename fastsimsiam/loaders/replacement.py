@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.plan.batches import BatchPlan, Plan
-from fastsimsiam.storage.class_folder import ClassFolder
+from fastsimsiam.storage.base import Storage
 
 MEND = "mend or remove it, or pass --on-bad-image skip"
 _ATTEMPTS = 20
@@ -16,7 +16,7 @@ class BadImagePolicy:
     """Runs a loader's work on one sample, and replaces the sample if its image is broken.
 
     Attributes:
-        bad_images: path -> what is wrong with it, for what was skipped so far.
+        bad_images: name -> what is wrong with it, for what was skipped so far.
     """
 
     def __init__(self, on_bad_image: str) -> None:
@@ -25,7 +25,7 @@ class BadImagePolicy:
         self.skip = on_bad_image == "skip"
         self.bad_images: dict[str, str] = {}
 
-    def require_readable(self, storage: ClassFolder) -> None:
+    def require_readable(self, storage: Storage) -> None:
         """Refuses files without a readable header at once, unless they are to be skipped.
 
         Raises:
@@ -40,7 +40,7 @@ class BadImagePolicy:
         batch: BatchPlan,
         row: int,
         work: Callable[[int], _Result],
-        path: Callable[[int], object],
+        name: Callable[[int], str],
     ) -> _Result:
         """Calls `work` with the sample at row `row` of `batch`, until its image is whole.
 
@@ -52,7 +52,7 @@ class BadImagePolicy:
             batch: the batch, changed in place.
             row: the sample's row in it.
             work: decodes a sample, given by its index.
-            path: the file of a sample, for reports.
+            name: what reports call a sample.
 
         Raises:
             BadImageError: the policy is `error`.
@@ -65,12 +65,12 @@ class BadImagePolicy:
             except BadImageError as error:
                 if not self.skip:
                     raise BadImageError(f"{error}: {MEND}") from error
-                self.bad_images.setdefault(str(path(int(batch.index[row]))), str(error))
+                self.bad_images.setdefault(name(int(batch.index[row])), str(error))
                 other = plan.replacement(batch.epoch, wanted, attempt)
                 batch.index[row] = other.index[0]
                 batch.label[row] = other.label[0]
                 batch.views.overwrite_row(row, other.views)
         raise UserError(
-            f"{_ATTEMPTS} images in a row cannot be decoded, {path(wanted)} and those drawn to replace "
+            f"{_ATTEMPTS} images in a row cannot be decoded, {name(wanted)} and those drawn to replace "
             f"it: check the data set"
         )

@@ -16,13 +16,13 @@ from fastsimsiam.loaders.device_crop import crop_resize
 from fastsimsiam.loaders.host_loader import HostLoader, num_cores
 from fastsimsiam.loaders.replacement import MEND, BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
-from fastsimsiam.storage.class_folder import ClassFolder, Report
+from fastsimsiam.storage.base import Report, Storage
 
 # Boxes of a batch are resampled in pieces, so that their float copies stay small.
 _PIECE_PIXELS = 1 << 25
 
 
-def decoded_bytes(storage: ClassFolder) -> int:
+def decoded_bytes(storage: Storage) -> int:
     """Memory that the decoded data set takes."""
     return int(storage.sizes.astype(np.int64).prod(axis=1).sum()) * 3
 
@@ -58,7 +58,7 @@ class Frames:
 
 
 def decode_all(
-    storage: ClassFolder, policy: BadImagePolicy, workers: int | None, report: Report | None
+    storage: Storage, policy: BadImagePolicy, workers: int | None, report: Report | None
 ) -> Frames:
     """Decodes a whole split with threads.
 
@@ -75,9 +75,8 @@ def decode_all(
     frames = Frames(pixels=pixels, offset=offset, sizes=storage.sizes)
 
     def decode(index: int) -> None:
-        height, width = storage.sizes[index].tolist()
         try:
-            frame = read_rgb(storage.path(index), (height, width), int(storage.orientation[index]))
+            frame = read_rgb(storage, index)
         except BadImageError as error:
             if not policy.skip:
                 raise BadImageError(f"{error}: {MEND}") from error
@@ -96,7 +95,7 @@ def decode_all(
     return frames
 
 
-def _too_large(storage: ClassFolder, where: str) -> UserError:
+def _too_large(storage: Storage, where: str) -> UserError:
     gigabytes = decoded_bytes(storage) / 1e9
     return UserError(
         f"{storage.root} takes {gigabytes:.1f} GB decoded and does not fit the {where}: "
@@ -105,7 +104,7 @@ def _too_large(storage: ClassFolder, where: str) -> UserError:
 
 
 def resident_loader(
-    storage: ClassFolder,
+    storage: Storage,
     *,
     device: torch.device,
     workers: int | None = None,
@@ -134,7 +133,7 @@ def resident_loader(
         except torch.OutOfMemoryError as error:
             raise _too_large(storage, "GPU") from error
     # On a CPU the per-image kernel beats batched products twelvefold (benchmarks/LOG.md).
-    return HostLoader(frames.__getitem__, storage.path, policy, device=device, workers=workers)
+    return HostLoader(frames.__getitem__, storage.name, policy, device=device, workers=workers)
 
 
 class DeviceLoader:
@@ -147,7 +146,7 @@ class DeviceLoader:
     def __init__(
         self,
         frames: Frames,
-        storage: ClassFolder,
+        storage: Storage,
         policy: BadImagePolicy,
         *,
         device: torch.device,
@@ -178,7 +177,7 @@ class DeviceLoader:
     def _batch(self, plan: Plan, batch: BatchPlan) -> Batch:
         if self._broken:
             for row in range(len(batch.index)):
-                self._policy.run(plan, batch, row, self._require_whole, self._storage.path)
+                self._policy.run(plan, batch, row, self._require_whole, self._storage.name)
         crops = tuple(
             self._crops(batch, views, side) for side, views in size_groups(plan.view_sizes).items()
         )

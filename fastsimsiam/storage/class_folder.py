@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastsimsiam.errors import UserError
+from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.scratch import scratch
+from fastsimsiam.storage.base import Report
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _EXIF_ORIENTATION = 0x0112
 _READ_THREADS = 8
 _INDEX_VERSION = 1
-
-Report = Callable[[int, int], None]
-"""Called with (done, total) while something long goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +55,28 @@ class ClassFolder:
     def path(self, index: int) -> Path:
         """The file of a sample."""
         return self.root / self.paths[index]
+
+    def name(self, index: int) -> str:
+        """The file of a sample, for reports."""
+        return str(self.path(index))
+
+    def read(self, index: int) -> memoryview:
+        """The bytes of a file, in this thread's memory: its next call overwrites them.
+
+        Raises:
+            BadImageError: the file cannot be read.
+        """
+        try:
+            file = os.open(self.path(index), os.O_RDONLY)
+            try:
+                length = os.fstat(file).st_size
+                buffer = scratch("file", length)
+                length = os.readv(file, [buffer[:length].data]) if length else 0
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise BadImageError(f"{self.name(index)} cannot be read ({error.strerror})") from error
+        return buffer[:length].data
 
     @property
     def unreadable(self) -> list[Path]:

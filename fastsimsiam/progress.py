@@ -1,0 +1,64 @@
+"""Progress of a command: a bar where somebody watches, a line now and then elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+_LINE_SECONDS = 10.0
+
+
+class ImageProgress:
+    """Reports images done, images per second and the time left, on stderr."""
+
+    def __init__(self, what: str) -> None:
+        """Takes a word for what goes on."""
+        self._what = what
+        self._started = self._last = time.perf_counter()
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn(what),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:.0f} images/s"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(what, rate=0.0)
+
+    def __enter__(self) -> "ImageProgress":
+        """Shows the bar."""
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Takes the bar away."""
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """A `storage.base.Report`."""
+        now = time.perf_counter()
+        rate = done / max(now - self._started, 1e-9)
+        if self._bar:
+            self._bar.update(self._task, completed=done, total=total, rate=rate)
+        elif now - self._last >= _LINE_SECONDS or (done == total and now > self._started + 1):
+            self._last = now
+            left = (total - done) / max(rate, 1e-9)
+            line = f"{self._what}: {done}/{total}, {rate:.0f} images/s, {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,58 @@
+"""What every storage of one split offers: counts, labels, sizes and file bytes, but no pixels."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Report = Callable[[int, int], None]
+"""Called with (done, total) while something long goes on."""
+
+
+class Storage(Protocol):
+    """The images of one split.
+
+    Attributes:
+        root: the folder or file they lie in.
+        paths: N names of the images within `root`.
+        classes: names of the classes; a label is a position in it.
+        label: (N,) int64.
+        sizes: (N, 2) int32 height and width of the upright image in pixels; 0, 0 where it has no
+            readable header.
+        orientation: (N,) uint8 EXIF orientation, 1 to 8.
+    """
+
+    @property
+    def root(self) -> Path: ...  # noqa: D102
+    @property
+    def paths(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def classes(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def label(self) -> npt.NDArray[np.int64]: ...  # noqa: D102
+    @property
+    def sizes(self) -> npt.NDArray[np.int32]: ...  # noqa: D102
+    @property
+    def orientation(self) -> npt.NDArray[np.uint8]: ...  # noqa: D102
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def name(self, index: int) -> str:
+        """What a report calls a sample: its file, or its record."""
+
+    def read(self, index: int) -> memoryview:
+        """The encoded image, JPEG or PNG, in this thread's memory: its next call overwrites it.
+
+        Raises:
+            BadImageError: the file cannot be read.
+        """
+
+    def require_readable(self) -> None:
+        """Refuses a data set with files that are no images.
+
+        Raises:
+            UserError: names the first such file and how many there are.
+        """
