@@ -27,7 +27,7 @@ def row_bytes(side: int) -> int:
     return 3 * side + PADDING
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _weigh_pixels(
     typing_context: Any, sources: Any, weights: Any, count: Any, targets: Any
 ) -> tuple[Any, Any]:
@@ -123,7 +123,12 @@ def resample_box(frame: int, pitch: int, box: Any, rows: Any, out: Any) -> None:
     for y in range(0, height, 4):
         # Behind the last row, the last row again.
         y0, y1, y2, y3 = y, min(y + 1, height - 1), min(y + 2, height - 1), min(y + 3, height - 1)
-        s0, s1, s2, s3 = start + y0 * pitch, start + y1 * pitch, start + y2 * pitch, start + y3 * pitch
+        s0, s1, s2, s3 = (
+            start + y0 * pitch,
+            start + y1 * pitch,
+            start + y2 * pitch,
+            start + y3 * pitch,
+        )
         t0, t1 = scratch + y0 * row_length, scratch + y1 * row_length
         t2, t3 = scratch + y2 * row_length, scratch + y3 * row_length
         for x in range(side):

@@ -67,6 +67,9 @@ class Plan(Protocol):
     def view_sizes(self) -> tuple[int, ...]:
         """Side of each view's square crop, in pixels."""
 
+    def index(self, epoch: int, step: int) -> npt.NDArray[np.int64]:
+        """The samples of batch number `step` of an epoch."""
+
     def batch(self, epoch: int, step: int) -> BatchPlan:
         """The batch number `step` of an epoch."""
 
@@ -147,12 +150,15 @@ class TrainPlan(_SamplePool):
             self.specs, seed=self.seed, epoch=epoch, index=index, sizes=self.sizes[index]
         )
 
-    def batch(self, epoch: int, step: int) -> BatchPlan:
-        """The batch number `step` of an epoch, on this rank."""
+    def index(self, epoch: int, step: int) -> npt.NDArray[np.int64]:
+        """The samples of batch number `step` of an epoch, on this rank."""
         assert 0 <= step < self.num_batches
         first = (step * self.world_size + self.rank) * self.batch_size
-        order = epoch_order(len(self.label), self.seed, epoch)
-        return self.rows(epoch, order[first : first + self.batch_size])
+        return epoch_order(len(self.label), self.seed, epoch)[first : first + self.batch_size]
+
+    def batch(self, epoch: int, step: int) -> BatchPlan:
+        """The batch number `step` of an epoch, on this rank."""
+        return self.rows(epoch, self.index(epoch, step))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +191,12 @@ class CenterPlan(_SamplePool):
         del epoch
         return without_photometric(center_boxes(self.sizes[index], self.fraction)[:, None, :])
 
+    def index(self, epoch: int, step: int) -> npt.NDArray[np.int64]:
+        """The samples of batch number `step`; the same in every epoch."""
+        del epoch
+        first = step * self.batch_size
+        return np.arange(first, min(first + self.batch_size, len(self.label)))
+
     def batch(self, epoch: int, step: int) -> BatchPlan:
         """The batch number `step`; the same in every epoch."""
-        first = step * self.batch_size
-        last = min(first + self.batch_size, len(self.label))
-        return self.rows(epoch, np.arange(first, last))
+        return self.rows(epoch, self.index(epoch, step))
