@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Set to nothing to try the newest versions: make test CONSTRAINTS=
 CONSTRAINTS ?= -c constraints.txt
+# dali is for a torch of CUDA 12, dali-cuda13 for one of CUDA 13, as constraints.txt has it.
+DALI ?= dali-cuda13
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check loaders format bench clean
 
 help:
 	@echo "make demo    pretrain on handwritten digits: three minutes on two CPU cores"
 	@echo "make test    run the tests"
 	@echo "make check   format, lint and types, as CI does"
+	@echo "make loaders install FFCV (with apt-get) and NVIDIA DALI beside the rest"
 	@echo "make format  mend format and lint"
 	@echo "make bench   measure the loaders on FASTSIMSIAM_TEST_DATA"
 
@@ -33,6 +36,10 @@ demo: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+loaders: $(BIN)/.installed
+	scripts/install_ffcv.sh $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[$(DALI)]' $(CONSTRAINTS)
 
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check .

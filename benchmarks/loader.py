@@ -7,6 +7,11 @@ Configurations, all on the same files and with the same number of workers:
   folder            decode once, two antialiased crops; colour is left to the device
   reference-crops   PIL and a DataLoader: decode and crops alone
   reference         PIL and a DataLoader doing the official recipe's full job, colour included
+  folder-colour     folder, and our colour on the CPU as well
+  ffcv              a packed file through FFCV's pipeline with our operation
+  ffcv-stock        FFCV as it comes: one pipeline per view (benchmarks/peers/stock_ffcv.py)
+  dali              DALI on the CPU, the plan's boxes
+  dali-stock        DALI with two random_resized_crops (benchmarks/peers/stock_dali.py)
   official          the same job as users write it: ImageFolder, torchvision's transforms, float
                     tensors normalised in the workers (benchmarks/peers/official.py)
 """
@@ -15,8 +20,9 @@ import argparse
 import json
 import os
 import resource
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +33,19 @@ import torch
 
 from benchmarks.harness import run_all, summary, write
 from benchmarks.peers.official import official_loader
+from benchmarks.peers.stock_dali import stock_dali_batches
+from benchmarks.peers.stock_ffcv import stock_ffcv_loader
 from fastsimsiam import recipes
+from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.ffcv_loader import FfcvLoader
 from fastsimsiam.loaders.folder_loader import folder_loader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader
+from fastsimsiam.pack import PackOptions, pack
 from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.storage.beton import Beton, open_beton
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
 
 CPU = torch.device("cpu")
@@ -86,11 +99,45 @@ def load_all(loader: Loader, storage: ClassFolder, epoch: int) -> None:
 
 LOADERS: dict[str, Callable[[ClassFolder, int], Loader]] = {
     "folder": lambda storage, workers: folder_loader(storage, device=CPU, workers=workers),
+    "ffcv": lambda storage, workers: FfcvLoader(packed(storage), device=CPU, workers=workers),
+    "dali": lambda storage, workers: DaliLoader(storage, device=CPU, workers=workers),
     "reference-crops": lambda storage, workers: ReferenceLoader(
         storage, device=CPU, workers=workers, full=False
     ),
     "reference": lambda storage, workers: ReferenceLoader(storage, device=CPU, workers=workers),
 }
+
+
+SLOW = ("reference-crops", "reference", "official", "folder-colour", "dali", "dali-stock")
+NAMES = ["decode", "folder", "folder-colour", "ffcv", "ffcv-stock", "dali", "dali-stock"]
+NAMES += ["reference-crops", "reference", "official"]
+
+
+def packed(storage: ClassFolder) -> Beton:
+    """The images as a packed file, made at the first call."""
+    file = Path(tempfile.gettempdir()) / f"fastsimsiam-benchmark-{len(storage)}.beton"
+    if not file.exists():
+        pack(storage, file, PackOptions())
+    return open_beton(file)
+
+
+def timed(batches: Iterator[Any]) -> tuple[int, float]:
+    """Batches and seconds, after the first two of them."""
+    next(batches)
+    next(batches)
+    started = time.perf_counter()
+    return sum(1 for _ in batches), time.perf_counter() - started
+
+
+def colour(loader: Loader, storage: ClassFolder, epoch: int) -> None:
+    """Makes every batch of an epoch, colour and normalisation included."""
+    plan = plan_of(storage)
+    photometric = Photometric(plan.specs, plan.view_sizes)
+    # Eager, a CPU needs fifteen times as long for it; whoever wants colour there compiles it.
+    photometric.compile(fullgraph=True, dynamic=False)
+    with torch.inference_mode():
+        for batch in loader.iterate(plan, epoch):
+            photometric(batch.crops, batch.photometric)
 
 
 def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
@@ -99,7 +146,7 @@ def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
     if name == "memory":
         return measure_memory(repeated(photographs, 400), workers)
     # The slow ones get fewer images: the same time, and the start of their processes still is small.
-    many = repeated(photographs, images if name in ("decode", "folder") else images // 4)
+    many = repeated(photographs, images // 4 if name in SLOW else images)
     if name == "decode":
         decode_all(photographs, workers)
         started = time.perf_counter()
@@ -112,14 +159,25 @@ def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
         batches = official_loader(data, times, 50, workers)
         started = time.perf_counter()
         count = sum(len(views[0]) for views, _ in batches)
-    else:
-        loader = LOADERS[name](many, workers)
-        load_all(loader, photographs, 0)
+    elif name == "ffcv-stock":
+        loader = stock_ffcv_loader(packed(many).root, 50, workers)
+        for _ in loader:  # compiles
+            pass
         started = time.perf_counter()
-        load_all(loader, many, 1)
+        count = sum(len(views[0]) for views in loader)
+    elif name == "dali-stock":
+        batches, seconds = timed(stock_dali_batches(data, len(many), 50, workers))
+        count, started = batches * 50, time.perf_counter() - seconds
+    else:
+        loader = LOADERS[name.removesuffix("-colour")](many, workers)
+        work = colour if name.endswith("-colour") else load_all
+        # The first epoch warms up; ffcv knows the images of its file alone.
+        work(loader, photographs if name != "ffcv" else many, 0)
+        started = time.perf_counter()
+        work(loader, many, 1)
         count = plan_of(many).num_batches * 50
     seconds = time.perf_counter() - started
-    if name in LOADERS:
+    if name.removesuffix("-colour") in LOADERS:
         loader.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if name in ("reference", "reference-crops", "official"):  # the largest worker, for each of them
@@ -160,7 +218,9 @@ def table(result: dict[str, Any]) -> str:
             "",
             f"`folder` is {ratios['folder/reference-crops']:.1f} times `reference-crops`, "
             f"{ratios['folder/reference']:.1f} times `reference`, "
-            f"{ratios['folder/official']:.1f} times `official`;\n"
+            f"{ratios['folder/official']:.1f} times `official`, {ratios['folder-colour/official']:.1f} "
+            f"times with our colour on the CPU too;\n`ffcv` is {ratios['ffcv/ffcv-stock']:.1f} times "
+            f"`ffcv-stock`, `dali` {ratios['dali/dali-stock']:.2f} times `dali-stock`. `folder`:\n"
             f"its memory is {memory[1]:.0f} MiB after 2 epochs and {memory[-1]:.0f} MiB after "
             f"{len(memory)}.",
         ]
@@ -190,7 +250,9 @@ def main() -> None:
         "--images",
         str(args.images),
     ]
-    samples = run_all("benchmarks.loader", ["decode", *LOADERS, "official"], args.repeats, passed)
+    photographs = open_split(args.data, "train")
+    packed(repeated(photographs, args.images))  # not within a measurement
+    samples = run_all("benchmarks.loader", NAMES, args.repeats, passed)
     memory = run_all("benchmarks.loader", ["memory"], 1, passed)["memory"][0]
     rates = {
         name: summary([sample["images_per_second"] for sample in found])
@@ -204,6 +266,16 @@ def main() -> None:
         "ratios": {
             f"folder/{other}": rates["folder"]["median"] / rates[other]["median"]
             for other in ("decode", "reference-crops", "reference", "official")
+        }
+        | {
+            f"{ours}/{other}": rates[ours]["median"] / rates[other]["median"]
+            for ours, other in (
+                ("ffcv", "decode"),
+                ("ffcv", "ffcv-stock"),
+                ("dali", "dali-stock"),
+                ("folder-colour", "reference"),
+                ("folder-colour", "official"),
+            )
         },
         "memory": memory,
     }

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import cast
+from dataclasses import asdict
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,10 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.backbones import feature_extractor
 from fastsimsiam.checkpoint import CheckpointStore
-from fastsimsiam.config import Config, KnnConfig
+from fastsimsiam.config import Config, DaliConfig, KnnConfig
 from fastsimsiam.distributed import World
 from fastsimsiam.evaluate.evaluators import KnnEvaluator
 from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.dali_loader import DaliLoader
+from fastsimsiam.loaders.ffcv_loader import FfcvLoader
 from fastsimsiam.loaders.folder_loader import folder_loader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader
 from fastsimsiam.loaders.resident_loader import resident_loader
@@ -53,17 +56,23 @@ def build_loader(
     device: torch.device,
     workers: int | None,
     on_bad_image: str,
+    dali: DaliConfig | None = None,
     report: Report | None = None,
 ) -> Loader:
     """The loader of a name, see the modules in loaders/."""
+    options: dict[str, Any] = {
+        "device": device, "workers": workers, "on_bad_image": on_bad_image,
+    }  # fmt: skip
     if name == "folder":
-        return folder_loader(storage, device=device, workers=workers, on_bad_image=on_bad_image)
+        return folder_loader(storage, **options)
+    if name == "ffcv":
+        return FfcvLoader(storage, **options)
+    if name == "dali":
+        return DaliLoader(storage, **options, **asdict(dali or DaliConfig()))
     if name == "resident":
-        return resident_loader(
-            storage, device=device, workers=workers, on_bad_image=on_bad_image, report=report
-        )
+        return resident_loader(storage, **options, report=report)
     assert name == "reference"
-    return ReferenceLoader(storage, device=device, workers=workers, on_bad_image=on_bad_image)
+    return ReferenceLoader(storage, **options)
 
 
 def center_plan(storage: Storage, image_size: int, fraction: float) -> CenterPlan:

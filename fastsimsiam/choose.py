@@ -7,12 +7,17 @@ import torch
 
 from fastsimsiam.config import Config
 from fastsimsiam.errors import UserError
+from fastsimsiam.loaders.host_loader import num_cores
 from fastsimsiam.loaders.resident_loader import decoded_bytes
+from fastsimsiam.optional import has_dali
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.beton import Beton
 
 # Shares of the memory that a decoded data set may take: the rest is for training and the system.
 _DEVICE_SHARE = 0.25
 _HOST_SHARE = 0.10
+# A core decodes and crops about 500 photographs a second, and a fast GPU trains on 4,000.
+_CORES_PER_GPU = 8
 
 
 def choose_device(config: Config, local_rank: int = 0) -> tuple[torch.device, str]:
@@ -71,21 +76,34 @@ def choose_loader(
     """The loader's name and why."""
     if config.loader != "auto":
         return config.loader, "asked for"
-    need = decoded_bytes(storage)
+    share = _DEVICE_SHARE if device.type == "cuda" else _HOST_SHARE
     if device.type == "cuda":
-        room = torch.cuda.mem_get_info(device)[0] * _DEVICE_SHARE
+        room = torch.cuda.mem_get_info(device)[0] * share
         where = "free GPU memory"
     else:
-        room = _host_memory() * _HOST_SHARE
+        room = _host_memory() * share
         where = "memory"
-    share = _DEVICE_SHARE if device.type == "cuda" else _HOST_SHARE
+    need = decoded_bytes(storage)
     size = f"{need / 1e9:.2f} GB decoded"
     # On its way to a GPU everything passes through memory, once for each process.
     if device.type == "cuda" and need * num_processes > _host_memory() / 2:
-        return "folder", f"{size} for {num_processes} processes is more than half of the memory"
-    if need <= room:
+        why = f"{size} for {num_processes} processes is more than half of the memory"
+    elif need <= room:
         return "resident", f"{size} is within {share:.0%} of the {where}"
-    return "folder", f"{size} is more than {share:.0%} of the {where}"
+    else:
+        why = f"{size} is more than {share:.0%} of the {where}"
+    if isinstance(storage, Beton):
+        packed = int(storage.length.sum())
+        if packed > _host_memory() / 2:
+            return (
+                "ffcv",
+                f"{why}; a packed file, larger than half of the memory: read ahead of use",
+            )
+        return "ffcv", f"{why}; a packed file, which stays in the page cache"
+    cores = num_cores() / num_processes
+    if device.type == "cuda" and cores < _CORES_PER_GPU and has_dali():
+        return "dali", f"{why}; {cores:.0f} CPU cores per GPU are few, so the GPU decodes"
+    return "folder", why
 
 
 def _host_memory() -> int:

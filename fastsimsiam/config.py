@@ -18,7 +18,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from fastsimsiam.errors import UserError
 
 _SWITCH = {"on": True, "off": False}
-LoaderName = Literal["auto", "folder", "resident", "reference"]
+LoaderName = Literal["auto", "folder", "ffcv", "dali", "resident", "reference"]
 OnBadImage = Literal["error", "skip"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Switch = Annotated[
@@ -189,6 +189,24 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DaliConfig:
+    """Options of `--loader dali`."""
+
+    decoder: Literal["auto", "cpu", "mixed"] = "auto"
+    """Where JPEGs are decoded. mixed: by nvJPEG on the GPU. auto: mixed where there is one."""
+    prefetch: int = 2
+    """Batches under way."""
+    hw_decoder_load: float = 0.65
+    """Share of images for the GPU's JPEG engine, where it has one."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _require(self.prefetch >= 1, "dali.prefetch", self.prefetch, "give 1 or more")
+        load = self.hw_decoder_load
+        _require(0 <= load <= 1, "dali.hw_decoder_load", load, "give 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A pretraining run. Made by a function of recipes.py; overridden field by field."""
 
@@ -215,7 +233,8 @@ class Config:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16: autocast to bfloat16. auto: bf16 where the device computes in it."""
     loader: LoaderName = _neutral("auto")
-    """folder: decode as you go. resident: decode once, keep on the device. reference: PIL, slow."""
+    """folder: decode as you go. ffcv: packed files. dali: NVIDIA DALI, on the GPU if there is one.
+    resident: decode once, keep on the device. reference: PIL, slow. auto: by sizes and machine."""
     on_bad_image: OnBadImage = _neutral("error")
     """error: a broken image stops the run. skip: another image stands in, and it is reported."""
     device: DeviceName = _neutral("auto")
@@ -238,6 +257,8 @@ class Config:
     """kNN evaluation during training."""
     checkpoint: CheckpointConfig = _neutral(CheckpointConfig())
     """Checkpoints."""
+    dali: DaliConfig = _neutral(DaliConfig())
+    """NVIDIA DALI."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""

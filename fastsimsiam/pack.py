@@ -5,7 +5,6 @@ an image is decoded first and its copy is compared after writing. The file is wr
 allocator, from one thread; decoding and encoding are spread over the workers.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -155,7 +154,7 @@ def _write(
     writer.num_samples = len(storage)
     writer.prepare()
     try:
-        rows = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type)[: len(storage)]
+        rows = np.zeros(len(storage), dtype=writer.metadata_type)
         image, label = rows["f0"], rows["f1"]
         allocator = MemoryAllocator(str(file), writer.data_region_start, writer.page_size)
         kept: list[_Record] = []
@@ -176,13 +175,12 @@ def _write(
                 checks.append(zlib.crc32(record.data))
         if not kept:
             raise UserError(f"{storage.root} has no image that can be decoded: nothing to pack")
-        del rows, image, label
+        writer.metadata_sm.buf[: rows.nbytes] = rows.tobytes()
         writer.header["num_samples"] = len(kept)
         writer.finalize(allocator.allocations)
     finally:
+        writer.metadata_sm.close()
         writer.metadata_sm.unlink()
-        with contextlib.suppress(BufferError):  # after an error, its traceback still holds the rows
-            writer.metadata_sm.close()
     beton = open_beton(file)
     for position, check in enumerate(checks):
         if zlib.crc32(beton.read(position)) != check:
@@ -258,7 +256,11 @@ def _encode(storage: Storage, index: int, options: PackOptions, skip: bool) -> _
     """Decodes one image, and encodes it anew unless its own bytes will do."""
     height, width = storage.sizes[index].tolist()
     try:
-        if storage.orientation[index] == 1 and options.bounded(height, width) == (height, width):
+        if (
+            height
+            and storage.orientation[index] == 1
+            and options.bounded(height, width) == (height, width)
+        ):
             data = storage.read(index)
             pixels = decode_jpeg(data, height * width)
             if pixels is not None and pixels.shape[:2] == (height, width):

@@ -93,7 +93,8 @@ def pretrain(config: Config, *, resume: bool = False) -> Summary:
             def loader_of(storage: Storage) -> Loader:
                 return build_loader(
                     name, storage, device=device, workers=config.workers,
-                    on_bad_image=config.on_bad_image, report=_reporter(recorder, "decoding"),
+                    on_bad_image=config.on_bad_image, dali=config.dali,
+                    report=_reporter(recorder, "decoding"),
                 )  # fmt: skip
 
             with closing(loader_of(train)) as loader:

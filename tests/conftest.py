@@ -1,5 +1,7 @@
 """Fixtures: small real-looking data sets, and the photographs where they are to be had."""
 
+import importlib.util
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +24,20 @@ from fastsimsiam.config import (
 CPU = torch.device("cpu")
 
 
-def open_with_pil(path: Path) -> Image.Image:
+def open_with_pil(file: Path | io.BytesIO) -> Image.Image:
     """The upright RGB image of a file, by PIL alone: the oracle of the loaders."""
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         turned = ImageOps.exif_transpose(image)
         return (turned.convert("RGBA") if turned.mode == "P" else turned).convert("RGB")
+
+
+def require(name: str) -> None:
+    """Skips where FFCV or DALI is not installed; fails instead where they are said to be."""
+    found = importlib.util.find_spec("nvidia.dali" if name == "dali" else name)
+    if found is None and os.environ.get("FASTSIMSIAM_REQUIRE_LOADERS"):
+        pytest.fail(f"{name} is not installed, and FASTSIMSIAM_REQUIRE_LOADERS is set")
+    if found is None:
+        pytest.skip(f"{name} is not installed")
 
 
 def textured_image(rng: np.random.Generator, height: int, width: int) -> Image.Image:

@@ -20,10 +20,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastsimsiam.errors import UserError
+from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.batch import Batch, assemble, size_groups
 from fastsimsiam.loaders.buffers import BufferPool
-from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.decode import decode_jpeg
 from fastsimsiam.loaders.host_loader import crop_into, num_cores
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
@@ -57,7 +57,9 @@ def balanced(cost: npt.NDArray[np.int64], workers: int) -> npt.NDArray[np.int64]
     Numba gives every thread one piece; dealt out by size, to and fro, no thread waits for another.
     """
     by_cost = np.argsort(-cost, kind="stable")
+    # A last, incomplete round goes to the first ones, whose pieces are longer by one.
     deal = np.arange(len(cost)) // workers % 2 == 0
+    deal[len(cost) - len(cost) % workers :] = True
     number = np.arange(len(cost)) % workers
     hand = np.where(deal, number, workers - 1 - number)
     return by_cost[np.argsort(hand, kind="stable")]
@@ -187,10 +189,17 @@ class FfcvLoader:
         return self._pipelines[key]
 
     def _repair(self, plan: Plan, batch: BatchPlan, row: int, crops: tuple[Tensor, ...]) -> None:
-        """What libjpeg-turbo refused: another decoder's try, then the policy."""
+        """What libjpeg-turbo refused goes by the policy."""
 
         def frame(index: int) -> npt.NDArray[np.uint8]:
-            return read_rgb(self._storage, index)
+            height, width = self._storage.sizes[index].tolist()
+            pixels = decode_jpeg(self._storage.read(index), height * width)
+            # PIL would put up with some damage. But every record was whole when it was packed.
+            if pixels is None or pixels.shape[:2] != (height, width):
+                raise BadImageError(
+                    f"{self._storage.name(index)} cannot be decoded (damaged since it was packed)"
+                )
+            return pixels
 
         pixels = self._policy.run(plan, batch, row, frame, self._storage.name)
         boxes = batch.views.box[row].tolist()

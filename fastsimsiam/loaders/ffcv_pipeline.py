@@ -202,7 +202,7 @@ class FfcvPipeline:
                 self._handles,
                 # Pages that no image reaches are never touched, and take no memory.
                 np.empty((workers, largest + PADDING), np.uint8),
-                np.empty((workers, height * row_bytes(max(view_sizes))), np.uint8),
+                np.empty((workers, height, row_bytes(max(view_sizes))), np.uint8),
             ),
         )
         self._loader.memory_manager = self._memory

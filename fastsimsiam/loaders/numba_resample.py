@@ -106,7 +106,8 @@ def resample_box(frame: int, pitch: int, box: Any, rows: Any, out: Any) -> None:
         frame: address of an RGB frame, with `PADDING` readable bytes behind it.
         pitch: bytes from one row of it to the next.
         box: top, left, height, width.
-        rows: uint8 scratch of at least height * row_bytes(S).
+        rows: uint8 scratch, (height or more, row_bytes(S) or more). Of two dimensions, because FFCV
+            changes Numba's type of one-dimensional byte arrays, and so the keys of compiled code.
         out: (S, S, 3) uint8, contiguous.
     """
     side = out.shape[0]
@@ -114,7 +115,7 @@ def resample_box(frame: int, pitch: int, box: Any, rows: Any, out: Any) -> None:
     first = np.empty(side, np.int64)
     count = np.empty(side, np.int64)
     weights = np.empty((side, most_taps(max(height, width), side)), np.int32)
-    row_length = 3 * side + PADDING
+    row_length = rows.shape[1]
     scratch = rows.ctypes.data
     _fill_weights(width, side, first, count, weights)
     step = weights.shape[1] * 4
@@ -143,8 +144,7 @@ def resample_box(frame: int, pitch: int, box: Any, rows: Any, out: Any) -> None:
         total[:] = _HALF
         for k in range(count[y]):
             weight = weights[y, k]
-            begin = (first[y] + k) * row_length
-            row = rows[begin : begin + 3 * side]
+            row = rows[first[y] + k]
             for i in range(3 * side):
                 total[i] += np.int32(row[i]) * weight
         line = out[y].reshape(3 * side)

@@ -7,6 +7,7 @@ user's cache folder (`XDG_CACHE_HOME`, else ~/.cache); only new or changed files
 import hashlib
 import os
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _EXIF_ORIENTATION = 0x0112
 _READ_THREADS = 8
 _INDEX_VERSION = 1
+# PIL warns of images over 89 megapixels and refuses those over 179: the refusal is enough.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, kw_only=True)

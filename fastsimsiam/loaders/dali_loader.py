@@ -1,0 +1,169 @@
+"""NVIDIA DALI: decoding and cropping on the CPU or, with nvJPEG, on the GPU, from one definition.
+
+DALI is handed the files' bytes and the plan's boxes. It resamples the whole frame around a box
+(`roi_start`, `roi_end`), which is a fifth faster than cutting the box out first; so the outermost
+pixels of a crop may see their neighbours outside of the box.
+
+What DALI is not asked to decode: anything but a whole JPEG in RGB or grey that stands upright. That
+goes through PIL's path and reaches DALI as plain pixels (a PPM file in memory), so that every image
+is good or broken exactly where it is for the other loaders.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastsimsiam.errors import BadImageError
+from fastsimsiam.loaders.batch import Batch, assemble
+from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.host_loader import num_cores
+from fastsimsiam.loaders.jpeg_header import jpeg_size
+from fastsimsiam.loaders.prefetch import to_device
+from fastsimsiam.loaders.replacement import BadImagePolicy
+from fastsimsiam.optional import require_dali
+from fastsimsiam.plan.batches import BatchPlan, Plan
+from fastsimsiam.storage.base import Storage
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class DaliLoader:
+    """Batches from a DALI pipeline.
+
+    Attributes:
+        bad_images: name -> what is wrong with it, for images that were skipped so far.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        device: torch.device,
+        workers: int | None = None,
+        on_bad_image: str = "error",
+        decoder: str = "auto",
+        prefetch: int = 2,
+        hw_decoder_load: float = 0.65,
+    ) -> None:
+        """Prepares the loader; pipelines are built when a plan first asks for them.
+
+        Args:
+            storage: where the images lie.
+            device: where batches go.
+            workers: DALI's threads, and as many that read; None: one per core.
+            on_bad_image: `error` or `skip`.
+            decoder: `cpu`; `mixed`, nvJPEG on the GPU; `auto`: mixed if `device` is a GPU.
+            prefetch: batches under way.
+            hw_decoder_load: share of images for the GPU's JPEG engine, where it has one.
+
+        Raises:
+            UserError: DALI is not installed, or files have no readable header.
+        """
+        require_dali("--loader dali")
+        self._storage = storage
+        self._policy = BadImagePolicy(on_bad_image)
+        self._policy.require_readable(storage)
+        self.bad_images = self._policy.bad_images
+        self._device = device
+        self._workers = workers or num_cores()
+        self._mixed = device.type == "cuda" and decoder != "cpu"
+        self._prefetch = prefetch
+        self._hw_decoder_load = hw_decoder_load
+        self._reading = ThreadPoolExecutor(self._workers, thread_name_prefix="dali-read")
+        self._pipelines: dict[tuple[int, tuple[int, ...]], Any] = {}
+        self._refused: set[int] = set()
+
+    def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """See `loaders.batch.Loader`."""
+        batches = self._batches(plan, epoch, start)
+        return batches if self._mixed else to_device(batches, self._device)
+
+    def close(self) -> None:
+        """Ends DALI's threads and gives its memory back."""
+        self._reading.shutdown(cancel_futures=True)
+        for pipeline in self._pipelines.values():
+            pipeline.close()
+        self._pipelines.clear()
+
+    def _batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
+        step = start
+        while step < plan.num_batches:
+            made: deque[BatchPlan] = deque()
+            pipeline = self._pipelines.pop(self._key(plan), None) or self._build(plan)
+            whole = False
+            try:
+                for outputs in pipeline.run(self._feeds(plan, epoch, step, made)):
+                    yield self._assemble(made.popleft(), outputs)
+                    step += 1
+                whole = True
+            except RuntimeError as error:
+                # It does not say which image: these go the careful way from now on.
+                batch = made[0].index.tolist()
+                if self._refused.issuperset(batch):
+                    raise BadImageError(f"DALI: {' '.join(str(error).split())}") from error
+                self._refused.update(batch)
+            finally:
+                if whole:
+                    self._pipelines[self._key(plan)] = pipeline  # for the next epoch
+                else:
+                    pipeline.close()  # batches of this one are under way in it
+
+    def _feeds(
+        self, plan: Plan, epoch: int, start: int, made: deque[BatchPlan]
+    ) -> Iterator[tuple[list[Bytes], npt.NDArray[np.int32]]]:
+        for step in range(start, plan.num_batches):
+            batch = plan.batch(epoch, step)
+            encoded = partial(self._row, plan, batch)
+            files = list(self._reading.map(encoded, range(len(batch.index))))
+            made.append(batch)
+            yield files, batch.views.box
+
+    def _row(self, plan: Plan, batch: BatchPlan, row: int) -> Bytes:
+        return self._policy.run(plan, batch, row, self._encoded, self._storage.name)
+
+    def _assemble(self, batch: BatchPlan, outputs: list[Any]) -> Batch:
+        crops = tuple(torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in outputs)
+        if not self._mixed:
+            pin = self._device.type == "cuda"
+            return assemble(batch, tuple(c.pin_memory() for c in crops) if pin else crops, pin=pin)
+        small = assemble(batch, (), pin=True).to(self._device)
+        return Batch(
+            index=small.index, label=small.label, crops=crops, photometric=small.photometric
+        )
+
+    def _key(self, plan: Plan) -> tuple[int, tuple[int, ...]]:
+        return len(plan.index(0, 0)), plan.view_sizes
+
+    def _build(self, plan: Plan) -> Any:
+        from fastsimsiam.loaders.dali_pipeline import DaliPipeline
+
+        return DaliPipeline(
+            *self._key(plan),
+            device_id=(self._device.index or 0) if self._mixed else None,
+            workers=self._workers,
+            prefetch=self._prefetch,
+            hw_decoder_load=self._hw_decoder_load,
+        )
+
+    def _encoded(self, index: int) -> Bytes:
+        """The bytes of a sample that DALI is to decode.
+
+        Raises:
+            BadImageError: it is broken.
+        """
+        data = self._storage.read(index)
+        if (
+            index not in self._refused
+            and self._storage.orientation[index] == 1
+            and jpeg_size(data) == tuple(self._storage.sizes[index].tolist())
+        ):
+            return np.array(data)
+        pixels = read_rgb(self._storage, index)
+        header = f"P6\n{pixels.shape[1]} {pixels.shape[0]}\n255\n".encode()
+        return np.concatenate([np.frombuffer(header, np.uint8), pixels.reshape(-1)])

@@ -1,0 +1,121 @@
+"""The DALI pipeline. Needs DALI; imported only when asked for.
+
+Shapes: B batch, V views, S side of the crop.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from nvidia.dali import backend, fn, pipeline_def, types
+
+from fastsimsiam.loaders.batch import size_groups
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def _decode_once(
+    source: Callable[[], list[Any]], view_sizes: tuple[int, ...], decoder: str,
+    hw_decoder_load: float,
+) -> Any:  # fmt: skip
+    """One decode, and for each view size a stack (V, S, S, 3) of crops."""
+    count = len(view_sizes)
+    files, *corners = fn.external_source(
+        source=source,
+        num_outputs=1 + 2 * count,
+        dtype=[types.UINT8] + [types.FLOAT] * (2 * count),
+        ndim=1,
+        batch=True,
+    )
+    options = {"hw_decoder_load": hw_decoder_load} if decoder == "mixed" else {}
+    frames = fn.decoders.image(
+        files,
+        device=decoder,
+        output_type=types.RGB,
+        use_fast_idct=False,
+        jpeg_fancy_upsampling=True,
+        adjust_orientation=False,  # turned images come upright already
+        **options,
+    )
+    stacks = []
+    for side, views in size_groups(view_sizes).items():
+        crops = []
+        for view in views:
+            crop = fn.resize(
+                frames,
+                size=[side, side],
+                roi_start=corners[2 * view],
+                roi_end=corners[2 * view + 1],
+                interp_type=types.INTERP_LINEAR,
+                antialias=True,
+            )
+            crops.append(crop)
+        stacks.append(fn.stack(*crops, axis=0))
+    return tuple(stacks)
+
+
+class DaliPipeline:
+    """A built pipeline: for a batch size and the sizes of the views."""
+
+    def __init__(
+        self, batch_size: int, view_sizes: tuple[int, ...], *, device_id: int | None, workers: int,
+        prefetch: int, hw_decoder_load: float,
+    ) -> None:  # fmt: skip
+        """Builds it, on a GPU or (`device_id` None) without one."""
+        self._feeds: Iterator[tuple[list[Bytes], npt.NDArray[np.int32]]] = iter(())
+        self._pipeline = _decode_once(
+            self._source,
+            view_sizes,
+            "cpu" if device_id is None else "mixed",
+            hw_decoder_load,
+            batch_size=batch_size,
+            num_threads=workers,
+            device_id=device_id,
+            prefetch_queue_depth=prefetch,
+            # Outputs stay whole while somebody holds them, so they reach torch without a copy.
+            exec_dynamic=True,
+        )
+        self._pipeline.build()
+
+    def close(self) -> None:
+        """Ends DALI's threads and gives its memory back."""
+        self._pipeline = None
+        # DALI's objects refer to each other. Left to chance, a process forked later would try to end
+        # threads that it does not have, and wait for ever.
+        gc.collect()
+        backend.ReleaseUnusedMemory()
+
+    def _source(self) -> list[Any]:
+        files, boxes = next(self._feeds)
+        corner = boxes.astype(np.float32)
+        inputs: list[Any] = [files]
+        for view in range(boxes.shape[1]):
+            start = corner[:, view, :2]
+            inputs += [np.ascontiguousarray(start), start + corner[:, view, 2:]]
+        return inputs
+
+    def run(
+        self, feeds: Iterator[tuple[list[Bytes], npt.NDArray[np.int32]]]
+    ) -> Iterator[list[Any]]:
+        """Makes batches until `feeds` end.
+
+        Args:
+            feeds: B encoded files and boxes (B, V, 4) of every batch.
+
+        Yields:
+            A list of DALI tensors (B, V, S, S, 3) for each view size.
+
+        Raises:
+            RuntimeError: DALI could not decode an image; the pipeline is of no further use.
+        """
+        self._feeds = feeds
+        while True:
+            try:
+                outputs = self._pipeline.run()
+            except StopIteration:
+                self._pipeline.reset()
+                return
+            yield list(outputs)

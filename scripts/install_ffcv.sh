@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Installs what FFCV is compiled against (Debian or Ubuntu), then FFCV into an environment.
+#
+#     scripts/install_ffcv.sh [PYTHON]      PYTHON: the environment's, .venv/bin/python by default
+#
+# With conda instead: conda install -c conda-forge opencv libjpeg-turbo pkg-config compilers &&
+#     pip install ffcv
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python="${1:-.venv/bin/python}"
+say() { echo "install_ffcv: $*" >&2; }
+
+if [ ! -x "$(command -v "$python" || true)" ]; then
+  say "there is no Python at $python: run make test first, or pass one"
+  exit 2
+fi
+if "$python" -c "import ffcv" 2>/dev/null; then
+  say "FFCV is installed already"
+  exit 0
+fi
+missing=()
+for name in opencv4 libturbojpeg; do
+  pkg-config --exists "$name" 2>/dev/null || missing+=("$name")
+done
+if [ ${#missing[@]} -gt 0 ] || [ ! -x "$(command -v g++ || true)" ]; then
+  if [ ! -x "$(command -v apt-get || true)" ]; then
+    say "needs a C++ compiler, pkg-config, OpenCV and libjpeg-turbo with their headers, and knows only"
+    say "apt-get; install them by hand, with conda say: see the head of this file"
+    exit 2
+  fi
+  sudo=""
+  if [ "$(id -u)" -ne 0 ]; then
+    if [ ! -x "$(command -v sudo || true)" ]; then
+      say "cannot install Debian packages without root: ask for"
+      say "apt-get install g++ libopencv-dev libturbojpeg0-dev pkg-config"
+      exit 2
+    fi
+    sudo="sudo"
+  fi
+  $sudo apt-get update -qq
+  $sudo env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq g++ libopencv-dev libturbojpeg0-dev pkg-config >/dev/null
+fi
+# FFCV imports distutils, which Python 3.12 leaves to setuptools.
+"$python" -m pip install --quiet setuptools wheel
+"$python" -m pip install --quiet -e '.[ffcv]' -c constraints.txt
+"$python" -W ignore -c "import ffcv" || { say "FFCV was built but cannot be loaded"; exit 2; }
+say "FFCV is installed"

@@ -1,0 +1,301 @@
+"""Packing: verified copies, clear refusals, no half files."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CPU, open_with_pil, require, textured_image
+from PIL import Image
+
+from fastsimsiam.build import build_loader, center_plan
+from fastsimsiam.cli import main
+from fastsimsiam.config import ViewSpec
+from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.ffcv_loader import balanced
+from fastsimsiam.pack import PackOptions, pack, verify
+from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.storage.beton import Beton, manifest_path, open_beton
+from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.storage.data_set import has_split
+from fastsimsiam.storage.data_set import open_split as open_any
+
+
+@pytest.fixture(autouse=True)
+def _ffcv() -> None:
+    require("ffcv")
+
+
+def packed(source: Path, target: Path, **options: object) -> Beton:
+    """Packs class folders."""
+    pack(open_split(source, "train"), target, PackOptions(**options), workers=2)
+    return open_beton(target)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Twelve JPEGs of two classes."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        folder = tmp_path / "images" / f"k{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        textured_image(rng, 60, 80).save(folder / f"{number:02d}.jpg", quality=92)
+    return tmp_path / "images"
+
+
+def test_jpegs_keep_their_bytes(images: Path, tmp_path: Path) -> None:
+    folder = open_split(images, "train")
+    beton = packed(images, tmp_path / "a.beton")
+    assert len(beton) == 12
+    np.testing.assert_array_equal(beton.label, folder.label)
+    np.testing.assert_array_equal(beton.sizes, folder.sizes)
+    assert list(beton.classes) == ["k0", "k1"]
+    for index in range(12):
+        assert bytes(beton.read(index)) == folder.path(index).read_bytes()
+    manifest = json.loads(manifest_path(tmp_path / "a.beton").read_text())
+    assert manifest["images_with_their_own_bytes"] == manifest["images_total"] == 12
+    assert manifest["images_of_class"] == [6, 6]
+    assert len(verify(tmp_path / "a.beton")) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "size"), [({"max_side": 40}, (30, 40)), ({"short_side": 30}, (30, 40))]
+)
+def test_larger_images_are_made_smaller(
+    options: dict[str, int], size: tuple[int, int], images: Path, tmp_path: Path
+) -> None:
+    beton = packed(images, tmp_path / "a.beton", **options)
+    assert {tuple(found) for found in beton.sizes.tolist()} == {size}
+    original = open_with_pil(images / "k0" / "00.jpg").resize(size[::-1], Image.Resampling.BICUBIC)
+    difference = np.abs(read_rgb(beton, 0).astype(int) - np.asarray(original, dtype=int))
+    assert difference.mean() < 10  # JPEG halves the colours of a rough texture
+
+
+def nasty(folder: Path) -> Path:
+    """What turns up in data sets: 12 whole images, some odd, and three broken files."""
+    rng = np.random.default_rng(1)
+    place = folder / "nasty" / "k"
+    place.mkdir(parents=True)
+    for number in range(8):
+        textured_image(rng, 60, 80).save(place / f"{number}.jpg")
+    textured_image(rng, 60, 80).convert("CMYK").save(place / "cmyk.jpg")
+    textured_image(rng, 60, 80).convert("L").save(place / "grey.jpg")
+    Image.new("RGB", (1, 1), (9, 99, 199)).save(place / "pixel.png")
+    Image.new("RGB", (12_000, 9_000), (200, 100, 50)).save(place / "huge.jpg", quality=50)
+    whole = (place / "0.jpg").read_bytes()
+    (place / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (place / "empty.jpg").write_bytes(b"")
+    (place / "text.jpg").write_text("this is no image")
+    (place / "x.jpg").mkdir()
+    return folder / "nasty"
+
+
+BROKEN = {"truncated.jpg", "empty.jpg", "text.jpg"}
+
+
+@pytest.fixture(scope="module")
+def nasty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: the large image takes a second."""
+    return nasty(tmp_path_factory.mktemp("set"))
+
+
+def test_broken_files_are_left_out_and_listed(nasty_folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "a.beton"
+    with pytest.raises(UserError, match=r"empty\.jpg is not a readable .*and 1 more"):
+        packed(nasty_folder, target, max_side=512)
+    assert not target.exists()
+    storage = open_split(nasty_folder, "train")
+    manifest = pack(storage, target, PackOptions(max_side=512), on_bad_image="skip")
+    assert {Path(path).name for path in manifest["left_out"]} == BROKEN
+    beton = open_beton(target)
+    assert len(beton) == 12
+    size = {Path(path).name: tuple(s) for path, s in zip(beton.paths, beton.sizes, strict=True)}
+    assert size["huge.jpg"] == (384, 512)
+    assert size["pixel.png"] == (1, 1)
+    for index in range(12):
+        original = open_with_pil(nasty_folder / beton.paths[index])
+        original = original.resize(read_rgb(beton, index).shape[1::-1])
+        difference = read_rgb(beton, index).astype(int) - np.asarray(original, dtype=int)
+        assert np.abs(difference).mean() < 10
+    with closing(
+        build_loader("ffcv", beton, device=CPU, workers=2, on_bad_image="error")
+    ) as loader:
+        assert sum(len(b.index) for b in loader.iterate(center_plan(beton, 16, 1.0))) == 12
+
+
+@pytest.mark.parametrize("name", ["folder", "dali", "resident", "reference"])
+def test_every_loader_takes_the_same_folder(name: str, nasty_folder: Path) -> None:
+    if name == "dali":
+        require("dali")
+    storage = open_split(nasty_folder, "train")
+    with pytest.raises(UserError, match=r"\.jpg is not a readable"):
+        build_loader(name, storage, device=CPU, workers=2, on_bad_image="error")
+    loader = build_loader(name, storage, device=CPU, workers=2, on_bad_image="skip")
+    plan = TrainPlan(
+        label=storage.label, sizes=storage.sizes, seed=0, specs=(ViewSpec(), ViewSpec()),
+        image_size=32, batch_size=len(storage),
+    )  # fmt: skip
+    with closing(loader):
+        (batch,) = loader.iterate(plan)
+    shown = {Path(storage.paths[index]).name for index in batch.index.tolist()}
+    assert shown == {path.name for path in nasty_folder.glob("k/*.*") if path.is_file()} - BROKEN
+    assert {Path(path).name for path in loader.bad_images} == BROKEN
+
+
+def damage(beton: Beton, index: int) -> None:
+    """Ends a record at its half."""
+    with open(beton.root, "r+b") as file:
+        length = int(beton.length[index])
+        file.seek(int(beton.pointer[index]) + length // 2)
+        file.write(b"\xff\xd9" + bytes(length - length // 2 - 2))
+
+
+def test_a_bad_record_is_named_and_never_passed_on(images: Path, tmp_path: Path) -> None:
+    """FFCV alone would show the previous image's pixels in its place."""
+    beton = packed(images, tmp_path / "a.beton")
+    damage(beton, 3)
+    plan = TrainPlan(
+        label=beton.label, sizes=beton.sizes, seed=0, specs=(ViewSpec(), ViewSpec()),
+        image_size=32, batch_size=12,
+    )  # fmt: skip
+    loader = build_loader("ffcv", beton, device=CPU, workers=2, on_bad_image="error")
+    with (
+        closing(loader),
+        pytest.raises(BadImageError, match=r"record 3 \(k0/06.jpg\) .*skip") as caught,
+    ):
+        list(loader.iterate(plan))
+    assert "\n" not in str(caught.value)
+    loader = build_loader("ffcv", beton, device=CPU, workers=2, on_bad_image="skip")
+    with closing(loader):
+        (batch,) = loader.iterate(plan)
+    assert 3 not in batch.index.tolist()
+    assert list(loader.bad_images) == [beton.name(3)]
+    assert batch.crops[0].float().flatten(1).std(1).min() > 5  # no row was left unwritten
+    with pytest.raises(UserError, match="differs from its manifest in sha256"):
+        verify(tmp_path / "a.beton")
+
+
+def test_damaged_and_foreign_files_are_refused(images: Path, tmp_path: Path) -> None:
+    target = tmp_path / "a.beton"
+    packed(images, target)
+    content = target.read_bytes()
+    target.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="no whole packed file|cut short"):
+        open_beton(target)
+    target.write_bytes(b"")
+    with pytest.raises(UserError, match="no whole packed file"):
+        open_beton(target)
+    target.write_bytes(content)
+    manifest_path(target).write_text("{")
+    with pytest.raises(UserError, match=r"a\.beton\.json cannot be read"):
+        open_beton(target)
+
+
+def test_data_sets_are_opened_by_what_they_are(images: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    packed(images, data / "train.beton")
+    packed(images, data / "val.beton")
+    assert has_split(data, "val")
+    train = open_any(data, "train")
+    assert isinstance(train, Beton)
+    assert isinstance(open_any(data / "train.beton", "train"), Beton)
+    # Labels follow the classes of the training split, whatever the file's own order is.
+    swapped = open_any(data, "val", classes=["k1", "k0"])
+    np.testing.assert_array_equal(swapped.label, 1 - train.label)
+    with pytest.raises(UserError, match="has a class k0"):
+        open_any(data, "val", classes=["k1"])
+    with pytest.raises(UserError, match="fastsimsiam pack"):
+        build_loader(
+            "ffcv", open_split(images, "train"), device=CPU, workers=1, on_bad_image="error"
+        )
+
+
+def test_a_killed_pack_leaves_no_file(images: Path, tmp_path: Path) -> None:
+    target = tmp_path / "a.beton"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(images), str(target)], stderr=subprocess.DEVNULL
+    )
+    partial = tmp_path / "a.beton.partial"
+    deadline = time.monotonic() + 60
+    while not partial.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert partial.exists()
+    assert not target.exists()
+    assert len(packed(images, target)) == 12
+    assert not partial.exists()
+
+
+# Packs one image and then takes its time.
+KILLED = """
+import sys, time
+from pathlib import Path
+from fastsimsiam.pack import PackOptions, pack
+from fastsimsiam.storage.class_folder import open_split
+pack(open_split(Path(sys.argv[1]), "train"), Path(sys.argv[2]), PackOptions(), workers=1,
+     report=lambda done, total: time.sleep(60))
+"""
+
+
+def test_a_full_disk_is_one_line(images: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "fastsimsiam", "pack", str(images), str(tmp_path / "a.beton")],
+        capture_output=True, text=True, preexec_fn=limit, check=False,
+        env={"XDG_CACHE_HOME": str(tmp_path), "PATH": "", "HOME": str(tmp_path),
+             "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert "cannot write" in line
+    assert "make room" in line
+    assert not list(tmp_path.glob("a.beton*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["{images}", "{out}/a.txt"], "ends in .beton"),
+     (["{images}"], "needs SRC and DST.beton"),
+     (["{images}", "{out}/a.beton", "--max-side", "9", "--short-side", "9"], "not both"),
+     (["{images}", "{out}/a.beton", "--quality", "0"], "--quality is 0"),
+     (["{out}", "{out}/a.beton"], "no .jpg"),
+     (["--verify", "{out}/a.beton"], "does not exist")],
+)  # fmt: skip
+def test_wrong_input_is_one_line(
+    words: list[str], message: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    words = [word.format(images=images, out=tmp_path / "empty") for word in words]
+    assert main(["pack", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_pack_and_verify_by_command(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "a.beton"
+    assert main(["pack", str(images), str(target), "--max-side", "70"]) == 0
+    assert main(["pack", "--verify", str(target)]) == 0
+    assert "12 images" in capsys.readouterr().out
+
+
+def test_work_is_dealt_out_evenly() -> None:
+    cost = np.random.default_rng(0).lognormal(10, 1, 64).astype(np.int64)
+    for workers in (1, 2, 7):
+        order = balanced(cost, workers)
+        assert sorted(order) == list(range(64))
+        pieces = [cost[piece].sum() for piece in np.array_split(order, workers)]
+        assert max(pieces) < 1.25 * np.mean(pieces) + cost.max() / 2
