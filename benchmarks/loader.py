@@ -17,6 +17,7 @@ Configurations, all on the same files and with the same number of workers:
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -129,12 +130,18 @@ def timed(batches: Iterator[Any]) -> tuple[int, float]:
     return sum(1 for _ in batches), time.perf_counter() - started
 
 
+@functools.cache
+def compiled_colour() -> Photometric:
+    """Our colour; eager, a CPU needs many times as long, so whoever wants it there compiles it."""
+    photometric = Photometric(recipes.get("imagenet-100ep").views, (224, 224))
+    photometric.compile(fullgraph=True, dynamic=False)
+    return photometric
+
+
 def colour(loader: Loader, storage: ClassFolder, epoch: int) -> None:
     """Makes every batch of an epoch, colour and normalisation included."""
     plan = plan_of(storage)
-    photometric = Photometric(plan.specs, plan.view_sizes)
-    # Eager, a CPU needs fifteen times as long for it; whoever wants colour there compiles it.
-    photometric.compile(fullgraph=True, dynamic=False)
+    photometric = compiled_colour()
     with torch.inference_mode():
         for batch in loader.iterate(plan, epoch):
             photometric(batch.crops, batch.photometric)
