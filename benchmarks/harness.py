@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "simplejpeg")
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "simplejpeg", "ffcv", "nvidia-dali-cuda130")
 
 
 def machine() -> dict[str, Any]:

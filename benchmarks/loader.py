@@ -34,8 +34,6 @@ import torch
 
 from benchmarks.harness import run_all, summary, write
 from benchmarks.peers.official import official_loader
-from benchmarks.peers.stock_dali import stock_dali_batches
-from benchmarks.peers.stock_ffcv import stock_ffcv_loader
 from fastsimsiam import recipes
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.loaders.batch import Loader
@@ -167,12 +165,16 @@ def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
         started = time.perf_counter()
         count = sum(len(views[0]) for views, _ in batches)
     elif name == "ffcv-stock":
+        from benchmarks.peers.stock_ffcv import stock_ffcv_loader
+
         loader = stock_ffcv_loader(packed(many).root, 50, workers)
         for _ in loader:  # compiles
             pass
         started = time.perf_counter()
         count = sum(len(views[0]) for views in loader)
     elif name == "dali-stock":
+        from benchmarks.peers.stock_dali import stock_dali_batches
+
         batches, seconds = timed(stock_dali_batches(data, len(many), 50, workers))
         count, started = batches * 50, time.perf_counter() - seconds
     else:
