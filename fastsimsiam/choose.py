@@ -6,8 +6,8 @@ import shutil
 import torch
 
 from fastsimsiam.config import Config
+from fastsimsiam.cores import num_cores
 from fastsimsiam.errors import UserError
-from fastsimsiam.loaders.host_loader import num_cores
 from fastsimsiam.loaders.resident_loader import decoded_bytes
 from fastsimsiam.optional import has_dali
 from fastsimsiam.storage.base import Storage

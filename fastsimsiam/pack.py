@@ -22,9 +22,9 @@ import simplejpeg
 from PIL import Image
 
 import fastsimsiam
+from fastsimsiam.cores import num_workers
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.decode import Pixels, decode_jpeg, read_rgb
-from fastsimsiam.loaders.host_loader import num_cores
 from fastsimsiam.loaders.replacement import MEND
 from fastsimsiam.optional import require_ffcv
 from fastsimsiam.storage.base import Report, Storage
@@ -116,6 +116,7 @@ def pack(
         UserError: FFCV is missing, or the file cannot be written.
     """
     require_ffcv("fastsimsiam pack")
+    workers = num_workers(workers)
     if target.suffix != SUFFIX:
         raise UserError(f"{target} is to be a packed file: give a name that ends in {SUFFIX}")
     if on_bad_image == "error":
@@ -140,7 +141,7 @@ def pack(
 
 
 def _write(
-    storage: Storage, file: Path, options: PackOptions, workers: int | None, on_bad_image: str,
+    storage: Storage, file: Path, options: PackOptions, workers: int, on_bad_image: str,
     report: Report | None,
 ) -> dict[str, Any]:  # fmt: skip
     from ffcv.fields import IntField, RGBImageField
@@ -149,8 +150,8 @@ def _write(
 
     fields = {"image": RGBImageField(write_mode="jpg"), "label": IntField()}
     writer = DatasetWriter(str(file), fields, page_size=_page_size(storage, options))
-    # Its header comes before the records and has a line for each of them, so broken images have to
-    # be known first: there is room for all, and what is left over stays behind the last page.
+    # The table of images stands before the records, and only when all are decoded is it known how
+    # many there are: it gets room for all, and the lines of broken ones stay empty at its end.
     writer.num_samples = len(storage)
     writer.prepare()
     try:
@@ -230,10 +231,9 @@ def _page_size(storage: Storage, options: PackOptions) -> int:
 
 
 def _records(
-    storage: Storage, options: PackOptions, workers: int | None, skip: bool, report: Report | None
+    storage: Storage, options: PackOptions, workers: int, skip: bool, report: Report | None
 ) -> Iterator[_Record]:
     """Every image in order, made by threads, a bounded number ahead."""
-    workers = workers or num_cores()
     waiting: deque[Future[_Record]] = deque()
     indices = iter(range(len(storage)))
     done = 0
@@ -317,7 +317,7 @@ def verify(file: Path, *, workers: int | None = None, report: Report | None = No
             raise UserError(
                 f"{file} differs from its manifest in {what} ({found}, not {expected}): pack it again"
             )
-    with ThreadPoolExecutor(workers or num_cores()) as pool:
+    with ThreadPoolExecutor(num_workers(workers)) as pool:
         for done, _ in enumerate(
             pool.map(lambda index: read_rgb(beton, index).shape, range(len(beton))), start=1
         ):

@@ -13,7 +13,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "plan": set(),
     "storage": {"scratch", "optional"},
-    "loaders": {"optional", "plan", "scratch", "storage"},
+    "loaders": {"cores", "optional", "plan", "scratch", "storage"},
+    "cores": set(),
     "scratch": set(),
     "optional": set(),
     "augment": {"plan", "loaders"},

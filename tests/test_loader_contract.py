@@ -36,7 +36,7 @@ TOLERANCE = {
     "resident": (1, 0.05),
     "resident-device": (1, 0.3),
     "reference": (0, 0.0),
-    # Another libjpeg-turbo than PIL's; the resampling is PIL's to the bit.
+    # Another libjpeg-turbo than PIL's, and always the horizontal pass first.
     "ffcv": (1, 0.05),
     # DALI resamples the frame around the box, so the outermost pixels see across its edge.
     "dali": (160, 1.5),
@@ -250,6 +250,39 @@ def test_broken_images_are_replaced_and_reported(name: str, damaged: Path) -> No
     again = run(make_loader(name, storage, on_bad_image="skip", workers=1), train_plan(storage))[0]
     assert torch.equal(again.index, batch.index)
     assert torch.equal(again.crops[0], batch.crops[0])
+
+
+@pytest.mark.of_files
+def test_data_damaged_inside_is_refused_by_all_but_dali(name: str, damaged: Path) -> None:
+    """DALI shows the decoder's guess. Its docstring says so; should that change, so should it."""
+    content = bytearray((damaged / "train" / "0" / "06.jpg").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = b"\xff\xc4" * 200
+    (damaged / "train" / "0" / "04.jpg").write_bytes(content)
+    storage = open_split(damaged, "train")
+    if name == "dali":
+        assert len(run(make_loader(name, storage), train_plan(storage))) == 1
+        return
+    with pytest.raises(BadImageError, match=r"04\.jpg cannot be decoded"):
+        run(make_loader(name, storage), train_plan(storage))
+
+
+@pytest.mark.of_files
+def test_what_the_decoder_refuses_is_named(name: str, damaged: Path) -> None:
+    """DALI does not say which image of a batch it was."""
+    content = bytearray((damaged / "train" / "0" / "06.jpg").read_bytes())
+    lengths = content.find(b"\xff\xc4") + 5
+    content[lengths : lengths + 16] = b"\xff" * 16  # a Huffman table that cannot be
+    (damaged / "train" / "0" / "04.jpg").write_bytes(content)
+    storage = open_split(damaged, "train")
+    with pytest.raises(BadImageError, match=r"04\.jpg cannot be decoded .*skip"):
+        run(make_loader(name, storage), train_plan(storage, batch_size=5))
+    loader = make_loader(name, storage, on_bad_image="skip")
+    batches = run(loader, train_plan(storage, batch_size=5))
+    assert [len(batch.index) for batch in batches] == [5] * 4
+    assert {Path(path).name for path in loader.bad_images} == {"04.jpg"}
+    whole = {f"{number:02d}.jpg" for number in range(20)} - {"04.jpg"}
+    assert {storage.path(i).name for batch in batches for i in batch.index.tolist()} == whole
 
 
 def test_oddities_come_out_as_upright_rgb(name: str, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from fastsimsiam.cli import main
 from fastsimsiam.config import ViewSpec
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.decode import read_rgb
-from fastsimsiam.loaders.ffcv_loader import balanced
 from fastsimsiam.pack import PackOptions, pack, verify
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.storage.beton import Beton, manifest_path, open_beton
@@ -269,6 +268,7 @@ def test_a_full_disk_is_one_line(images: Path, tmp_path: Path) -> None:
      (["{images}"], "needs SRC and DST.beton"),
      (["{images}", "{out}/a.beton", "--max-side", "9", "--short-side", "9"], "not both"),
      (["{images}", "{out}/a.beton", "--quality", "0"], "--quality is 0"),
+     (["{images}", "{out}/a.beton", "--workers", "-1"], "--workers is -1"),
      (["{out}", "{out}/a.beton"], "no .jpg"),
      (["--verify", "{out}/a.beton"], "does not exist")],
 )  # fmt: skip
@@ -290,12 +290,3 @@ def test_pack_and_verify_by_command(
     assert main(["pack", str(images), str(target), "--max-side", "70"]) == 0
     assert main(["pack", "--verify", str(target)]) == 0
     assert "12 images" in capsys.readouterr().out
-
-
-def test_work_is_dealt_out_evenly() -> None:
-    cost = np.random.default_rng(0).lognormal(10, 1, 64).astype(np.int64)
-    for workers in (1, 2, 7):
-        order = balanced(cost, workers)
-        assert sorted(order) == list(range(64))
-        pieces = [cost[piece].sum() for piece in np.array_split(order, workers)]
-        assert max(pieces) < 1.25 * np.mean(pieces) + cost.max() / 2

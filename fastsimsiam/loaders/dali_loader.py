@@ -4,9 +4,11 @@ DALI is handed the files' bytes and the plan's boxes. It resamples the whole fra
 (`roi_start`, `roi_end`), which is a fifth faster than cutting the box out first; so the outermost
 pixels of a crop may see their neighbours outside of the box.
 
-What DALI is not asked to decode: anything but a whole JPEG in RGB or grey that stands upright. That
-goes through PIL's path and reaches DALI as plain pixels (a PPM file in memory), so that every image
-is good or broken exactly where it is for the other loaders.
+What DALI is not asked to decode: anything but a JPEG in RGB or grey that stands upright and has its
+end. That goes through PIL's path and reaches DALI as plain pixels (a PPM file in memory): cut-off
+files, other formats and odd colours are good or broken exactly where they are for the other loaders.
+So is what DALI refuses. But it does not look at libjpeg-turbo's warnings: bytes damaged in the midst
+of a JPEG's data, which the other loaders refuse, come out as the decoder's guess. `pack` finds them.
 """
 
 from collections import deque
@@ -19,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastsimsiam.errors import BadImageError
+from fastsimsiam.cores import num_workers
 from fastsimsiam.loaders.batch import Batch, assemble
 from fastsimsiam.loaders.decode import read_rgb
-from fastsimsiam.loaders.host_loader import num_cores
 from fastsimsiam.loaders.jpeg_header import jpeg_size
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
@@ -71,7 +72,7 @@ class DaliLoader:
         self._policy.require_readable(storage)
         self.bad_images = self._policy.bad_images
         self._device = device
-        self._workers = workers or num_cores()
+        self._workers = num_workers(workers)
         self._mixed = device.type == "cuda" and decoder != "cpu"
         self._prefetch = prefetch
         self._hw_decoder_load = hw_decoder_load
@@ -102,11 +103,11 @@ class DaliLoader:
                     yield self._assemble(made.popleft(), outputs)
                     step += 1
                 whole = True
-            except RuntimeError as error:
+            except RuntimeError:
                 # It does not say which image: these go the careful way from now on.
-                batch = made[0].index.tolist()
+                batch = made[0].index.tolist() if made else []
                 if self._refused.issuperset(batch):
-                    raise BadImageError(f"DALI: {' '.join(str(error).split())}") from error
+                    raise  # the images are not to blame
                 self._refused.update(batch)
             finally:
                 if whole:

@@ -3,7 +3,7 @@
 FFCV's own image operations decode once per view, draw their boxes themselves and never look at the
 decoder's return code. The operation here decodes once, cuts the plan's boxes, resamples as PIL does
 and reports what the decoder said. It writes into the batch's own memory; its temporary memory is one
-frame per thread. Pixels are PIL's bit for bit.
+frame per thread. Pixels are within a grey level of PIL's.
 
 Boxes reach the compiled code with the state of the memory manager: FFCV hands that state to every
 operation and lets a manager prepare each batch (`start_batch`).
@@ -20,11 +20,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastsimsiam.cores import num_cores, num_workers
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.batch import Batch, assemble, size_groups
 from fastsimsiam.loaders.buffers import BufferPool
 from fastsimsiam.loaders.decode import decode_jpeg
-from fastsimsiam.loaders.host_loader import crop_into, num_cores
+from fastsimsiam.loaders.host_loader import crop_into
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.optional import require_ffcv
@@ -150,7 +151,7 @@ class FfcvLoader:
         self._policy = BadImagePolicy(on_bad_image)
         self.bad_images = self._policy.bad_images
         self._device = device
-        self._workers = min(workers or num_cores(), num_cores())
+        self._workers = min(num_workers(workers), num_cores())
         self._buffers = BufferPool()
         self._pipelines: dict[tuple[int, tuple[int, ...]], Any] = {}
 

@@ -4,15 +4,16 @@ A frame is asked for once; each view's box is cut from it and resampled with an 
 filter (torchvision's uint8 kernel, within one grey level of PIL) into its place in the batch.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastsimsiam.cores import num_workers
 from fastsimsiam.loaders.batch import Batch, assemble, size_groups
 from fastsimsiam.loaders.buffers import BufferPool
 from fastsimsiam.loaders.decode import Pixels
@@ -22,11 +23,6 @@ from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.scratch import scratch
 
 _resample = torch._C._nn._upsample_bilinear2d_aa
-
-
-def num_cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def crop_into(pixels: Pixels, box: Sequence[int], out: Pixels) -> None:
@@ -92,7 +88,7 @@ class HostLoader:
         self._policy = policy
         self._device = device
         self._prefetch = prefetch
-        self._workers = workers or num_cores()
+        self._workers = num_workers(workers)
         self._buffers = BufferPool()
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="crops")
 
@@ -107,7 +103,7 @@ class HostLoader:
 
     def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
         pin = self._device.type == "cuda"
-        pending: deque[tuple[BatchPlan, tuple[Tensor, ...], list[Future[None]]]] = deque()
+        pending: deque[_Underway] = deque()
         steps = iter(range(start, plan.num_batches))
         try:
             while True:
@@ -115,18 +111,15 @@ class HostLoader:
                     pending.append(self._submit(plan, plan.batch(epoch, step), pin))
                 if not pending:
                     return
-                batch, crops, futures = pending.popleft()
-                for future in futures:
+                made = pending.popleft()
+                for future in made.futures:
                     future.result()
-                yield assemble(batch, crops, pin=pin)
+                yield assemble(made.batch, made.crops, pin=pin)
         finally:
-            for _, _, futures in pending:
-                for future in futures:
-                    future.cancel()
+            for left in pending:
+                left.abandon()
 
-    def _submit(
-        self, plan: Plan, batch: BatchPlan, pin: bool
-    ) -> tuple[BatchPlan, tuple[Tensor, ...], list[Future[None]]]:
+    def _submit(self, plan: Plan, batch: BatchPlan, pin: bool) -> "_Underway":
         size = len(batch.index)
         groups = size_groups(plan.view_sizes)
         crops = tuple(
@@ -142,7 +135,7 @@ class HostLoader:
             self._pool.submit(self._crop_rows, plan, batch, rows, crops)
             for _ in range(min(self._workers, size))
         ]
-        return batch, crops, futures
+        return _Underway(batch=batch, crops=crops, rows=rows, futures=futures)
 
     def _crop_rows(
         self, plan: Plan, batch: BatchPlan, rows: Iterator[int], crops: tuple[Tensor, ...]
@@ -157,5 +150,25 @@ class HostLoader:
                     for position, view in enumerate(views):
                         crop_into(pixels, boxes[view], out[row, position])
         except BaseException:
-            deque(rows, maxlen=0)  # the batch is lost: the other threads need not finish it
+            _exhaust(rows)  # the batch is lost: the other threads need not finish it
             raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Underway:
+    """A batch that the threads are making, or will."""
+
+    batch: BatchPlan
+    crops: tuple[Tensor, ...]
+    rows: Iterator[int]
+    futures: list[Future[None]]
+
+    def abandon(self) -> None:
+        """Makes no more of it than the images that threads are at."""
+        _exhaust(self.rows)
+        for future in self.futures:
+            future.cancel()
+
+
+def _exhaust(rows: Iterator[int]) -> None:
+    deque(rows, maxlen=0)

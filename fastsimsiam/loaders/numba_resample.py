@@ -1,9 +1,12 @@
-"""PIL's antialiased bilinear resampling for compiled pipelines, equal to PIL bit for bit.
+"""PIL's antialiased bilinear resampling for compiled pipelines.
 
 The arithmetic is Pillow's (src/libImaging/Resample.c): a triangle as wide as the scale, weights rounded
-to 22 bits, sums in 32-bit integers, bytes between the horizontal and the vertical pass. Numba does not
-vectorise over the three channels of a pixel, so the horizontal pass works on vectors of four bytes:
-the fourth is the next pixel's, and is overwritten by it.
+to 22 bits, sums in 32-bit integers, bytes between the horizontal and the vertical pass. Each pass is
+Pillow's to the bit; but where the vertical one first is less work, newer versions of Pillow take it
+first, and pixels then differ by up to one grey level.
+
+Numba does not vectorise over the three channels of a pixel, so the horizontal pass works on vectors of
+four bytes: the fourth is the next pixel's, and is overwritten by it.
 
 Shapes: H W box, S side of the crop. `row_bytes(S)` bytes of scratch are needed for each row of the box.
 """

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from fastsimsiam.cores import num_workers
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.batch import Batch, assemble, size_groups
 from fastsimsiam.loaders.decode import to_rgb
-from fastsimsiam.loaders.host_loader import num_cores
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
@@ -171,7 +171,7 @@ class ReferenceLoader:
         self.bad_images: dict[str, str] = {}
         self._storage = storage
         self._device = device
-        self._workers = workers or num_cores()
+        self._workers = num_workers(workers)
         self._full = full
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:

@@ -9,11 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastsimsiam.cores import num_workers
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.batch import Batch, Loader, assemble, size_groups
 from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.loaders.device_crop import crop_resize
-from fastsimsiam.loaders.host_loader import HostLoader, num_cores
+from fastsimsiam.loaders.host_loader import HostLoader
 from fastsimsiam.loaders.replacement import MEND, BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Report, Storage
@@ -84,7 +85,7 @@ def decode_all(
             return
         np.copyto(frames[index], frame)
 
-    with ThreadPoolExecutor(workers or num_cores()) as pool:
+    with ThreadPoolExecutor(num_workers(workers)) as pool:
         try:
             for done, _ in enumerate(pool.map(decode, range(len(storage))), start=1):
                 if report:

@@ -99,7 +99,7 @@ def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:
     """
     if not file.is_file():
         raise UserError(f"{file} does not exist: make it with fastsimsiam pack SRC {file}")
-    require_ffcv(f"{file} is a packed file")
+    require_ffcv(f"reading {file}")
     from ffcv.fields import IntField, RGBImageField
     from ffcv.reader import Reader
 

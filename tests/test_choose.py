@@ -1,0 +1,114 @@
+"""What `auto` takes for a loader, on machines that this one is not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CPU, require
+
+from fastsimsiam import choose, recipes
+from fastsimsiam.config import Config
+from fastsimsiam.pack import PackOptions, pack
+from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.beton import open_beton
+from fastsimsiam.storage.class_folder import open_split
+
+GPU = torch.device("cuda", 0)
+
+
+class Machine:
+    """Pretends to be another machine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self.be(memory=1 << 40, gpu_memory=1 << 40, cores=16, dali=True)
+
+    def be(self, **what: int) -> None:
+        """Sets memory in bytes, free GPU memory, cores, and whether DALI is installed."""
+        for key, value in what.items():
+            if key == "gpu_memory":
+                self._patch.setattr(torch.cuda, "mem_get_info", lambda _, free=value: (free, free))
+            else:
+                name = {"memory": "_host_memory", "cores": "num_cores", "dali": "has_dali"}[key]
+                self._patch.setattr(choose, name, lambda value=value: value)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """One with room for everything, until told otherwise."""
+    return Machine(monkeypatch)
+
+
+@pytest.fixture
+def config() -> Config:
+    """Leaves the choice open."""
+    return recipes.get("imagenette")
+
+
+@pytest.fixture
+def folder(class_folders: Path) -> Storage:
+    """About a megabyte when decoded."""
+    return open_split(class_folders, "train")
+
+
+def test_what_fits_is_kept(machine: Machine, config: Config, folder: Storage) -> None:
+    for device in (CPU, GPU):
+        name, why = choose.choose_loader(config, folder, device)
+        assert name == "resident"
+        assert "GB decoded is within" in why
+
+
+def test_what_is_asked_for_is_taken(machine: Machine, config: Config, folder: Storage) -> None:
+    assert choose.choose_loader(replace(config, loader="folder"), folder, CPU)[0] == "folder"
+
+
+def test_what_does_not_fit_is_decoded_as_it_comes(
+    machine: Machine, config: Config, folder: Storage
+) -> None:
+    machine.be(memory=1 << 20, gpu_memory=1 << 20)
+    name, why = choose.choose_loader(config, folder, CPU)
+    assert name == "folder"
+    assert "is more than 10% of the memory" in why
+    assert choose.choose_loader(config, folder, GPU)[0] == "folder"
+
+
+def test_memory_counts_once_for_each_process(
+    machine: Machine, config: Config, folder: Storage
+) -> None:
+    machine.be(memory=4 << 20, dali=False)
+    assert choose.choose_loader(config, folder, GPU, num_processes=1)[0] == "resident"
+    name, why = choose.choose_loader(config, folder, GPU, num_processes=8)
+    assert name == "folder"
+    assert "for 8 processes" in why
+
+
+def test_few_cores_for_each_gpu_leave_decoding_to_it(
+    machine: Machine, config: Config, folder: Storage
+) -> None:
+    machine.be(gpu_memory=1 << 20)
+    assert choose.choose_loader(config, folder, GPU, num_processes=2)[0] == "folder"
+    name, why = choose.choose_loader(config, folder, GPU, num_processes=4)
+    assert name == "dali"
+    assert "4 CPU cores per GPU" in why
+    machine.be(dali=False)
+    assert choose.choose_loader(config, folder, GPU, num_processes=4)[0] == "folder"
+    machine.be(dali=True, memory=1 << 20)
+    assert choose.choose_loader(config, folder, CPU, num_processes=4)[0] == "folder"
+
+
+def test_packed_files_go_through_ffcv(
+    machine: Machine, config: Config, folder: Storage, tmp_path: Path
+) -> None:
+    require("ffcv")
+    pack(folder, tmp_path / "a.beton", PackOptions())
+    beton = open_beton(tmp_path / "a.beton")
+    assert choose.choose_loader(config, beton, GPU)[0] == "resident"
+    machine.be(gpu_memory=1 << 20)
+    name, why = choose.choose_loader(config, beton, GPU)
+    assert name == "ffcv"
+    assert "stays in the page cache" in why
+    machine.be(memory=int(beton.length.sum()))
+    name, why = choose.choose_loader(config, beton, GPU)
+    assert name == "ffcv"
+    assert "read ahead" in why
