@@ -13,13 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.backbones import feature_extractor
 from fastsimsiam.checkpoint import CheckpointStore
-from fastsimsiam.config import Config, DaliConfig, KnnConfig
+from fastsimsiam.config import CompileName, Config, DaliConfig, FolderConfig, KnnConfig
 from fastsimsiam.distributed import World
+from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.evaluators import KnnEvaluator
 from fastsimsiam.loaders.batch import Loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.ffcv_loader import FfcvLoader
 from fastsimsiam.loaders.folder_loader import folder_loader
+from fastsimsiam.loaders.frame_loader import FrameLoader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader
 from fastsimsiam.loaders.resident_loader import resident_loader
 from fastsimsiam.methods.base import Method
@@ -56,6 +58,7 @@ def build_loader(
     device: torch.device,
     workers: int | None,
     on_bad_image: str,
+    folder: FolderConfig | None = None,
     dali: DaliConfig | None = None,
     report: Report | None = None,
 ) -> Loader:
@@ -64,6 +67,16 @@ def build_loader(
         "device": device, "workers": workers, "on_bad_image": on_bad_image,
     }  # fmt: skip
     if name == "folder":
+        folder = folder or FolderConfig()
+        for key, value, default in (
+            ("decoder", folder.decoder, "cpu"), ("crops", folder.crops, "host"),
+        ):  # fmt: skip
+            if value != default and device.type != "cuda":
+                raise UserError(
+                    f"--folder.{key} {value} needs a GPU: pass --folder.{key} {default}"
+                )
+        if folder != FolderConfig():
+            return FrameLoader(storage, **options, decode_on_device=folder.decoder == "nvjpeg")
         return folder_loader(storage, **options)
     if name == "ffcv":
         return FfcvLoader(storage, **options)
@@ -124,7 +137,7 @@ def build_trainer(
     recorder: Recorder,
     device: torch.device,
     dtype: torch.dtype,
-    compiled: bool,
+    compiled: CompileName,
     world: World,
 ) -> Trainer:
     """A trainer with fresh weights at step 0."""
@@ -149,8 +162,10 @@ def build_trainer(
     method = method.to(device).to(memory_format=torch.channels_last)
     photometric = Photometric(config.views, plan.view_sizes, dtype)
     compute: nn.Module = TrainStep(photometric, method, device, dtype)
-    if compiled:
+    if compiled == "step":
         compute.compile(fullgraph=True, dynamic=False)
+    elif compiled == "colour":
+        photometric.compile_alone()
     if world.size > 1:
         compute = DistributedDataParallel(
             compute,

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from fastsimsiam.config import Config, differing_keys, from_dict, to_dict
+from fastsimsiam.config import Config
+from fastsimsiam.config_io import differing_keys, from_dict, to_dict
 from fastsimsiam.errors import UserError
 
 _FORMAT = 1

@@ -1,13 +1,9 @@
 """The configuration of a run: frozen dataclasses, checked on construction.
 
 Fields made with `_neutral` do not change what is learned (beyond floating-point rounding); a run may
-be resumed with other values of them. All others must match, see `differing_keys`.
+be resumed with other values of them. All others must match, see `config_io.differing_keys`.
 """
 
-import dataclasses
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +14,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from fastsimsiam.errors import UserError
 
 _SWITCH = {"on": True, "off": False}
+CompileName = Literal["auto", "step", "colour", "off"]
 LoaderName = Literal["auto", "folder", "ffcv", "dali", "resident", "reference"]
 OnBadImage = Literal["error", "skip"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -207,6 +204,16 @@ class DaliConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """Options of `--loader folder`, for a GPU."""
+
+    decoder: Literal["cpu", "nvjpeg"] = "cpu"
+    """Where JPEGs are decoded. nvjpeg: on the GPU, by torchvision; crops are cut there too."""
+    crops: Literal["host", "device"] = "host"
+    """Where crops are cut. device: whole frames travel to the GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A pretraining run. Made by a function of recipes.py; overridden field by field."""
 
@@ -241,8 +248,9 @@ class Config:
     """auto: cuda where there is one."""
     workers: int | None = _neutral(None)
     """Loader threads (processes for reference); None: one per CPU core of this process."""
-    compile: Literal["auto", "on", "off"] = _neutral("auto")
-    """torch.compile. auto: on for cuda; off for a CPU, where it does not pay."""
+    compile: CompileName = _neutral("auto")
+    """What torch.compile is used for: the whole step, or the colour part of the views alone. auto: step
+    on a GPU, colour on several GPUs and for long runs on a CPU."""
     max_steps: int | None = _neutral(None)
     """Stop (and save) after this many steps in all; None: at the end of the last epoch."""
     log_every: int = _neutral(10)
@@ -257,6 +265,8 @@ class Config:
     """kNN evaluation during training."""
     checkpoint: CheckpointConfig = _neutral(CheckpointConfig())
     """Checkpoints."""
+    folder: FolderConfig = _neutral(FolderConfig())
+    """The loader folder."""
     dali: DaliConfig = _neutral(DaliConfig())
     """NVIDIA DALI."""
 
@@ -274,66 +284,3 @@ class Config:
         )  # fmt: skip
         _require(len(self.views) >= 2, "views", len(self.views), "a Siamese method needs 2 or more")
         _require(self.seed >= 0, "--seed", self.seed, "give 0 or more")
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The config as plain JSON values, for files and checkpoints."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    result = plain(dataclasses.asdict(config))
-    assert isinstance(result, dict)
-    return result
-
-
-def from_dict(values: Mapping[str, Any]) -> Config:
-    """The inverse of `to_dict`.
-
-    Raises:
-        UserError: a key is unknown, as in a checkpoint of another version.
-    """
-    config = _build(Config, values)
-    assert isinstance(config, Config)
-    return config
-
-
-def _build(annotation: Any, value: Any) -> Any:
-    """Rebuilds tuples, paths and dataclasses from the lists, strings and dicts of JSON."""
-    if dataclasses.is_dataclass(annotation):
-        assert isinstance(annotation, type)
-        hints = typing.get_type_hints(annotation)
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            raise UserError(f"the stored config has unknown keys: {', '.join(unknown)}")
-        return annotation(**{key: _build(hints[key], item) for key, item in value.items()})
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is tuple:
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_build(kind, item) for kind, item in zip(kinds, value, strict=True))
-    if origin in (typing.Union, types.UnionType) or value is None:
-        return value
-    return Path(value) if annotation is Path else value
-
-
-def differing_keys(old: Config, new: Config) -> list[str]:
-    """The keys in which two configs would train different networks, as `key (old -> new)`."""
-    found: list[str] = []
-
-    def compare(prefix: str, a: Any, b: Any) -> None:
-        if dataclasses.is_dataclass(a) and type(a) is type(b):
-            for item in dataclasses.fields(a):
-                if not item.metadata.get("neutral"):
-                    compare(f"{prefix}.{item.name}", getattr(a, item.name), getattr(b, item.name))
-        elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-            for number, (x, y) in enumerate(zip(a, b, strict=True)):
-                compare(f"{prefix}.{number}", x, y)
-        elif a != b:
-            found.append(f"{prefix.lstrip('.')} ({a} -> {b})")
-
-    compare("", old, new)
-    return found

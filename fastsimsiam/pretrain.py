@@ -15,7 +15,8 @@ import fastsimsiam
 from fastsimsiam.build import build_knn, build_loader, build_trainer, fingerprint
 from fastsimsiam.checkpoint import Checkpoint, CheckpointStore, require_same_run
 from fastsimsiam.choose import choose_compile, choose_device, choose_dtype, choose_loader
-from fastsimsiam.config import Config, to_dict
+from fastsimsiam.config import Config
+from fastsimsiam.config_io import to_dict
 from fastsimsiam.distributed import World, join
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.evaluators import KnnEvaluator
@@ -77,13 +78,13 @@ def pretrain(config: Config, *, resume: bool = False) -> Summary:
             )
         ) as recorder:
             dtype, why_dtype = choose_dtype(config, device)
-            compiled, why_compiled = choose_compile(config, device, world.size)
             train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
             name, why_loader = choose_loader(config, train, device, world.size)
+            compiled, why_compiled = choose_compile(config, len(train), device, world.size)
             recorder.say(
                 f"loader {name} ({why_loader}); device {device} ({why_device}); "
                 f"precision {str(dtype).removeprefix('torch.')} ({why_dtype}); "
-                f"compile {'on' if compiled else 'off'} ({why_compiled})"
+                f"compile {compiled} ({why_compiled})"
             )
             for warning in warnings:
                 recorder.say(warning)
@@ -93,7 +94,7 @@ def pretrain(config: Config, *, resume: bool = False) -> Summary:
             def loader_of(storage: Storage) -> Loader:
                 return build_loader(
                     name, storage, device=device, workers=config.workers,
-                    on_bad_image=config.on_bad_image, dali=config.dali,
+                    on_bad_image=config.on_bad_image, folder=config.folder, dali=config.dali,
                     report=_reporter(recorder, "decoding"),
                 )  # fmt: skip
 

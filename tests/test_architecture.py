@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "backbones": set(),
     "schedule": set(),
     "optim": {"methods"},
-    "checkpoint": set(),
+    "checkpoint": {"config_io"},
+    "config_io": set(),
     "trainer": {
         "checkpoint", "distributed", "evaluate", "interrupt", "loaders", "methods", "optim", "plan",
         "recorder", "schedule",

@@ -9,6 +9,7 @@ from conftest import CPU, require
 
 from fastsimsiam import choose, recipes
 from fastsimsiam.config import Config
+from fastsimsiam.errors import UserError
 from fastsimsiam.pack import PackOptions, pack
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import open_beton
@@ -50,6 +51,22 @@ def config() -> Config:
 def folder(class_folders: Path) -> Storage:
     """About a megabyte when decoded."""
     return open_split(class_folders, "train")
+
+
+def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
+    monkeypatch.setattr(choose.shutil, "which", lambda _: "g++")
+    assert choose.choose_compile(config, 10_000, GPU)[0] == "step"
+    assert choose.choose_compile(config, 10_000, GPU, num_processes=2)[0] == "colour"
+    assert choose.choose_compile(config, 10_000, CPU)[0] == "colour"
+    assert choose.choose_compile(config, 10, CPU) == ("off", "a short run on a CPU")
+    asked = replace(config, compile="step")
+    assert choose.choose_compile(asked, 10, CPU) == ("step", "asked for")
+    with pytest.raises(UserError, match="pass --compile colour"):
+        choose.choose_compile(asked, 10, GPU, num_processes=2)
+    monkeypatch.setattr(choose.shutil, "which", lambda _: None)
+    assert choose.choose_compile(config, 10_000, CPU) == ("off", "there is no g++")
+    with pytest.raises(UserError, match="install g"):
+        choose.choose_compile(asked, 10_000, CPU)
 
 
 def test_what_fits_is_kept(machine: Machine, config: Config, folder: Storage) -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from fastsimsiam import recipes
 from fastsimsiam.cli import main
-from fastsimsiam.config import Config, differing_keys, from_dict, to_dict
+from fastsimsiam.config import Config
+from fastsimsiam.config_io import differing_keys, from_dict, to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.pretrain import pretrain
 
@@ -40,6 +41,21 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["pretrain", "imagenette", "--views.1.area", "0.5", "0.2"], "views.area is (0.5, 0.2)"),
         (["pretrain", "imagenette", "--data", "nowhere"], "data folder nowhere does not exist"),
         (
+            [
+                "pretrain",
+                "demo",
+                "--data",
+                "{images}",
+                "--device",
+                "cpu",
+                "--loader",
+                "folder",
+                "--folder.decoder",
+                "nvjpeg",
+            ],
+            "--folder.decoder nvjpeg needs a GPU: pass --folder.decoder cpu",
+        ),
+        (
             ["pretrain", "imagenette", "--device", "cuda"],
             "--device cuda: torch finds no CUDA device",
         ),
@@ -53,9 +69,10 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 )
 def test_wrong_input_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    words: list[str], message: str,
+    words: list[str], message: str, class_folders: Path,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    words = [word.format(images=class_folders) for word in words]
     if "cuda" in words:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert message in fails(capsys, *words)

@@ -17,7 +17,7 @@ SCRIPT = """
 import json, sys
 sys.path.insert(0, TESTS)
 import tiny_backbone
-from fastsimsiam.config import from_dict
+from fastsimsiam.config_io import from_dict
 from fastsimsiam.pretrain import pretrain
 pretrain(from_dict(json.loads(sys.argv[1])), resume=len(sys.argv) > 2)
 """
@@ -25,7 +25,7 @@ pretrain(from_dict(json.loads(sys.argv[1])), resume=len(sys.argv) > 2)
 
 def launch(config: Config, script: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Runs a config on two processes."""
-    from fastsimsiam.config import to_dict
+    from fastsimsiam.config_io import to_dict
 
     script.write_text(SCRIPT.replace("TESTS", repr(str(Path(__file__).parent))))
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

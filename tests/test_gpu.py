@@ -1,15 +1,18 @@
 """What only a GPU can show. Run where there is one: `pytest -m gpu`."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import CPU, require
 
 from fastsimsiam.build import build_loader, build_trainer
 from fastsimsiam.checkpoint import CheckpointStore, load
-from fastsimsiam.config import Config
+from fastsimsiam.config import CompileName, Config, FolderConfig
 from fastsimsiam.distributed import World
+from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.pretrain import pretrain
 from fastsimsiam.recorder import Recorder
 from fastsimsiam.storage.class_folder import open_split
@@ -26,10 +29,43 @@ def gpu_config(tiny_config: Config) -> Config:
     return replace(tiny_config, device="cuda", precision="bf16", log_every=100)
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("folder", FolderConfig()), ("folder", FolderConfig(crops="device")),
+     ("folder", FolderConfig(decoder="nvjpeg")), ("resident", FolderConfig()),
+     ("dali", FolderConfig())],
+)  # fmt: skip
+def test_crops_are_those_of_a_cpu(
+    name: str, folder: FolderConfig, photos: Path, gpu_config: Config
+) -> None:
+    if name == "dali":
+        require("dali")
+    storage = open_split(photos, "train")
+    plan = TrainPlan(
+        label=storage.label, sizes=storage.sizes, seed=0, specs=gpu_config.views, image_size=224,
+        batch_size=32,
+    )  # fmt: skip
+    cpu = build_loader("folder", storage, device=CPU, workers=2, on_bad_image="error")
+    gpu = build_loader(
+        name,
+        storage,
+        device=torch.device("cuda", 0),
+        workers=2,
+        on_bad_image="error",
+        folder=folder,
+    )
+    with closing(cpu), closing(gpu):
+        for ours, wanted in zip(gpu.iterate(plan), cpu.iterate(plan), strict=True):
+            assert ours.index.tolist() == wanted.index.tolist()
+            difference = (ours.crops[0].cpu().short() - wanted.crops[0].short()).abs().float()
+            assert difference.mean() < 2.0  # decoders differ in chroma
+            assert torch.equal(ours.photometric["hue"].cpu(), wanted.photometric["hue"])
+
+
 @pytest.mark.parametrize("loader", ["folder", "resident"])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", ["off", "colour", "step"])
 def test_no_sync_and_no_recompile_between_log_steps(
-    gpu_config: Config, loader: str, compiled: bool
+    gpu_config: Config, loader: str, compiled: CompileName
 ) -> None:
     device = torch.device("cuda", 0)
     storage = open_split(gpu_config.data, "train")

@@ -19,6 +19,7 @@ from fastsimsiam.config import ViewSpec
 from fastsimsiam.errors import BadImageError
 from fastsimsiam.loaders.batch import Batch, Loader
 from fastsimsiam.loaders.decode import read_rgb, upright
+from fastsimsiam.loaders.frame_loader import FrameLoader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader, crop_with_pil
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.loaders.resident_loader import DeviceLoader, decode_all
@@ -36,6 +37,9 @@ TOLERANCE = {
     "resident": (1, 0.05),
     "resident-device": (1, 0.3),
     "reference": (0, 0.0),
+    # Crops as `resident-device`. On a GPU nvJPEG decodes; here, torchvision's libjpeg-turbo.
+    "frames": (1, 0.3),
+    "frames-decoded-on-device": (1, 0.3),
     # Another libjpeg-turbo than PIL's, and always the horizontal pass first.
     "ffcv": (1, 0.05),
     # DALI resamples the frame around the box, so the outermost pixels see across its edge.
@@ -72,6 +76,8 @@ def make_loader(name: str, storage: Storage, **options: object) -> Loader:
     options = {"device": CPU, "workers": 2, "on_bad_image": "error"} | options
     if name == "reference":
         return ReferenceLoader(storage, full=False, **options)
+    if name.startswith("frames"):
+        return FrameLoader(storage, **options, decode_on_device=name != "frames")
     if name == "resident-device":
         # What a GPU runs; the same arithmetic on a CPU.
         policy = BadImagePolicy(options["on_bad_image"])
@@ -91,7 +97,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every loader takes every test, but those on broken files, of which ffcv has none."""
-    if "name" in metafunc.fixturenames:
+    own = [
+        mark for mark in metafunc.definition.iter_markers("parametrize") if "name" in mark.args[0]
+    ]
+    if "name" in metafunc.fixturenames and not own:
         files = metafunc.definition.get_closest_marker("of_files")
         metafunc.parametrize("name", OF_FILES if files else LOADERS, indirect=True)
 
@@ -159,7 +168,8 @@ def test_boxes_are_honoured_and_resampled_as_pil_does(name: str, class_folders: 
 
 def test_boxes_are_honoured_on_photographs(name: str, photos: Path) -> None:
     every = open_split(photos, "train")
-    some = slice(None, None, 10 if name == "resident-device" else 8)  # slow on a CPU
+    slow = name.startswith(("resident-device", "frames"))  # on a CPU
+    some = slice(None, None, 10 if slow else 8)
     storage = replace(
         every, paths=every.paths[some], label=every.label[some], sizes=every.sizes[some],
         orientation=every.orientation[some],
@@ -333,15 +343,16 @@ def test_a_file_that_changes_size_during_a_run_is_reported(name: str, damaged: P
 
 def worker_threads() -> list[str]:
     """Threads of loaders that are alive."""
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("crops")]
+    ours = ("crops", "frames", "ahead", "dali-read")
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
-@pytest.mark.parametrize("host_loader", ["folder", "resident"])
+@pytest.mark.parametrize("name", ["folder", "resident", "frames", "dali"], indirect=True)
 def test_leaving_an_epoch_early_and_closing_ends_all_threads(
-    host_loader: str, class_folders: Path
+    name: str, class_folders: Path
 ) -> None:
     storage = open_split(class_folders, "train")
-    loader = make_loader(host_loader, storage)
+    loader = make_loader(name, storage)
     iterator: Iterator[Batch] = loader.iterate(train_plan(storage))
     next(iterator)
     assert worker_threads()

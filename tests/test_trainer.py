@@ -145,7 +145,7 @@ def trainer(config: Config, **options: object) -> tuple[Trainer, Recorder]:
     recorder = Recorder(config.out)
     settings = {
         "evaluators": [], "store": CheckpointStore(config.out, 3), "recorder": recorder,
-        "device": torch.device("cpu"), "dtype": torch.float32, "compiled": False, "world": World(),
+        "device": torch.device("cpu"), "dtype": torch.float32, "compiled": "off", "world": World(),
     }  # fmt: skip
     return build_trainer(config, storage, loader, **(settings | options)), recorder
 

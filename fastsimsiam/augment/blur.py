@@ -15,8 +15,8 @@ from torch import Tensor
 def gaussian_blur(planes: Tensor, sigma: Tensor, largest_sigma: float) -> Tensor:
     """Blurs each image by its own Gaussian.
 
-    On a GPU as a sum of shifted images, which compiles to two memory-bound kernels; on a CPU as two
-    products with banded matrices, three to seven times faster there (benchmarks/LOG.md).
+    As a sum of shifted images, which compiles to two memory-bound kernels; in eager code on a CPU as
+    two products with banded matrices, three to seven times faster there (benchmarks/LOG.md).
 
     Args:
         planes: (N, 3, H, W) floating point.
@@ -27,8 +27,9 @@ def gaussian_blur(planes: Tensor, sigma: Tensor, largest_sigma: float) -> Tensor
         (N, 3, H, W).
     """
     weight = gaussian_weights(sigma, math.ceil(3.0 * largest_sigma))
-    if planes.device.type == "cpu":
-        return blur_by_products(planes, weight)
+    if planes.device.type == "cpu" and not torch.compiler.is_compiling():
+        chosen = torch.nonzero(sigma).squeeze(1)
+        return planes.index_copy(0, chosen, blur_by_products(planes[chosen], weight[chosen]))
     return blur_by_shifts(planes, weight)
 
 
@@ -43,14 +44,27 @@ def gaussian_weights(sigma: Tensor, radius: int) -> Tensor:
 def blur_by_shifts(planes: Tensor, weight: Tensor) -> Tensor:
     """Convolves (N, 3, H, W) along both sides with kernels (N, T), edges repeated."""
     radius = weight.shape[1] // 2
-    for dim, pad in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
+    for dim in (3, 2):
         length = planes.shape[dim]
-        padded = F.pad(planes, pad, mode="replicate")
+        padded = _repeat_edges(planes, dim, radius)
         planes = padded.narrow(dim, 0, length) * weight[:, 0, None, None, None]
         for shift in range(1, 2 * radius + 1):
             tap = weight[:, shift, None, None, None]
             planes = planes + padded.narrow(dim, shift, length) * tap
     return planes
+
+
+def _repeat_edges(planes: Tensor, dim: int, radius: int) -> Tensor:
+    """Pads dimension 2 or 3 of (N, 3, H, W) on both sides."""
+    if planes.device.type != "cpu":
+        pad = (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius)
+        return F.pad(planes, pad, mode="replicate")
+    # A compiler writes these three parts down, where it would fuse the padding into the sum; its
+    # clamped indices keep a CPU from vectorising: five times slower.
+    shape = list(planes.shape)
+    shape[dim] = radius
+    first, last = planes.narrow(dim, 0, 1), planes.narrow(dim, planes.shape[dim] - 1, 1)
+    return torch.cat([first.expand(shape), planes, last.expand(shape)], dim)
 
 
 def blur_by_products(planes: Tensor, weight: Tensor) -> Tensor:

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from fastsimsiam.cores import num_workers
-from fastsimsiam.loaders.batch import Batch, assemble
+from fastsimsiam.loaders.batch import Batch, assemble, size_groups
+from fastsimsiam.loaders.buffers import BufferPool
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.jpeg_header import jpeg_size
 from fastsimsiam.loaders.prefetch import to_device
@@ -32,6 +34,7 @@ from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
 
 Bytes = npt.NDArray[np.uint8]
+_NOTHING = np.empty(0, np.uint8)
 
 
 class DaliLoader:
@@ -79,6 +82,7 @@ class DaliLoader:
         self._reading = ThreadPoolExecutor(self._workers, thread_name_prefix="dali-read")
         self._pipelines: dict[tuple[int, tuple[int, ...]], Any] = {}
         self._refused: set[int] = set()
+        self._buffers = BufferPool()
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """See `loaders.batch.Loader`."""
@@ -91,6 +95,7 @@ class DaliLoader:
         for pipeline in self._pipelines.values():
             pipeline.close()
         self._pipelines.clear()
+        self._buffers.clear()
 
     def _batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
         step = start
@@ -100,7 +105,7 @@ class DaliLoader:
             whole = False
             try:
                 for outputs in pipeline.run(self._feeds(plan, epoch, step, made)):
-                    yield self._assemble(made.popleft(), outputs)
+                    yield self._assemble(plan, made.popleft(), outputs)
                     step += 1
                 whole = True
             except RuntimeError:
@@ -120,23 +125,45 @@ class DaliLoader:
     ) -> Iterator[tuple[list[Bytes], npt.NDArray[np.int32]]]:
         for step in range(start, plan.num_batches):
             batch = plan.batch(epoch, step)
-            encoded = partial(self._row, plan, batch)
-            files = list(self._reading.map(encoded, range(len(batch.index))))
+            files: list[Bytes] = [_NOTHING] * len(batch.index)
+            read = partial(self._read_rows, plan, batch, iter(range(len(files))), files)
+            for task in [self._reading.submit(read) for _ in range(self._workers)]:
+                task.result()
             made.append(batch)
             yield files, batch.views.box
 
-    def _row(self, plan: Plan, batch: BatchPlan, row: int) -> Bytes:
-        return self._policy.run(plan, batch, row, self._encoded, self._storage.name)
+    def _read_rows(
+        self, plan: Plan, batch: BatchPlan, rows: Iterator[int], files: list[Bytes]
+    ) -> None:
+        for row in rows:  # shared by the threads
+            files[row] = self._policy.run(plan, batch, row, self._encoded, self._storage.name)
 
-    def _assemble(self, batch: BatchPlan, outputs: list[Any]) -> Batch:
-        crops = tuple(torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in outputs)
+    def _assemble(self, plan: Plan, batch: BatchPlan, outputs: list[Any]) -> Batch:
+        # Stacked here: DALI's own stack takes a tenth of the whole time on a CPU.
+        views = [torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in outputs]
+        crops = tuple(
+            self._stacked([views[view] for view in group])
+            for group in size_groups(plan.view_sizes).values()
+        )
         if not self._mixed:
-            pin = self._device.type == "cuda"
-            return assemble(batch, tuple(c.pin_memory() for c in crops) if pin else crops, pin=pin)
+            return assemble(batch, crops, pin=self._device.type == "cuda")
         small = assemble(batch, (), pin=True).to(self._device)
         return Batch(
             index=small.index, label=small.label, crops=crops, photometric=small.photometric
         )
+
+    def _stacked(self, views: list[Tensor]) -> Tensor:
+        """Views (B, S, S, 3) as (B, V, S, S, 3)."""
+        if self._mixed:
+            return torch.stack(views, dim=1)
+        shape = (len(views[0]), len(views), *views[0].shape[1:])
+        if self._device.type == "cuda":
+            out = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:
+            out = self._buffers.take(shape)
+        for number, view in enumerate(views):
+            out[:, number] = view
+        return out
 
     def _key(self, plan: Plan) -> tuple[int, tuple[int, ...]]:
         return len(plan.index(0, 0)), plan.view_sizes

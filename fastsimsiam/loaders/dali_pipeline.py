@@ -11,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from nvidia.dali import backend, fn, pipeline_def, types
 
-from fastsimsiam.loaders.batch import size_groups
-
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -21,7 +19,7 @@ def _decode_once(
     source: Callable[[], list[Any]], view_sizes: tuple[int, ...], decoder: str,
     hw_decoder_load: float,
 ) -> Any:  # fmt: skip
-    """One decode, and for each view size a stack (V, S, S, 3) of crops."""
+    """One decode, and a crop (S, S, 3) for each view."""
     count = len(view_sizes)
     files, *corners = fn.external_source(
         source=source,
@@ -40,21 +38,17 @@ def _decode_once(
         adjust_orientation=False,  # turned images come upright already
         **options,
     )
-    stacks = []
-    for side, views in size_groups(view_sizes).items():
-        crops = []
-        for view in views:
-            crop = fn.resize(
-                frames,
-                size=[side, side],
-                roi_start=corners[2 * view],
-                roi_end=corners[2 * view + 1],
-                interp_type=types.INTERP_LINEAR,
-                antialias=True,
-            )
-            crops.append(crop)
-        stacks.append(fn.stack(*crops, axis=0))
-    return tuple(stacks)
+    return tuple(
+        fn.resize(
+            frames,
+            size=[side, side],
+            roi_start=corners[2 * view],
+            roi_end=corners[2 * view + 1],
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
+        )
+        for view, side in enumerate(view_sizes)
+    )
 
 
 class DaliPipeline:
@@ -75,7 +69,7 @@ class DaliPipeline:
             num_threads=workers,
             device_id=device_id,
             prefetch_queue_depth=prefetch,
-            # Outputs stay whole while somebody holds them, so they reach torch without a copy.
+            # Outputs stay whole while somebody holds them, as torch does.
             exec_dynamic=True,
         )
         self._pipeline.build()
@@ -106,7 +100,7 @@ class DaliPipeline:
             feeds: B encoded files and boxes (B, V, 4) of every batch.
 
         Yields:
-            A list of DALI tensors (B, V, S, S, 3) for each view size.
+            A DALI tensor (B, S, S, 3) for each view.
 
         Raises:
             RuntimeError: DALI could not decode an image; the pipeline is of no further use.

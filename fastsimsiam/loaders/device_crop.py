@@ -1,11 +1,52 @@
 """Crops cut and resampled on the device, for a whole batch, by two batched matrix products.
 
-Shapes: B batch, S side of the crop, h w largest box of the batch. The filter is PIL's bilinear one
-with antialiasing: a triangle as wide as the scale, normalised, zero outside of the box.
+Shapes: B batch, V views, S side of the crop, h w largest box of the batch, P pixels of all frames. The
+filter is PIL's bilinear one with antialiasing: a triangle as wide as the scale, normalised, zero
+outside of the box.
 """
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+# Boxes of a batch are resampled in pieces, so that their float copies stay small.
+_PIECE_PIXELS = 1 << 25
+
+
+def send(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    """An array on the device, without waiting for its arrival."""
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def crop_views(
+    frames: Tensor, offset: Tensor, width: Tensor, box: npt.NDArray[np.int32], side: int
+) -> Tensor:
+    """Cuts the views of a batch.
+
+    Args:
+        frames: (P, 3) uint8: the pixels of frames, one after the other, row by row.
+        offset: (B,) int64: position of the first pixel of each sample's frame.
+        width: (B,) int64: width of each sample's frame in pixels.
+        box: (B, V, 4): top, left, height, width of each box.
+        side: side of the crops in pixels.
+
+    Returns:
+        (B, V, side, side, 3) uint8.
+    """
+    batch, views = box.shape[:2]
+    flat = box.reshape(-1, 4).astype(np.int64)
+    largest = (int(flat[:, 2].max()), int(flat[:, 3].max()))
+    where = send(flat, frames.device)
+    offset = offset[:, None].expand(-1, views).flatten()
+    width = width[:, None].expand(-1, views).flatten()
+    piece = max(1, _PIECE_PIXELS // (largest[0] * largest[1]))
+    parts = []
+    for first in range(0, len(flat), piece):
+        rows = slice(first, first + piece)
+        parts.append(crop_resize(frames, offset[rows], width[rows], where[rows], largest, side))
+    return torch.cat(parts).view(batch, views, side, side, 3)
 
 
 def _weights(side: int, length: Tensor, longest: int) -> Tensor:

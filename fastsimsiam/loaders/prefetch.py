@@ -1,7 +1,11 @@
-"""Copies batches to the device on a side stream, ahead of the step that uses them."""
+"""Work for batches to come, on a side stream, while the step is at an earlier one."""
 
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext
+from queue import Full, Queue
+from typing import Any
 
 import torch
 
@@ -37,9 +41,67 @@ def to_device(batches: Iterator[Batch], device: torch.device, depth: int = 2) ->
         if not waiting:
             return
         batch, arrived = waiting.popleft()
-        compute = torch.cuda.current_stream(device)
-        compute.wait_event(arrived)
-        for tensor in batch.tensors():
-            # Tells the allocator that the compute stream uses memory of the copying stream.
-            tensor.record_stream(compute)
+        _hand_over(batch, arrived, device)
         yield batch
+
+
+def _hand_over(batch: Batch, ready: torch.cuda.Event, device: torch.device) -> None:
+    """Lets the consumer's stream use what another stream has made."""
+    compute = torch.cuda.current_stream(device)
+    compute.wait_event(ready)
+    for tensor in batch.tensors():
+        # Tells the allocator that the compute stream uses memory of the other stream.
+        tensor.record_stream(compute)
+
+
+def ahead(
+    make: Callable[[], Iterator[Batch]], device: torch.device, depth: int = 2
+) -> Iterator[Batch]:
+    """Runs `make()`, whose batches are made on `device` itself, in a thread and stream of its own.
+
+    Args:
+        make: a generator function.
+        device: where its batches are.
+        depth: finished batches that wait.
+    """
+    queue: Queue[Any] = Queue(depth)
+    stop = threading.Event()
+
+    def put(item: object) -> None:
+        while not stop.is_set():
+            try:
+                return queue.put(item, timeout=0.1)
+            except Full:
+                continue
+
+    def run() -> None:
+        gpu = device.type == "cuda"
+        stream = torch.cuda.Stream(device) if gpu else None  # type: ignore[no-untyped-call]
+        batches = make()
+        assert isinstance(batches, Generator)
+        try:
+            with torch.cuda.stream(stream) if gpu else nullcontext(), closing(batches):
+                for batch in batches:
+                    ready = torch.cuda.Event() if gpu else None  # type: ignore[no-untyped-call]
+                    if ready:
+                        ready.record(stream)
+                    put((batch, ready))
+                    if stop.is_set():
+                        return
+                put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=run, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            batch, ready = item
+            if ready:
+                _hand_over(batch, ready, device)
+            yield batch
+    finally:
+        stop.set()
+        thread.join()

@@ -13,14 +13,11 @@ from fastsimsiam.cores import num_workers
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.batch import Batch, Loader, assemble, size_groups
 from fastsimsiam.loaders.decode import Pixels, read_rgb
-from fastsimsiam.loaders.device_crop import crop_resize
+from fastsimsiam.loaders.device_crop import crop_views, send
 from fastsimsiam.loaders.host_loader import HostLoader
 from fastsimsiam.loaders.replacement import MEND, BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Report, Storage
-
-# Boxes of a batch are resampled in pieces, so that their float copies stay small.
-_PIECE_PIXELS = 1 << 25
 
 
 def decoded_bytes(storage: Storage) -> int:
@@ -179,31 +176,13 @@ class DeviceLoader:
         if self._broken:
             for row in range(len(batch.index)):
                 self._policy.run(plan, batch, row, self._require_whole, self._storage.name)
+        sample = send(batch.index, self._device)
+        offset, width = self._offset[sample], self._width[sample]
         crops = tuple(
-            self._crops(batch, views, side) for side, views in size_groups(plan.view_sizes).items()
+            crop_views(self._pixels, offset, width, batch.views.box[:, views], side)
+            for side, views in size_groups(plan.view_sizes).items()
         )
         small = assemble(batch, (), pin=self._device.type == "cuda").to(self._device)
         return Batch(
             index=small.index, label=small.label, crops=crops, photometric=small.photometric
         )
-
-    def _crops(self, batch: BatchPlan, views: list[int], side: int) -> Tensor:
-        box = batch.views.box[:, views].reshape(-1, 4).astype(np.int64)
-        index = np.repeat(batch.index, len(views))
-        largest = (int(box[:, 2].max()), int(box[:, 3].max()))
-        sample, where = self._send(index), self._send(box)
-        offset, width = self._offset[sample], self._width[sample]
-        piece = max(1, _PIECE_PIXELS // (largest[0] * largest[1]))
-        parts = []
-        for first in range(0, len(box), piece):
-            rows = slice(first, first + piece)
-            parts.append(
-                crop_resize(self._pixels, offset[rows], width[rows], where[rows], largest, side)
-            )
-        return torch.cat(parts).view(len(batch.index), len(views), side, side, 3)
-
-    def _send(self, array: npt.NDArray[np.int64]) -> Tensor:
-        """To the device without waiting for it."""
-        tensor = torch.from_numpy(array)
-        pinned = tensor.pin_memory() if self._device.type == "cuda" else tensor
-        return pinned.to(self._device, non_blocking=True)

@@ -1,0 +1,190 @@
+"""Crops cut on the device, from frames that were decoded there by nvJPEG or have travelled there whole.
+
+For machines with few CPU cores for each GPU. nvJPEG is torchvision's; its decoder differs from
+libjpeg-turbo by a few grey levels in chroma, and like DALI's it shows its guess of a JPEG that is
+damaged inside. What it is not asked to decode goes the way of `folder`: anything but a JPEG in RGB or
+grey that stands upright and has its end, and batches that it refuses.
+"""
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import simplejpeg
+import torch
+from torch import Tensor
+
+from fastsimsiam.cores import num_workers
+from fastsimsiam.errors import UserError
+from fastsimsiam.loaders.batch import Batch, assemble, size_groups
+from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.device_crop import crop_views, send
+from fastsimsiam.loaders.jpeg_header import jpeg_size
+from fastsimsiam.loaders.prefetch import ahead
+from fastsimsiam.loaders.replacement import BadImagePolicy
+from fastsimsiam.plan.batches import BatchPlan, Plan
+from fastsimsiam.storage.base import Storage
+
+_BATCHES_AHEAD = 2
+"""Batches that threads read or decode while the device is at an earlier one."""
+
+
+def decode_on(device: torch.device, files: list[Tensor]) -> list[Tensor]:
+    """Decodes JPEGs on a device.
+
+    Args:
+        device: a GPU (nvJPEG), or the CPU (torchvision's libjpeg).
+        files: bytes (N,) uint8 of each, in host memory.
+
+    Returns:
+        RGB frames (H, W, 3) on the device.
+
+    Raises:
+        RuntimeError: one of them cannot be decoded.
+    """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it will move to another package, as torchvision says
+        planes = decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
+    return [frame.permute(1, 2, 0) for frame in planes]
+
+
+def _require_decoder(device: torch.device) -> None:
+    image = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8), colorspace="RGB")
+    try:
+        decode_on(device, [torch.from_numpy(np.frombuffer(image, np.uint8).copy())])
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--folder.decoder nvjpeg: this torchvision cannot ({reason}); pass --folder.decoder cpu"
+        ) from error
+
+
+class FrameLoader:
+    """Frames reach the device, and crops are cut there.
+
+    Attributes:
+        bad_images: path -> what is wrong with it, for images that were skipped so far.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        device: torch.device,
+        workers: int | None = None,
+        on_bad_image: str = "error",
+        decode_on_device: bool,
+    ) -> None:
+        """Starts the threads.
+
+        Args:
+            storage: where the images lie.
+            device: where batches go.
+            workers: threads that read and decode; None: one per core.
+            on_bad_image: `error` or `skip`.
+            decode_on_device: by nvJPEG; otherwise threads decode, and whole frames travel.
+
+        Raises:
+            UserError: files without a readable header, unless they are to be skipped; or there is no
+                nvJPEG in this torchvision.
+        """
+        if decode_on_device:
+            _require_decoder(device)
+        self._storage = storage
+        self._policy = BadImagePolicy(on_bad_image)
+        self._policy.require_readable(storage)
+        self.bad_images = self._policy.bad_images
+        self._device = device
+        self._decode_on_device = decode_on_device
+        self._pool = ThreadPoolExecutor(num_workers(workers), thread_name_prefix="frames")
+
+    def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """See `loaders.batch.Loader`."""
+        return ahead(partial(self._batches, plan, epoch, start), self._device)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
+        pending: deque[tuple[BatchPlan, list[Future[Tensor]]]] = deque()
+        steps = iter(range(start, plan.num_batches))
+        read = self._encoded if self._decode_on_device else self._decoded
+        try:
+            while True:
+                while len(pending) < _BATCHES_AHEAD and (step := next(steps, None)) is not None:
+                    batch = plan.batch(epoch, step)
+                    pending.append((batch, self._submit(plan, batch, read)))
+                if not pending:
+                    return
+                batch, futures = pending.popleft()
+                frames = self._on_device([future.result() for future in futures])
+                if frames is None:
+                    careful = self._submit(plan, batch, self._decoded)
+                    frames = self._on_device([future.result() for future in careful])
+                assert frames is not None
+                yield self._cut(plan, batch, frames)
+        finally:
+            for _, futures in pending:
+                for future in futures:
+                    future.cancel()
+
+    def _submit(
+        self, plan: Plan, batch: BatchPlan, read: Callable[[int], Tensor]
+    ) -> list[Future[Tensor]]:
+        def one(row: int) -> Tensor:
+            return self._policy.run(plan, batch, row, read, self._storage.name)
+
+        return [self._pool.submit(one, row) for row in range(len(batch.index))]
+
+    def _encoded(self, index: int) -> Tensor:
+        """The bytes (N,) of a sample that the device is to decode, or else its pixels."""
+        data = self._storage.read(index)
+        size = tuple(self._storage.sizes[index].tolist())
+        if self._storage.orientation[index] == 1 and jpeg_size(data) == size:
+            return torch.from_numpy(np.array(data))
+        return self._decoded(index)
+
+    def _decoded(self, index: int) -> Tensor:
+        """The pixels (H, W, 3) of a sample, in memory of their own.
+
+        Raises:
+            BadImageError: it is broken.
+        """
+        pixels = read_rgb(self._storage, index)
+        pin = self._device.type == "cuda"
+        frame = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin)
+        np.copyto(frame.numpy(), pixels)
+        return frame
+
+    def _on_device(self, rows: list[Tensor]) -> list[Tensor] | None:
+        """Frames (H, W, 3) on the device; None if it refused to decode one of them."""
+        encoded = [position for position, row in enumerate(rows) if row.ndim == 1]
+        frames = [row if row.ndim == 1 else row.to(self._device, non_blocking=True) for row in rows]
+        if encoded:
+            try:
+                decoded = decode_on(self._device, [rows[position] for position in encoded])
+            except RuntimeError:
+                return None  # it does not say which
+            for position, frame in zip(encoded, decoded, strict=True):
+                frames[position] = frame
+        return frames
+
+    def _cut(self, plan: Plan, batch: BatchPlan, frames: list[Tensor]) -> Batch:
+        count = np.array([frame.shape[0] * frame.shape[1] for frame in frames], np.int64)
+        offset = send(np.cumsum(count) - count, self._device)
+        width = send(np.array([frame.shape[1] for frame in frames], np.int64), self._device)
+        pixels = torch.cat([frame.reshape(-1, 3) for frame in frames])
+        crops = tuple(
+            crop_views(pixels, offset, width, batch.views.box[:, views], side)
+            for side, views in size_groups(plan.view_sizes).items()
+        )
+        small = assemble(batch, (), pin=self._device.type == "cuda").to(self._device)
+        return Batch(
+            index=small.index, label=small.label, crops=crops, photometric=small.photometric
+        )
