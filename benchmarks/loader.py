@@ -5,22 +5,23 @@
 Configurations, all on the same files and with the same number of workers:
   decode            libjpeg-turbo alone, reused buffers: the bound
   folder            decode once, two antialiased crops; colour is left to the device
-  reference-crops   PIL and a DataLoader: decode and crops alone
-  reference         PIL and a DataLoader doing the official recipe's full job, colour included
   folder-colour     folder, and our colour on the CPU as well
+  resident          everything decoded beforehand: crops alone
   ffcv              a packed file through FFCV's pipeline with our operation
   ffcv-stock        FFCV as it comes: one pipeline per view (benchmarks/peers/stock_ffcv.py)
   dali              DALI on the CPU, the plan's boxes
   dali-stock        DALI with two random_resized_crops (benchmarks/peers/stock_dali.py)
+  reference-crops   PIL and a DataLoader: decode and crops alone
+  reference         PIL and a DataLoader doing the official recipe's full job, colour included
   official          the same job as users write it: ImageFolder, torchvision's transforms, float
                     tensors normalised in the workers (benchmarks/peers/official.py)
+
+Each runs a short epoch to warm up and a timed one, and in another process three epochs whose peak of
+memory is looked at: anonymous and shared memory, of all processes, the interpreter's included.
 """
 
 import argparse
-import functools
 import json
-import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import run_all, summary, write
+from benchmarks.memory import PeakMemory
 from benchmarks.peers.official import official_loader
 from fastsimsiam import recipes
 from fastsimsiam.augment.photometric import Photometric
@@ -42,13 +44,22 @@ from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.ffcv_loader import FfcvLoader
 from fastsimsiam.loaders.folder_loader import folder_loader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader
+from fastsimsiam.loaders.resident_loader import resident_loader
 from fastsimsiam.pack import PackOptions, pack
 from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import Beton, open_beton
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
 
 CPU = torch.device("cpu")
-EPOCHS_FOR_MEMORY = 10
+BATCH = 50
+EPOCHS_FOR_MEMORY = 3
+IMAGES_FOR_MEMORY = 1000
+
+Epoch = Callable[[int, int], Iterator[int]]
+"""Called with an epoch's number and images, yields the number of images of each batch."""
+Make = Callable[[ClassFolder, int], Epoch]
+"""Called with the files and the number of workers."""
 
 
 def repeated(storage: ClassFolder, images: int) -> ClassFolder:
@@ -63,53 +74,92 @@ def repeated(storage: ClassFolder, images: int) -> ClassFolder:
     )
 
 
-def plan_of(storage: ClassFolder) -> TrainPlan:
-    """SimSiam's two views at 224 pixels."""
+def plan_of(storage: Storage, images: int) -> TrainPlan:
+    """SimSiam's two views at 224 pixels, of the first `images`."""
     recipe = recipes.get("imagenet-100ep")
     return TrainPlan(
-        label=storage.label, sizes=storage.sizes, seed=0, specs=recipe.views, image_size=224,
-        batch_size=50,
+        label=storage.label[:images], sizes=storage.sizes[:images], seed=0, specs=recipe.views,
+        image_size=224, batch_size=BATCH,
     )  # fmt: skip
 
 
-def resident_mib() -> float:
-    """Memory of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def decode_all(storage: ClassFolder, workers: int) -> None:
-    """Decodes every image and throws it away."""
-
-    def decode(index: int) -> None:
-        read_rgb(storage, index)
-
+def decode(storage: ClassFolder, workers: int) -> Epoch:
+    """Decodes every image that stands upright, and throws it away."""
     upright = np.flatnonzero(storage.orientation == 1).tolist()
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(decode, upright, chunksize=8):
-            pass
+
+    def one(index: int) -> int:
+        read_rgb(storage, index)
+        return 1
+
+    def epoch(_: int, images: int) -> Iterator[int]:
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(one, upright[:images], chunksize=8)
+
+    return epoch
 
 
-def load_all(loader: Loader, storage: ClassFolder, epoch: int) -> None:
-    """Makes every batch of an epoch."""
-    for batch in loader.iterate(plan_of(storage), epoch):
-        assert batch.crops[0].shape[1:] == (2, 224, 224, 3)
+def ours(make: Callable[[ClassFolder, int], Loader]) -> Make:
+    """One of our loaders."""
+
+    def configuration(storage: ClassFolder, workers: int) -> Epoch:
+        loader = make(storage, workers)
+
+        def epoch(number: int, images: int) -> Iterator[int]:
+            for batch in loader.iterate(plan_of(storage, images), number):
+                assert batch.crops[0].shape[1:] == (2, 224, 224, 3)
+                yield len(batch.index)
+
+        return epoch
+
+    return configuration
 
 
-LOADERS: dict[str, Callable[[ClassFolder, int], Loader]] = {
-    "folder": lambda storage, workers: folder_loader(storage, device=CPU, workers=workers),
-    "ffcv": lambda storage, workers: FfcvLoader(packed(storage), device=CPU, workers=workers),
-    "dali": lambda storage, workers: DaliLoader(storage, device=CPU, workers=workers),
-    "reference-crops": lambda storage, workers: ReferenceLoader(
-        storage, device=CPU, workers=workers, full=False
-    ),
-    "reference": lambda storage, workers: ReferenceLoader(storage, device=CPU, workers=workers),
-}
+def folder_colour(storage: ClassFolder, workers: int) -> Epoch:
+    """`folder`, and our colour, compiled as long runs have it."""
+    loader = folder_loader(storage, device=CPU, workers=workers)
+    photometric = Photometric(recipes.get("imagenet-100ep").views, (224, 224))
+    photometric.compile_alone()
+
+    def epoch(number: int, images: int) -> Iterator[int]:
+        with torch.inference_mode():
+            for batch in loader.iterate(plan_of(storage, images), number):
+                yield len(photometric(batch.crops, batch.photometric)[0])
+
+    return epoch
 
 
-SLOW = ("reference-crops", "reference", "official", "folder-colour", "dali", "dali-stock")
-NAMES = ["decode", "folder", "folder-colour", "ffcv", "ffcv-stock", "dali", "dali-stock"]
-NAMES += ["reference-crops", "reference", "official"]
+def ffcv_stock(storage: ClassFolder, workers: int) -> Epoch:
+    """FFCV's own loader. Its epochs are all of the file."""
+    from benchmarks.peers.stock_ffcv import stock_ffcv_loader
+
+    loader = stock_ffcv_loader(packed(storage).root, BATCH, workers)
+    return lambda number, images: (len(views[0]) for views in loader)
+
+
+def dali_stock(storage: ClassFolder, workers: int) -> Epoch:
+    """DALI's own reader and crops. It knows no epochs: at their ends its queue stays full."""
+    from benchmarks.peers.stock_dali import stock_dali_batches
+
+    batches = stock_dali_batches(storage.root, BATCH, workers)
+
+    def epoch(_: int, images: int) -> Iterator[int]:
+        for _ in range(images // BATCH):
+            next(batches)
+            yield BATCH
+
+    return epoch
+
+
+def official(storage: ClassFolder, workers: int) -> Epoch:
+    """The official recipe word for word."""
+    photographs = len(set(storage.paths))
+
+    def epoch(_: int, images: int) -> Iterator[int]:
+        times = max(1, images // photographs)
+        for views, _ in official_loader(storage.root, times, BATCH, workers):
+            yield len(views[0])
+
+    return epoch
 
 
 def packed(storage: ClassFolder) -> Beton:
@@ -120,118 +170,95 @@ def packed(storage: ClassFolder) -> Beton:
     return open_beton(file)
 
 
-def timed(batches: Iterator[Any]) -> tuple[int, float]:
-    """Batches and seconds, after the first two of them."""
-    next(batches)
-    next(batches)
-    started = time.perf_counter()
-    return sum(1 for _ in batches), time.perf_counter() - started
-
-
-@functools.cache
-def compiled_colour() -> Photometric:
-    """Our colour; eager, a CPU needs many times as long, so whoever wants it there compiles it."""
-    photometric = Photometric(recipes.get("imagenet-100ep").views, (224, 224))
-    photometric.compile(fullgraph=True, dynamic=False)
-    return photometric
-
-
-def colour(loader: Loader, storage: ClassFolder, epoch: int) -> None:
-    """Makes every batch of an epoch, colour and normalisation included."""
-    plan = plan_of(storage)
-    photometric = compiled_colour()
-    with torch.inference_mode():
-        for batch in loader.iterate(plan, epoch):
-            photometric(batch.crops, batch.photometric)
+CONFIGURATIONS: dict[str, Make] = {
+    "decode": decode,
+    "folder": ours(lambda files, workers: folder_loader(files, device=CPU, workers=workers)),
+    "folder-colour": folder_colour,
+    "resident": ours(lambda files, workers: resident_loader(files, device=CPU, workers=workers)),
+    "ffcv": ours(lambda files, workers: FfcvLoader(packed(files), device=CPU, workers=workers)),
+    "ffcv-stock": ffcv_stock,
+    "dali": ours(lambda files, workers: DaliLoader(files, device=CPU, workers=workers)),
+    "dali-stock": dali_stock,
+    "reference-crops": ours(
+        lambda files, workers: ReferenceLoader(files, device=CPU, workers=workers, full=False)
+    ),
+    "reference": ours(lambda files, workers: ReferenceLoader(files, device=CPU, workers=workers)),
+    "official": official,
+}
+# These get half of the images: about the same time, and what it takes to start still is small.
+SLOW = (
+    "folder-colour",
+    "ffcv-stock",
+    "dali",
+    "dali-stock",
+    "reference-crops",
+    "reference",
+    "official",
+)
+RATIOS = (
+    ("folder", "decode"),
+    ("folder", "reference-crops"),
+    ("folder", "reference"),
+    ("folder", "official"),
+    ("folder-colour", "official"),
+    ("ffcv", "decode"),
+    ("ffcv", "ffcv-stock"),
+    ("dali", "dali-stock"),
+)
 
 
 def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
-    """One configuration in this process: a warm-up, then one timed pass."""
+    """Times one configuration in this process."""
     photographs = open_split(data, "train")
-    if name == "memory":
-        return measure_memory(repeated(photographs, 400), workers)
-    # The slow ones get fewer images: the same time, and the start of their processes still is small.
-    many = repeated(photographs, images // 4 if name in SLOW else images)
-    if name == "decode":
-        decode_all(photographs, workers)
-        started = time.perf_counter()
-        decode_all(many, workers)
-        count = int((many.orientation == 1).sum())
-    elif name == "official":
-        times = len(many) // len(photographs)
-        for _ in official_loader(data, 1, 50, workers):
-            pass
-        batches = official_loader(data, times, 50, workers)
-        started = time.perf_counter()
-        count = sum(len(views[0]) for views, _ in batches)
-    elif name == "ffcv-stock":
-        from benchmarks.peers.stock_ffcv import stock_ffcv_loader
-
-        loader = stock_ffcv_loader(packed(many).root, 50, workers)
-        for _ in loader:  # compiles
-            pass
-        started = time.perf_counter()
-        count = sum(len(views[0]) for views in loader)
-    elif name == "dali-stock":
-        from benchmarks.peers.stock_dali import stock_dali_batches
-
-        batches, seconds = timed(stock_dali_batches(data, len(many), 50, workers))
-        count, started = batches * 50, time.perf_counter() - seconds
-    else:
-        loader = LOADERS[name.removesuffix("-colour")](many, workers)
-        work = colour if name.endswith("-colour") else load_all
-        # The first epoch warms up; ffcv knows the images of its file alone.
-        work(loader, photographs if name != "ffcv" else many, 0)
-        started = time.perf_counter()
-        work(loader, many, 1)
-        count = plan_of(many).num_batches * 50
+    if name in SLOW:
+        images //= 2
+    epoch = CONFIGURATIONS[name](repeated(photographs, images), workers)
+    for _ in epoch(0, len(photographs)):
+        pass
+    started = time.perf_counter()
+    count = sum(epoch(1, images))
     seconds = time.perf_counter() - started
-    if name.removesuffix("-colour") in LOADERS:
-        loader.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if name in ("reference", "reference-crops", "official"):  # the largest worker, for each of them
-        peak += workers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return {"images_per_second": count / seconds, "seconds": seconds, "peak_mib": peak}
+    return {"images_per_second": count / seconds, "seconds": seconds}
 
 
-def measure_memory(storage: ClassFolder, workers: int) -> dict[str, Any]:
-    """Resident memory after each of ten epochs through `folder`."""
-    loader = folder_loader(storage, device=CPU, workers=workers)
-    after = []
-    for epoch in range(EPOCHS_FOR_MEMORY):
-        load_all(loader, storage, epoch)
-        after.append(resident_mib())
-    loader.close()
-    return {"resident_mib": after}
+def measure_memory(name: str, data: Path, workers: int) -> dict[str, Any]:
+    """The peak of memory in each of three epochs."""
+    photographs = open_split(data, "train")
+    epoch = CONFIGURATIONS[name](repeated(photographs, IMAGES_FOR_MEMORY), workers)
+    peaks = []
+    for number in range(EPOCHS_FOR_MEMORY):
+        with PeakMemory() as peak:
+            for _ in epoch(number, IMAGES_FOR_MEMORY):
+                pass
+        peaks.append(peak.mib)
+    return {"peak_mib": peaks}
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     runs = len(result["samples"]["decode"])
     rows = [
-        f"| loader | images/s | of decode | spread of {runs} runs | peak MiB |",
+        f"| loader | images/s | of decode | spread of {runs} runs | peak MiB, epochs 1 to 3 |",
         "|---|---:|---:|---:|---:|",
     ]
     bound = result["summary"]["decode"]["median"]
     for name, figure in result["summary"].items():
-        peak = max(sample["peak_mib"] for sample in result["samples"][name])
+        peaks = " ".join(f"{peak:,.0f}" for peak in result["memory"][name]["peak_mib"])
         rows.append(
             f"| {name} | {figure['median']:,.0f} | {figure['median'] / bound:.2f} | "
-            f"{figure['spread']:.0%} | {peak:,.0f} |"
+            f"{figure['spread']:.0%} | {peaks} |"
         )
-    memory = result["memory"]["resident_mib"]
-    ratios = result["ratios"]
+    times = {pair: f"{ratio:.{2 if ratio < 2 else 1}f}" for pair, ratio in result["ratios"].items()}
     return "\n".join(
         [
             *rows,
             "",
-            f"`folder` is {ratios['folder/reference-crops']:.1f} times `reference-crops`, "
-            f"{ratios['folder/reference']:.1f} times `reference`, "
-            f"{ratios['folder/official']:.1f} times `official`, {ratios['folder-colour/official']:.1f} "
-            f"times with our colour on the CPU too;\n`ffcv` is {ratios['ffcv/ffcv-stock']:.1f} times "
-            f"`ffcv-stock`, `dali` {ratios['dali/dali-stock']:.2f} times `dali-stock`. `folder`:\n"
-            f"its memory is {memory[1]:.0f} MiB after 2 epochs and {memory[-1]:.0f} MiB after "
-            f"{len(memory)}.",
+            f"`folder` is {times['folder/reference-crops']} times `reference-crops`, "
+            f"{times['folder/reference']} times `reference` and {times['folder/official']} times "
+            "`official`; with our",
+            f"colour on the CPU too (`folder-colour`), {times['folder-colour/official']} times "
+            f"`official`. `ffcv` is {times['ffcv/ffcv-stock']} times `ffcv-stock`, `dali` "
+            f"{times['dali/dali-stock']} times `dali-stock`.",
         ]
     )
 
@@ -243,14 +270,23 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="class folders of photographs")
     parser.add_argument("--workers", type=int, default=2, help="threads or processes (2)")
-    parser.add_argument("--images", type=int, default=4000, help="images per timed pass (4000)")
+    parser.add_argument("--images", type=int, default=2400, help="images per timed epoch (2400)")
     parser.add_argument("--repeats", type=int, default=5, help="runs per configuration (5)")
+    parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, help="configurations (all)")
     parser.add_argument("--json", type=Path, help="file that receives the result")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(args.measure, args.data, args.workers, args.images)))
+        name, _, memory = args.measure.partition(":")
+        if memory:
+            print(json.dumps(measure_memory(name, args.data, args.workers)))
+        else:
+            print(json.dumps(measure(name, args.data, args.workers, args.images)))
         return
+    names = args.only or list(CONFIGURATIONS)
+    photographs = open_split(args.data, "train")
+    for images in (args.images, args.images // 2, IMAGES_FOR_MEMORY):
+        packed(repeated(photographs, images))  # not within a measurement
     passed = [
         "--data",
         str(args.data),
@@ -259,10 +295,8 @@ def main() -> None:
         "--images",
         str(args.images),
     ]
-    photographs = open_split(args.data, "train")
-    packed(repeated(photographs, args.images))  # not within a measurement
-    samples = run_all("benchmarks.loader", NAMES, args.repeats, passed)
-    memory = run_all("benchmarks.loader", ["memory"], 1, passed)["memory"][0]
+    samples = run_all("benchmarks.loader", names, args.repeats, passed)
+    memory = run_all("benchmarks.loader", [f"{name}:memory" for name in names], 1, passed)
     rates = {
         name: summary([sample["images_per_second"] for sample in found])
         for name, found in samples.items()
@@ -273,22 +307,16 @@ def main() -> None:
         "samples": samples,
         "summary": rates,
         "ratios": {
-            f"folder/{other}": rates["folder"]["median"] / rates[other]["median"]
-            for other in ("decode", "reference-crops", "reference", "official")
-        }
-        | {
-            f"{ours}/{other}": rates[ours]["median"] / rates[other]["median"]
-            for ours, other in (
-                ("ffcv", "decode"),
-                ("ffcv", "ffcv-stock"),
-                ("dali", "dali-stock"),
-                ("folder-colour", "reference"),
-                ("folder-colour", "official"),
-            )
+            f"{one}/{other}": rates[one]["median"] / rates[other]["median"]
+            for one, other in RATIOS
+            if one in rates and other in rates
         },
-        "memory": memory,
+        "memory": {name.removesuffix(":memory"): found[0] for name, found in memory.items()},
     }
-    print(table(result))
+    if args.only:
+        print(json.dumps({"summary": rates, "ratios": result["ratios"]}, indent=1))
+    else:
+        print(table(result))
     if args.json:
         write(args.json, result)
 

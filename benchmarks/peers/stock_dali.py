@@ -17,12 +17,11 @@ def _two_views(root: str) -> Any:
     )
 
 
-def stock_dali_batches(root: Path, images: int, batch_size: int, workers: int) -> Iterator[Any]:
-    """Batches of two 224-pixel crops of each image.
+def stock_dali_batches(root: Path, batch_size: int, workers: int) -> Iterator[Any]:
+    """Batches of two 224-pixel crops of each image, for ever.
 
     Args:
         root: class folders.
-        images: how many, at least, in all.
         batch_size: images per batch.
         workers: threads.
     """
@@ -31,5 +30,5 @@ def stock_dali_batches(root: Path, images: int, batch_size: int, workers: int) -
         prefetch_queue_depth=2,
     )  # fmt: skip
     pipeline.build()
-    for _ in range(images // batch_size):
+    while True:
         yield pipeline.run()
