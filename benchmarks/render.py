@@ -11,11 +11,11 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import loader
+from benchmarks import loader, step, train
 
 ROOT = Path(__file__).parent
 DOCUMENTS = (ROOT / "README.md", ROOT.parent / "README.md")
-_TABLES = {"loader": loader.table}
+_TABLES = {"loader": loader.table, "step": step.table, "train": train.table}
 _MARKED = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DOTALL)
 
 

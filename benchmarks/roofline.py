@@ -1,0 +1,172 @@
+"""How fast a training step could be: its arithmetic, and the fewest bytes that it moves.
+
+Bytes are counted from the backbone's graph, tensor by tensor, for three levels of fusion:
+
+- `separate`: BatchNorm, ReLU and residual addition are kernels of their own;
+- `fused`: BatchNorm, ReLU and addition behind it are one kernel, forward and backward;
+- `epilogue`: BatchNorm's statistics are taken while a convolution writes its output, and its
+  normalisation (with ReLU) is applied while the next convolution reads it. Only what a residual
+  addition makes is written down once more.
+
+A tensor counts once for each kernel that reads or writes it; what stays in a cache between kernels is
+not modelled, nor are the heads, whose activations are small. BatchNorm in training mode reads its
+input twice forward (statistics, normalisation), and input and gradient twice backward.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.utils.flop_counter import FlopCounterMode
+
+Fusion = Literal["separate", "fused", "epilogue"]
+FUSIONS: tuple[Fusion, ...] = ("separate", "fused", "epilogue")
+_BATCH = 2
+_Types = tuple[type[nn.Module], ...]
+_MODULES: tuple[tuple[str, _Types], ...] = (
+    ("product", (nn.Conv2d, nn.Linear)),
+    ("norm", (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)),
+    ("relu", (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)),
+    ("pool", (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """What a training step costs for each view (a source image has two or more).
+
+    Attributes:
+        flops: floating-point operations, forward and backward; a multiply-add is two.
+        bytes: level of fusion -> bytes of activations that are read and written.
+        parameter_bytes: read and written for weights, gradients and momentum, once a step.
+    """
+
+    flops: float
+    bytes: dict[Fusion, float]
+    parameter_bytes: float
+
+    def seconds(
+        self, views: int, fusion: Fusion, flops_per_second: float, bytes_per_second: float
+    ) -> float:
+        """The least time of a step in which arithmetic and memory do not overlap.
+
+        Convolutions are bound by one, BatchNorm by the other, so most of a step is either.
+
+        Args:
+            views: in the step, all images and views together.
+            fusion: level of fusion.
+            flops_per_second: of a matrix product of the dtype, measured.
+            bytes_per_second: of a copy, read and written together, measured.
+        """
+        moved = views * self.bytes[fusion] + self.parameter_bytes
+        return views * self.flops / flops_per_second + moved / bytes_per_second
+
+
+def step_cost(
+    make_method: Callable[[], nn.Module], image_size: int, num_views: int, dtype: torch.dtype
+) -> StepCost:
+    """Counts a method's training step.
+
+    Args:
+        make_method: builds a `Method` with a `backbone`; called on the meta device, so that nothing
+            is computed.
+        image_size: side of the views in pixels.
+        num_views: views of an image.
+        dtype: of activations; parameters and momentum are float32.
+
+    Raises:
+        ValueError: torch.fx cannot trace the backbone.
+    """
+    with torch.device("meta"):
+        method = make_method()
+        views = tuple(torch.empty(_BATCH, 3, image_size, image_size) for _ in range(num_views))
+        counter = FlopCounterMode(display=False)
+        with counter:
+            loss, _ = method(views)
+            loss.backward()
+    backbone = method.get_submodule("backbone")
+    elements = {fusion: _elements(backbone, views[0], fusion) for fusion in FUSIONS}
+    parameters = sum(p.numel() for p in method.parameters())
+    return StepCost(
+        flops=counter.get_total_flops() / (_BATCH * num_views),
+        bytes={fusion: count * dtype.itemsize / _BATCH for fusion, count in elements.items()},
+        # Read for the forward and the backward pass as `dtype`; then gradient, momentum and weight are
+        # read, momentum and weight written, the gradient written once.
+        parameter_bytes=parameters * (2 * num_views * dtype.itemsize + 6 * 4),
+    )
+
+
+def _elements(backbone: nn.Module, view: Tensor, fusion: Fusion) -> int:
+    """Elements that the kernels of a forward and backward pass read and write."""
+    try:
+        traced = fx.symbolic_trace(backbone)
+    except Exception as error:  # torch.fx raises what the traced code happens to raise
+        raise ValueError(f"torch.fx cannot trace this backbone ({error})") from error
+    ShapeProp(traced).propagate(view)  # type: ignore[no-untyped-call]
+    return sum(_cost(node, traced, fusion) for node in traced.graph.nodes)
+
+
+def _size(node: fx.Node) -> int:
+    found = node.meta.get("tensor_meta")
+    return int(found.shape.numel()) if hasattr(found, "shape") else 0
+
+
+def _cost(node: fx.Node, traced: fx.GraphModule, fusion: Fusion) -> int:
+    kind = _kind(node, traced)
+    if kind is None:
+        return 0
+    out = _size(node)
+    inputs = [_size(source) for source in node.all_input_nodes]
+    # Gradients of all users of a tensor but the first are added to that of the first: two inputs and
+    # an output, or one more input of a fused kernel.
+    forks = max(0, len(node.users) - 1) * (3 if fusion == "separate" else 1) * out
+    return forks + _own_cost(node, kind, traced, fusion, inputs, out)
+
+
+def _own_cost(
+    node: fx.Node, kind: str, traced: fx.GraphModule, fusion: Fusion, inputs: list[int], out: int
+) -> int:
+    first = any(source.op == "placeholder" for source in node.all_input_nodes)
+    if kind == "product":
+        # Forward: input, output. Backward: the gradient twice and the input once, and the input's
+        # gradient, which the images do not need.
+        backward = out + inputs[0] + (0 if first else out + inputs[0])
+        return inputs[0] + out + backward + _prologue(node, traced, fusion, out)
+    if kind == "norm":
+        return {"separate": 8, "fused": 8, "epilogue": 0}[fusion] * out
+    if kind == "relu":
+        return 5 * out if fusion == "separate" else 0
+    if kind == "add":
+        # One of the operands comes out of a BatchNorm. Fused with it, addition is one more input, and
+        # the gradient for the skipping branch one more output.
+        if fusion == "separate":
+            return 3 * out
+        # In `epilogue`, what the BatchNorm reads and writes is counted here: the sum has to exist.
+        return (2 if fusion == "fused" else 4) * out
+    return 2 * (inputs[0] + out)  # pooling
+
+
+def _prologue(node: fx.Node, traced: fx.GraphModule, fusion: Fusion, out: int) -> int:
+    """What BatchNorm's backward pass adds to a convolution that has taken it in.
+
+    Its reductions read the convolution's output while the gradient is written; its application reads
+    it again before each of the two products of the backward pass.
+    """
+    normed = any(_kind(user, traced) == "norm" for user in node.users)
+    return 3 * out if fusion == "epilogue" and normed else 0
+
+
+def _kind(node: fx.Node, traced: fx.GraphModule) -> str | None:
+    if node.op == "call_module":
+        module = traced.get_submodule(str(node.target))
+        for kind, types in _MODULES:
+            if isinstance(module, types):
+                return kind
+        return None
+    if node.op in ("call_function", "call_method"):
+        name = getattr(node.target, "__name__", str(node.target))
+        return {"add": "add", "iadd": "add", "relu": "relu", "relu_": "relu"}.get(name)
+    return None

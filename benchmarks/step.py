@@ -1,0 +1,322 @@
+"""Regime "step": a training step on a synthetic batch that lies on the device. No loader, no colour.
+
+    python -m benchmarks.step --json benchmarks/results/step.json
+
+The default is ResNet-50 at 224 pixels on a GPU, ResNet-18 at 64 pixels on a CPU. Each variant runs in a
+fresh process: some steps to warm up and compile, then timed ones. Variants:
+  textbook-fp32           what one writes first: float32, NCHW, eager
+  textbook-amp            bfloat16 autocast
+  textbook-amp-nhwc       and channels_last
+  eager                   ours, not compiled: the same with fused SGD
+  compiled                ours, the whole step one graph
+  compiled-foreach-sgd    with foreach SGD
+  compiled-joint-views    both views through the network at once, BatchNorm by view
+  compiled-1x1-matmul     1x1 convolutions as matrix products
+  compiled-autotuned      Inductor times its kernels first (GPU)
+  compiled-cuda-graphs    launches recorded once (GPU)
+
+The limit is that of benchmarks/roofline.py with this machine's own ceilings, measured in the same run:
+a matrix product and a copy. All variants compute the same step (tests/test_step_variants.py).
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import run_all, summary, write
+from benchmarks.joint_views import JointSimSiam, join_views
+from benchmarks.roofline import FUSIONS, step_cost
+from fastsimsiam import recipes
+from fastsimsiam.backbones import feature_extractor
+from fastsimsiam.build import build_method
+from fastsimsiam.config import Config
+from fastsimsiam.methods.base import Method
+from fastsimsiam.optim import ScheduledSGD
+
+_WARM_UP = 3
+_SAME_LOSS = 0.02
+"""Rounding apart, all variants have the same loss after the same steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A way to run the step.
+
+    Attributes:
+        dtype: of the network's arithmetic (bfloat16: autocast).
+        channels_last: memory format of views and weights.
+        sgd: `fused` with tensor learning rates, as the trainer has it, or torch's `foreach` or `plain`.
+        compiled: the whole step as one graph.
+        joint: both views at once.
+        inductor: options of the compiler.
+        gpu_only: makes no sense on a CPU.
+    """
+
+    dtype: torch.dtype = torch.bfloat16
+    channels_last: bool = True
+    sgd: Literal["fused", "foreach", "plain"] = "fused"
+    compiled: bool = True
+    joint: bool = False
+    inductor: dict[str, Any] = field(default_factory=dict)
+    gpu_only: bool = False
+
+
+_TEXTBOOK = Variant(compiled=False, sgd="plain")
+VARIANTS: dict[str, Variant] = {
+    "textbook-fp32": replace(_TEXTBOOK, dtype=torch.float32, channels_last=False),
+    "textbook-amp": replace(_TEXTBOOK, channels_last=False),
+    "textbook-amp-nhwc": _TEXTBOOK,
+    "eager": Variant(compiled=False),
+    "compiled": Variant(),
+    "compiled-foreach-sgd": Variant(sgd="foreach"),
+    "compiled-joint-views": Variant(joint=True),
+    "compiled-1x1-matmul": Variant(inductor={"conv_1x1_as_mm": True}),
+    "compiled-autotuned": Variant(inductor={"max_autotune": True}, gpu_only=True),
+    "compiled-cuda-graphs": Variant(inductor={"triton.cudagraphs": True}, gpu_only=True),
+}
+
+
+def make_method(config: Config, *, joint: bool) -> Method:
+    """The recipe's method, or one that takes both views at once, with the same fresh weights."""
+    if not joint:
+        return build_method(config)
+    torch.manual_seed(config.seed)
+    backbone, feature_dim = feature_extractor(config.arch, config.stem)
+    method = JointSimSiam(backbone, feature_dim, config.method)
+    join_views(method)
+    return method
+
+
+class Step:
+    """A training step of a variant."""
+
+    def __init__(self, config: Config, variant: Variant, device: torch.device) -> None:
+        """Builds method and optimiser."""
+        layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+        self.method = make_method(config, joint=variant.joint).to(device).to(memory_format=layout)
+        self._variant, self._device, self._layout = variant, device, layout
+        groups = self.method.parameter_groups()
+        rate = config.optimizer.lr * config.batch_size / 256
+        if variant.sgd == "fused":
+            ours = ScheduledSGD(groups, config.optimizer, device)
+            ours.set_rates(rate, rate)
+            self._update: Callable[[], None] = ours.step
+        else:
+            theirs = torch.optim.SGD(
+                [parameter for group in groups for parameter in group.parameters], lr=rate,
+                momentum=config.optimizer.momentum, weight_decay=config.optimizer.weight_decay,
+                foreach=variant.sgd == "foreach",
+            )  # fmt: skip
+
+            def update() -> None:
+                theirs.step()
+                theirs.zero_grad(set_to_none=True)
+
+            self._update = update
+        self._loss = self._forward
+        if variant.compiled:
+            self._loss = torch.compile(
+                self._forward, fullgraph=True, dynamic=False, options=variant.inductor
+            )
+
+    def views(self, config: Config, seed: int) -> tuple[Tensor, ...]:
+        """Two random views of a batch, on the device."""
+        generator = torch.Generator(self._device).manual_seed(seed)
+        shape = (config.batch_size, 3, config.image_size, config.image_size)
+        kind = torch.float32 if self._variant.dtype == torch.float32 else self._variant.dtype
+        return tuple(
+            torch.randn(shape, device=self._device, generator=generator).to(
+                kind, memory_format=self._layout
+            )
+            for _ in range(2)
+        )
+
+    def _forward(self, views: tuple[Tensor, ...]) -> Tensor:
+        enabled = self._variant.dtype != torch.float32
+        with torch.autocast(self._device.type, self._variant.dtype, enabled=enabled):
+            loss: Tensor = self.method(views)[0]
+        return loss
+
+    def __call__(self, views: tuple[Tensor, ...]) -> Tensor:
+        """One step; its loss."""
+        if self._variant.inductor.get("triton.cudagraphs"):
+            torch.compiler.cudagraph_mark_step_begin()
+        loss = self._loss(views)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._update()
+        return loss.detach()
+
+
+def config_of(arch: str, image_size: int, batch_size: int) -> Config:
+    """The ImageNet recipe, on this scale."""
+    recipe = recipes.get("imagenet-100ep")
+    return replace(recipe, arch=arch, image_size=image_size, batch_size=batch_size)
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until the device has done everything."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(name: str, config: Config, steps: int, device: torch.device) -> dict[str, Any]:
+    """Times one variant in this process."""
+    step = Step(config, VARIANTS[name], device)
+    views = step.views(config, 0)
+    started = time.perf_counter()
+    for _ in range(_WARM_UP):
+        loss = step(views)
+    wait_for(device)
+    warm_up = time.perf_counter() - started
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        loss = step(views)
+        wait_for(device)
+        seconds.append(time.perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+    return {
+        "step_seconds": seconds, "warm_up_seconds": warm_up, "peak_mib": peak, "loss": loss.item(),
+    }  # fmt: skip
+
+
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    times = []
+    for _ in range(8):
+        wait_for(device)
+        started = time.perf_counter()
+        work()
+        wait_for(device)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """What this machine can do at best: matrix products, and a copy (read and written together)."""
+    side = 8192 if device.type == "cuda" else 2048
+    found = {}
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        found[f"{name}_flops_per_second"] = 2 * side**3 / _best(lambda a=a, b=b: a @ b, device)
+    source = torch.empty(
+        (1 << 30) if device.type == "cuda" else (1 << 28), dtype=torch.uint8, device=device
+    )
+    target = torch.empty_like(source)
+    seconds = _best(lambda: target.copy_(source), device)
+    return found | {"bytes_per_second": 2 * source.numel() / seconds}
+
+
+def analysed(
+    config: Config, samples: dict[str, list[dict[str, Any]]], most: dict[str, float]
+) -> dict[str, Any]:
+    """Images/s, achieved rates and share of the limit of every variant."""
+    found = {}
+    losses = {name: runs[0]["loss"] for name, runs in samples.items()}
+    assert max(losses.values()) - min(losses.values()) < _SAME_LOSS, f"not the same step: {losses}"
+    for name, runs in samples.items():
+        dtype = VARIANTS[name].dtype
+        key = "float32" if dtype == torch.float32 else "bfloat16"
+        cost = step_cost(lambda: build_method(config), config.image_size, 2, dtype)
+        views = 2 * config.batch_size
+        time_of = summary([second for run in runs for second in run["step_seconds"]])
+        seconds = time_of["median"]
+        limit = {
+            fusion: cost.seconds(
+                views, fusion, most[f"{key}_flops_per_second"], most["bytes_per_second"]
+            )
+            for fusion in FUSIONS
+        }
+        found[name] = {
+            "step_ms": seconds * 1e3,
+            "spread": time_of["spread"],
+            "images_per_second": config.batch_size / seconds,
+            "flops_per_second": views * cost.flops / seconds,
+            "bytes_per_second_if_fused": (views * cost.bytes["fused"] + cost.parameter_bytes)
+            / seconds,
+            "share_of_limit": {fusion: limit[fusion] / seconds for fusion in FUSIONS},
+            "peak_mib": max((run["peak_mib"] or 0 for run in runs), default=0),
+        }
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    rows = [
+        f"{result['arch']}, {result['image_size']} pixels, batch {result['batch_size']}:",
+        "",
+        "| variant | ms/step | images/s | TFLOP/s | of the limit, separate | fused | epilogue |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, found in result["variants"].items():
+        share = " | ".join(f"{found['share_of_limit'][fusion]:.0%}" for fusion in FUSIONS)
+        rows.append(
+            f"| {name} | {found['step_ms']:,.1f} | {found['images_per_second']:,.0f} | "
+            f"{found['flops_per_second'] / 1e12:,.2f} | {share} |"
+        )
+    most = result["ceilings"]
+    rows += [
+        "",
+        f"The machine's ceilings: {most['bfloat16_flops_per_second'] / 1e12:,.2f} TFLOP/s in "
+        f"bfloat16, {most['float32_flops_per_second'] / 1e12:,.2f} in float32, "
+        f"{most['bytes_per_second'] / 1e9:,.0f} GB/s.",
+    ]
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Runs the command line."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", default="resnet50" if gpu else "resnet18")
+    parser.add_argument("--image-size", type=int, default=224 if gpu else 64, help="pixels")
+    parser.add_argument("--batch-size", type=int, default=256 if gpu else 64, help="images")
+    parser.add_argument("--steps", type=int, default=20 if gpu else 6, help="timed steps of a run")
+    parser.add_argument("--repeats", type=int, default=5, help="runs per variant (5)")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="variants (all)")
+    parser.add_argument("--json", type=Path, help="file that receives the result")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    config = config_of(args.arch, args.image_size, args.batch_size)
+    if args.measure:
+        found = (
+            ceilings(device)
+            if args.measure == "ceilings"
+            else measure(args.measure, config, args.steps, device)
+        )
+        print(json.dumps(found))
+        return
+    names = args.only or [name for name, v in VARIANTS.items() if gpu or not v.gpu_only]
+    passed = [
+        word
+        for key in ("arch", "image_size", "batch_size", "steps")
+        for word in (f"--{key.replace('_', '-')}", str(getattr(args, key)))
+    ]
+    samples = run_all("benchmarks.step", [*names, "ceilings"], args.repeats, passed)
+    found = samples.pop("ceilings")
+    most = {key: max(run[key] for run in found) for key in found[0]}
+    result = {
+        "regime": "step",
+        "arch": args.arch,
+        "image_size": args.image_size,
+        "batch_size": args.batch_size,
+        "ceilings": most,
+        "variants": analysed(config, samples, most),
+        "samples": samples,
+    }
+    print(table(result))
+    if args.json:
+        write(args.json, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""All regimes on the machine at hand, the most valuable first, in a given time.
+
+    python -m benchmarks.suite --minutes 25 --out RESULTS --data PHOTOS
+
+Each job is a benchmark of its own and leaves a result file as soon as it is done; what the time does
+not suffice for is named. On a GPU: the step's variants at two batch sizes, end to end through each
+loader, and the tests that need one. On a CPU: a quick look at every regime.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A benchmark to run.
+
+    Attributes:
+        name: of its result file.
+        words: what follows `python -m`.
+        needs_data: wants `--data`.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    needs_data: bool = False
+
+
+def _step(batch_size: int, variants: Sequence[str]) -> Job:
+    words = (
+        "benchmarks.step",
+        "--batch-size",
+        str(batch_size),
+        "--repeats",
+        "1",
+        "--only",
+        *variants,
+    )
+    return Job(name=f"step-{batch_size}-{variants[0]}", words=words)
+
+
+def _train(name: str, *words: str) -> Job:
+    return Job(name=name, words=("benchmarks.train", "--repeats", "1", *words), needs_data=True)
+
+
+def gpu_jobs() -> list[Job]:
+    """In order of value."""
+    return [
+        _step(256, ["compiled"]),
+        Job(name="tests", words=("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider")),
+        _step(512, ["compiled"]),
+        _train("train-folder", "--loader", "folder"),
+        _train("train-dali", "--loader", "dali"),
+        _train("train-folder-nvjpeg", "--loader", "folder", "--decoder", "nvjpeg"),
+        _train("train-folder-frames", "--loader", "folder", "--crops", "device"),
+        _step(256, ["textbook-amp-nhwc", "textbook-amp", "textbook-fp32", "eager"]),
+        _step(256, ["compiled-1x1-matmul"]),
+        _step(256, ["compiled-cuda-graphs"]),
+        _step(256, ["compiled-joint-views"]),
+        _step(256, ["compiled-foreach-sgd"]),
+        _step(512, ["eager"]),
+        _step(256, ["compiled-autotuned"]),
+    ]
+
+
+def cpu_jobs() -> list[Job]:
+    """A run of each regime."""
+    return [
+        Job(
+            name="loader",
+            words=("benchmarks.loader", "--repeats", "1", "--images", "400", "--only",
+                   "decode", "folder", "reference-crops"),
+            needs_data=True,
+        ),
+        _step(64, ["eager", "textbook-fp32", "textbook-amp-nhwc"]),
+        _train("train-folder", "--loader", "folder", "--steps", "10"),
+        _step(64, ["compiled"]),
+    ]  # fmt: skip
+
+
+def run(job: Job, out: Path, data: Path | None, seconds: float) -> str:
+    """Runs a job for so long at most; what became of it."""
+    words = [*job.words]
+    if job.needs_data:
+        words += ["--data", str(data)]
+    if job.words[0].startswith("benchmarks."):
+        words += ["--json", str(out / f"{job.name}.json")]
+    with open(out / f"{job.name}.log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words], stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes it has started
+            process.wait()
+            return "out of time"
+    return "done" if code == 0 else f"failed with code {code}: see {job.name}.log"
+
+
+def main() -> int:
+    """Runs the command line; 1 where a job has failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, required=True, help="in all")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--data", type=Path, help="class folders of photographs")
+    args = parser.parse_args()
+    end = time.monotonic() + 60 * args.minutes
+    args.out.mkdir(parents=True, exist_ok=True)
+    failed = False
+    for job in gpu_jobs() if torch.cuda.is_available() else cpu_jobs():
+        started = time.monotonic()
+        if job.needs_data and args.data is None:
+            became = "skipped: no --data"
+        elif started >= end:
+            became = "not begun: out of time"
+        else:
+            became = run(job, args.out, args.data, end - started)
+        failed = failed or became.startswith("failed")
+        print(f"{job.name}: {became} ({time.monotonic() - started:.0f} s)", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

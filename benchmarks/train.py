@@ -1,0 +1,218 @@
+"""Regime "train": JPEG to weights, end to end, beside the loader and the step each by itself.
+
+    python -m benchmarks.train --data IMAGENETTE --json benchmarks/results/train.json
+
+On a GPU the two run side by side, and training can be as fast as the slower of them. On a CPU they
+share the cores and take turns: 1 / (1 / loader + 1 / step) images/s. Each runs in a fresh process:
+  loader    batches of the plan, made and thrown away
+  step      the trainer's step, colour and optimiser included, on one batch that lies on the device
+  train     the trainer itself, from the log of its run
+
+"cores" is how many CPU cores this process kept busy, worker processes of `reference` apart.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import run_all, summary, write
+from benchmarks.step import wait_for
+from fastsimsiam import recipes
+from fastsimsiam.build import build_loader, build_trainer
+from fastsimsiam.checkpoint import CheckpointStore
+from fastsimsiam.choose import choose_compile, choose_device, choose_dtype, choose_loader
+from fastsimsiam.config import CheckpointConfig, Config, FolderConfig, KnnConfig
+from fastsimsiam.distributed import World
+from fastsimsiam.recorder import Recorder
+from fastsimsiam.storage.data_set import open_split
+from fastsimsiam.trainer import Trainer
+
+NAMES = ("loader", "step", "train")
+_WARM_UP = 4
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The ImageNet recipe on the scale that was asked for, without evaluation and checkpoints."""
+    return replace(
+        recipes.get("imagenet-100ep"),
+        data=args.data,
+        arch=args.arch,
+        image_size=args.image_size,
+        batch_size=args.batch_size,
+        loader=args.loader,
+        folder=FolderConfig(decoder=args.decoder, crops=args.crops),
+        workers=args.workers,
+        compile=args.compile,
+        knn=KnnConfig(every_epochs=0),
+        checkpoint=CheckpointConfig(every_epochs=1e6),
+        max_steps=2 * args.steps,  # the first half warms up
+        log_every=args.steps,
+    )
+
+
+@contextmanager
+def trainer_of(config: Config) -> Iterator[Trainer]:
+    """A trainer as `pretrain` builds it."""
+    device, _ = choose_device(config)
+    dtype, _ = choose_dtype(config, device)
+    storage = open_split(config.data, "train")
+    name, _ = choose_loader(config, storage, device)
+    compiled, _ = choose_compile(config, len(storage), device)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        recorder = Recorder(out)
+        loader = build_loader(
+            name, storage, device=device, workers=config.workers, on_bad_image="error",
+            folder=config.folder, dali=config.dali,
+        )  # fmt: skip
+        with closing(recorder), closing(loader):
+            yield build_trainer(
+                config, storage, loader, evaluators=[], store=CheckpointStore(out, 1),
+                recorder=recorder, device=device, dtype=dtype, compiled=compiled, world=World(),
+            )  # fmt: skip
+
+
+def batches_of(trainer: Trainer) -> Iterator[Any]:
+    """Batches without end."""
+    epoch = 0
+    while True:
+        yield from trainer.loader.iterate(trainer.plan, epoch)
+        epoch += 1
+
+
+def logged(history: list[dict[str, Any]], warm_up: int, batch_size: int) -> dict[str, Any]:
+    """Images/s, and the share of time waiting for data, of all log windows behind the warm-up."""
+    seconds, waited, step = 0.0, 0.0, warm_up
+    for line in history:
+        if line["step"] <= warm_up:
+            continue
+        window = (line["step"] - step) * batch_size / line["images_per_second"]
+        seconds += window
+        waited += window * line["data_wait"]
+        step = line["step"]
+    images = (step - warm_up) * batch_size
+    return {
+        "images_per_second": images / seconds, "seconds": seconds, "data_wait": waited / seconds,
+    }  # fmt: skip
+
+
+def measure(name: str, config: Config, steps: int) -> dict[str, Any]:
+    """Times one of the three in this process."""
+    with trainer_of(config) as trainer:
+        if name == "train":
+            started, busy = time.perf_counter(), time.process_time()
+            trainer.fit()
+            cores = (time.process_time() - busy) / (time.perf_counter() - started)
+            return logged(trainer.recorder.history, steps, config.batch_size) | {"cores": cores}
+        batches = batches_of(trainer)
+        synthetic = next(batches) if name == "step" else None
+        trainer.optimizer.set_rates(0.01, 0.01)
+        trainer.method.train()
+        started, busy = 0.0, 0.0
+        for number in range(_WARM_UP + steps):
+            if number == _WARM_UP:
+                wait_for(trainer.device)
+                started, busy = time.perf_counter(), time.process_time()
+            batch = synthetic or next(batches)
+            if name == "step":
+                loss, _ = trainer.compute(batch.crops, batch.photometric)
+                loss.backward()  # type: ignore[no-untyped-call]
+                trainer.optimizer.step()
+        wait_for(trainer.device)
+        seconds, busy = time.perf_counter() - started, time.process_time() - busy
+        batches.close()
+    return {
+        "images_per_second": steps * config.batch_size / seconds, "seconds": seconds,
+        "cores": busy / seconds,
+    }  # fmt: skip
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    rows = [
+        f"{result['arch']}, {result['image_size']} pixels, batch {result['batch_size']}, loader "
+        f"`{result['loader']}`:",
+        "",
+        "| regime | images/s | spread | cores |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, figure in result["summary"].items():
+        cores = max(run["cores"] for run in result["samples"][name])
+        rows.append(f"| {name} | {figure['median']:,.0f} | {figure['spread']:.0%} | {cores:.1f} |")
+    rows += [
+        "",
+        f"Training reaches {result['share_of_parts']:.2f} of what its parts allow "
+        f"({result['parts_allow']:,.0f} images/s: {result['rule']}).",
+    ]
+    return "\n".join(rows)
+
+
+def parts_allow(loader: float, step: float, *, gpu: bool) -> tuple[float, str]:
+    """The images/s that loader and step allow together, and by which rule."""
+    if gpu:
+        return min(loader, step), "the slower of loader and step"
+    return 1 / (1 / loader + 1 / step), "loader and step taking turns on the same cores"
+
+
+def main() -> None:
+    """Runs the command line."""
+    gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="class folders, or packed files")
+    parser.add_argument("--arch", default="resnet50" if gpu else "resnet18")
+    parser.add_argument("--image-size", type=int, default=224 if gpu else 64, help="pixels")
+    parser.add_argument("--batch-size", type=int, default=256 if gpu else 64, help="images")
+    parser.add_argument("--loader", default="folder", help="as of pretrain (folder)")
+    parser.add_argument("--decoder", default="cpu", help="as --folder.decoder of pretrain (cpu)")
+    parser.add_argument("--crops", default="host", help="as --folder.crops of pretrain (host)")
+    parser.add_argument("--workers", type=int, help="loader threads (one per core)")
+    parser.add_argument("--compile", default="auto", help="as of pretrain (auto)")
+    parser.add_argument(
+        "--steps", type=int, default=100 if gpu else 30, help="timed steps of a run"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each (5)")
+    parser.add_argument("--json", type=Path, help="file that receives the result")
+    parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure, config_of(args), args.steps)))
+        return
+    keys = ("data", "arch", "image_size", "batch_size", "loader", "decoder", "crops", "workers")
+    keys += ("compile", "steps")
+    passed = [
+        word
+        for key in keys
+        if getattr(args, key) is not None
+        for word in (f"--{key.replace('_', '-')}", str(getattr(args, key)))
+    ]
+    samples = run_all("benchmarks.train", NAMES, args.repeats, passed)
+    rates = {
+        name: summary([run["images_per_second"] for run in runs]) for name, runs in samples.items()
+    }
+    allowed, rule = parts_allow(rates["loader"]["median"], rates["step"]["median"], gpu=gpu)
+    result = {
+        "regime": "train",
+        **{key: getattr(args, key) for key in keys if key not in ("data", "workers")},
+        "samples": samples,
+        "summary": rates,
+        "parts_allow": allowed,
+        "share_of_parts": rates["train"]["median"] / allowed,
+        "rule": rule,
+    }
+    print(table(result))
+    if args.json:
+        write(args.json, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The variants of the step benchmark compute the same step."""
+
+from dataclasses import replace
+
+import pytest
+import tiny_backbone  # noqa: F401 (registers tiny_resnet)
+import torch
+from conftest import CPU
+
+from benchmarks.step import VARIANTS, Step, analysed, config_of, table
+from fastsimsiam.config import Config, SimSiamConfig
+
+
+@pytest.fixture
+def config() -> Config:
+    """A tiny network and a learning rate that moves it."""
+    config = config_of("tiny_resnet", 32, 16)
+    method = SimSiamConfig(projector_layers=2, projector_dim=64, predictor_dim=16)
+    return replace(config, method=method, optimizer=replace(config.optimizer, lr=0.5))
+
+
+def run(config: Config, name: str) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses of four steps, and the state after them, in float32 and without a compiler."""
+    step = Step(config, replace(VARIANTS[name], dtype=torch.float32, compiled=False), CPU)
+    losses = [step(step.views(config, seed)).item() for seed in range(4)]
+    return losses, step.method.state_dict()
+
+
+@pytest.mark.parametrize(
+    "name", ["textbook-fp32", "textbook-amp-nhwc", "compiled-foreach-sgd", "compiled-joint-views"]
+)
+def test_variants_are_exact(config: Config, name: str) -> None:
+    losses, state = run(config, "eager")
+    assert losses[0] != pytest.approx(losses[3], abs=1e-3)
+    found, other = run(config, name)
+    assert found == pytest.approx(losses, abs=1e-5)
+    assert state.keys() == other.keys()
+    for key, value in state.items():
+        torch.testing.assert_close(other[key], value, atol=1e-4, rtol=1e-4, msg=key)
+
+
+def test_the_table_has_rates_and_shares() -> None:
+    config = config_of("resnet18", 64, 64)
+    most = {
+        "bfloat16_flops_per_second": 1e12, "float32_flops_per_second": 1e11,
+        "bytes_per_second": 1e10,
+    }  # fmt: skip
+    runs = [{"step_seconds": [2.0, 4.0, 3.0], "peak_mib": None, "loss": -0.5}]
+    variants = analysed(config, {"eager": runs}, most)
+    assert variants["eager"]["images_per_second"] == pytest.approx(64 / 3)
+    # ResNet-18 at 64 pixels: 0.15 GMAC forward, and the heads.
+    assert variants["eager"]["flops_per_second"] == pytest.approx(128 * 1.0e9 / 3, rel=0.1)
+    shares = variants["eager"]["share_of_limit"]
+    assert 0 < shares["epilogue"] < shares["fused"] < shares["separate"] < 1
+    result = {
+        "arch": "resnet18", "image_size": 64, "batch_size": 64, "ceilings": most,
+        "variants": variants,
+    }  # fmt: skip
+    assert "| eager | 3,000.0 | 21 |" in table(result)
+    with pytest.raises(AssertionError, match="not the same step"):
+        analysed(config, {"eager": runs, "compiled": [runs[0] | {"loss": -0.4}]}, most)
