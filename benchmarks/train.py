@@ -162,8 +162,8 @@ def parts_allow(loader: float, step: float, *, gpu: bool) -> tuple[float, str]:
     return 1 / (1 / loader + 1 / step), "loader and step taking turns on the same cores"
 
 
-def main() -> None:
-    """Runs the command line."""
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -183,7 +183,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each (5)")
     parser.add_argument("--json", type=Path, help="file that receives the result")
     parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Runs the command line."""
+    args = parser().parse_args()
     if args.measure:
         print(json.dumps(measure(args.measure, config_of(args), args.steps)))
         return
@@ -199,6 +204,7 @@ def main() -> None:
     rates = {
         name: summary([run["images_per_second"] for run in runs]) for name, runs in samples.items()
     }
+    gpu = torch.cuda.is_available()
     allowed, rule = parts_allow(rates["loader"]["median"], rates["step"]["median"], gpu=gpu)
     result = {
         "regime": "train",

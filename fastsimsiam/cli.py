@@ -95,6 +95,8 @@ class _Pretrain:
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: bool = False
     """Continue from the newest checkpoint in --out."""
+    profile: int = 0
+    """Record so many steps with torch's profiler: OUT/trace.json, and the most expensive kernels."""
 
 
 def _pretrain(words: list[str]) -> int:
@@ -116,9 +118,11 @@ def _pretrain(words: list[str]) -> int:
         default=_Pretrain(config=config),
         about=inspect.getdoc(recipes.RECIPES[name]) or "",
     )
+    if arguments.profile < 0:
+        raise UserError(f"--profile is {arguments.profile}: give 0 or more")
     from fastsimsiam.pretrain import pretrain
 
-    summary = pretrain(arguments.config, resume=arguments.resume)
+    summary = pretrain(arguments.config, resume=arguments.resume, profile=arguments.profile)
     return 128 + summary.signal if summary.signal else 0
 
 

@@ -22,6 +22,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.evaluators import KnnEvaluator
 from fastsimsiam.loaders.batch import Loader
 from fastsimsiam.pictures import draw_curves
+from fastsimsiam.profiler import profiled
 from fastsimsiam.recorder import Recorder, clock
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.data_set import has_split, open_split
@@ -49,12 +50,13 @@ class Summary:
     bad_images: Mapping[str, str]
 
 
-def pretrain(config: Config, *, resume: bool = False) -> Summary:
+def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summary:
     """Pretrains and writes checkpoints, metrics and logs to `config.out`.
 
     Args:
         config: the run, see `recipes`.
         resume: continue from the newest checkpoint in `config.out`.
+        profile: steps to record with torch's profiler, into `config.out`.
 
     Raises:
         UserError: something in the config, the data or the checkpoint has to be mended.
@@ -112,7 +114,9 @@ def pretrain(config: Config, *, resume: bool = False) -> Summary:
                 _announce(recorder, config, train, trainer.lengths.stop, trainer.step)
                 started = time.perf_counter()
                 try:
-                    signal = trainer.fit()
+                    with profiled(profile, config.out, device, recorder.say) as after_step:
+                        trainer.after_step = after_step
+                        signal = trainer.fit()
                 except torch.OutOfMemoryError as error:
                     raise UserError(
                         "the GPU's memory is too small for this batch: lower --batch-size, or raise "

@@ -73,6 +73,7 @@ class Trainer:
         device: of the method.
         world: this process among the others.
         step: optimiser steps done.
+        after_step: called after each of them.
     """
 
     config: Config
@@ -89,6 +90,7 @@ class Trainer:
     device: torch.device
     world: World
     step: int = 0
+    after_step: Callable[[], None] = lambda: None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from a checkpoint."""
@@ -142,6 +144,7 @@ class Trainer:
             window = _Window(device=self.device)
             for _ in range(done, min(per_epoch, self.lengths.stop - epoch * per_epoch)):
                 self._step(batches, window)
+                self.after_step()
                 at_end = self.step in (self.lengths.stop, (epoch + 1) * per_epoch)
                 if self.step % self.config.log_every == 0 or at_end:
                     self._log(window)

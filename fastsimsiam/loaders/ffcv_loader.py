@@ -166,7 +166,9 @@ class FfcvLoader:
 
     def _take(self, shape: tuple[int, ...]) -> Tensor:
         if self._device.type == "cuda":
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            # Called from FFCV's thread, where pinning would start a context on the first GPU.
+            with torch.cuda.device(self._device):
+                return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         return self._buffers.take(shape)
 
     def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:

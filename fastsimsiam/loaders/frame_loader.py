@@ -101,7 +101,16 @@ class FrameLoader:
         self.bad_images = self._policy.bad_images
         self._device = device
         self._decode_on_device = decode_on_device
-        self._pool = ThreadPoolExecutor(num_workers(workers), thread_name_prefix="frames")
+        self._pool = ThreadPoolExecutor(
+            num_workers(workers),
+            thread_name_prefix="frames",
+            initializer=self._enter_thread,
+        )
+
+    def _enter_thread(self) -> None:
+        # Pinning memory would otherwise start a context on the first GPU, in every process.
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """See `loaders.batch.Loader`."""

@@ -1,0 +1,78 @@
+"""`pretrain --profile N`: a trace of N steps, and where their time went."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, schedule
+
+_STEPS_BEFORE = 5
+"""Compilation and warm-up are not what anybody wants to see."""
+_SHOWN = 10
+
+
+@contextmanager
+def profiled(
+    steps: int, out: Path, device: torch.device, say: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
+    """Records `steps` steps of what runs within.
+
+    Args:
+        steps: how many; 0 records nothing.
+        out: folder that receives `trace.json`.
+        device: of the training; a GPU's kernels are listed, or else a CPU's operators.
+        say: receives the lines for the user.
+
+    Yields:
+        A function to call after each step.
+    """
+    if steps == 0:
+        yield lambda: None
+        return
+    needed = _STEPS_BEFORE + 1 + steps
+    done = 0
+
+    def finished(profiler: Any) -> None:
+        if done < needed:  # also called when a run ends in the midst of it
+            return
+        path = out / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        say(f"the {_SHOWN} most expensive of {steps} steps:")
+        for line in most_expensive(profiler.key_averages(), gpu=device.type == "cuda"):
+            say(line)
+        say(f"trace: {path} (open it in ui.perfetto.dev)")
+
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    plan = schedule(wait=_STEPS_BEFORE, warmup=1, active=steps, repeat=1)
+    with profile(activities=activities, schedule=plan, on_trace_ready=finished) as profiler:
+
+        def after_step() -> None:
+            nonlocal done
+            done += 1
+            profiler.step()
+
+        yield after_step
+    if done < needed:
+        say(f"--profile {steps}: the run was too short, it takes {needed} steps")
+
+
+def most_expensive(averages: Sequence[Any], *, gpu: bool) -> list[str]:
+    """A line for each of the kernels or operators that took most time, with its share of all."""
+    wanted = [
+        event
+        for event in averages
+        if (not gpu or event.device_type == DeviceType.CUDA)
+        and not event.key.startswith("ProfilerStep")  # the steps themselves
+    ]
+    times = {
+        event.key: event.self_device_time_total if gpu else event.self_cpu_time_total
+        for event in wanted
+    }
+    total = sum(times.values())
+    names = sorted(times, key=lambda name: -times[name])[:_SHOWN]
+    return [f"{times[name] / total:7.1%}  {times[name] / 1e3:10.2f} ms  {name}" for name in names]

@@ -1,0 +1,29 @@
+"""`pretrain --profile N`."""
+
+import json
+from dataclasses import replace
+
+from fastsimsiam.config import Config
+from fastsimsiam.pretrain import pretrain
+
+
+def test_a_trace_and_the_most_expensive_are_written(tiny_config: Config) -> None:
+    assert pretrain(tiny_config, profile=2).steps == 12
+    trace = json.loads((tiny_config.out / "trace.json").read_text())
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert names.count("Optimizer.step#SGD.step") == 2
+    log = (tiny_config.out / "log.txt").read_text().splitlines()
+    start = next(i for i, line in enumerate(log) if "the 10 most expensive of 2 steps" in line)
+    shares = [float(line.split("%")[0]) for line in log[start + 1 : start + 11]]
+    assert shares == sorted(shares, reverse=True)
+    assert 40 < sum(shares) <= 100.5
+    assert any("conv" in line for line in log[start + 1 : start + 11])
+
+
+def test_a_run_that_is_too_short_says_so(tiny_config: Config) -> None:
+    pretrain(replace(tiny_config, max_steps=6), profile=2)
+    assert not (tiny_config.out / "trace.json").exists()
+    assert (
+        "--profile 2: the run was too short, it takes 8 steps"
+        in (tiny_config.out / "log.txt").read_text()
+    )

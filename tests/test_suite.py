@@ -1,0 +1,80 @@
+"""The suite ends in time and leaves what is done; the training regime adds up."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import suite, train
+from benchmarks.suite import Job
+
+
+def test_a_job_ends_with_its_time_and_takes_its_children_along(tmp_path: Path) -> None:
+    started = time.monotonic()
+    job = Job(name="slow", words=("timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"))
+    assert suite.run(job, tmp_path, None, 1.0) == "out of time"
+    assert time.monotonic() - started < 10
+    assert suite.run(Job(name="fine", words=("timeit", "1")), tmp_path, None, 30) == "done"
+    assert "loops" in (tmp_path / "fine.log").read_text()
+    broken = suite.run(Job(name="broken", words=("no_such_module",)), tmp_path, None, 30)
+    assert broken == "failed with code 1: see broken.log"
+
+
+def test_what_does_not_fit_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sleep = ("timeit", "-n", "1", "-r", "1", "import time; time.sleep(2)")
+    jobs = [
+        Job(name="first", words=sleep),
+        Job(name="second", words=sleep),
+        Job(name="third", words=sleep, needs_data=True),
+    ]
+    monkeypatch.setattr(suite, "gpu_jobs", lambda: jobs)
+    monkeypatch.setattr(suite, "cpu_jobs", lambda: jobs)
+    out = str(tmp_path / "out")
+    monkeypatch.setattr(sys, "argv", ["suite", "--minutes", "0.01", "--out", out])
+    assert suite.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" (")[0] for line in lines] == [
+        "first: out of time", "second: not begun: out of time", "third: skipped: no --data",
+    ]  # fmt: skip
+
+
+def test_every_job_is_a_benchmark_with_known_variants() -> None:
+    for job in suite.gpu_jobs() + suite.cpu_jobs():
+        module = job.words[0].replace(".", "/") + ".py"
+        assert job.words[0] == "pytest" or (Path(suite.__file__).parents[1] / module).is_file()
+    names = [job.name for job in suite.gpu_jobs()]
+    assert len(set(names)) == len(names)
+
+
+def test_parts_take_turns_on_a_cpu_and_run_side_by_side_on_a_gpu() -> None:
+    assert train.parts_allow(300.0, 100.0, gpu=True)[0] == 100.0
+    assert train.parts_allow(300.0, 100.0, gpu=False)[0] == pytest.approx(75.0)
+
+
+def test_rates_of_the_log_are_weighted_by_their_windows() -> None:
+    history = [
+        {"step": 4, "images_per_second": 1.0, "data_wait": 1.0},
+        {"step": 6, "images_per_second": 100.0, "data_wait": 0.0},
+        {"step": 8, "images_per_second": 50.0, "data_wait": 0.5},
+    ]
+    found = train.logged(history, 4, 100)
+    assert found["seconds"] == pytest.approx(2 + 4)
+    assert found["images_per_second"] == pytest.approx(400 / 6)
+    assert found["data_wait"] == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("name", train.NAMES)
+def test_each_regime_of_training_runs(name: str, class_folders: Path) -> None:
+    words = ["--data", str(class_folders), "--arch", "tiny_resnet", "--image-size", "32"]
+    words += ["--batch-size", "16", "--steps", "3", "--workers", "1", "--compile", "off"]
+    import tiny_backbone  # noqa: F401 (registers tiny_resnet)
+
+    args = train.parser().parse_args(words)
+    found = train.measure(name, train.config_of(args), args.steps)
+    assert found["images_per_second"] > 0
+    assert 0 < found["cores"] < 64
+    json.dumps(found)

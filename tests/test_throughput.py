@@ -1,0 +1,207 @@
+"""The gate: costs that must not grow, as ratios (`make gate`); planted slow-downs make it fail."""
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from conftest import CPU, open_with_pil, textured_image
+from PIL import Image
+
+from benchmarks.paired import cost_ratio, settled, thresholds
+from fastsimsiam import recipes
+from fastsimsiam.augment.photometric import Photometric
+from fastsimsiam.build import build_trainer
+from fastsimsiam.checkpoint import CheckpointStore
+from fastsimsiam.config import ViewSpec
+from fastsimsiam.distributed import World
+from fastsimsiam.loaders import folder_loader as folder_module
+from fastsimsiam.loaders.batch import assemble
+from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.folder_loader import folder_loader
+from fastsimsiam.loaders.host_loader import crop_into
+from fastsimsiam.loaders.reference_loader import crop_with_pil
+from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.recorder import Recorder
+from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.trainer import _Window
+
+pytestmark = pytest.mark.throughput
+LIMITS = thresholds()
+IMAGES = 60
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """JPEGs as large and as rough as photographs."""
+    folder = tmp_path_factory.mktemp("gate") / "k"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(IMAGES):
+        smooth = np.asarray(textured_image(rng, 375, 500), dtype=np.float32)
+        rough = (smooth + rng.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(rough).save(folder / f"{number:02d}.jpg", quality=90)
+    return open_split(folder.parent, "train")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Waiting threads would count as work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def check(name: str, measure: Callable[[], float]) -> None:
+    """Holds a ratio to its limit."""
+    limit = LIMITS[name].limit
+    ratio = settled(measure, limit)
+    print(f"{name}: {ratio:.3f}, the limit is {limit}")
+    assert ratio < limit
+
+
+def plan_of(storage: Storage) -> TrainPlan:
+    """Two views of 224 pixels."""
+    return TrainPlan(
+        label=storage.label, sizes=storage.sizes, seed=0, specs=(ViewSpec(), ViewSpec()),
+        image_size=224, batch_size=IMAGES // 2,
+    )  # fmt: skip
+
+
+def folder_to(storage: Storage, yardstick: Callable[[int], object], rounds: int) -> float:
+    """Time of an image in `folder`: read, decoded, two crops cut into their places in the batch."""
+    plan = plan_of(storage)
+    boxes = plan.rows(0, np.arange(IMAGES)).views.box
+    out = np.empty((IMAGES, 2, 224, 224, 3), np.uint8)
+    with closing(folder_loader(storage, device=CPU, workers=1)) as loader:
+
+        def image(index: int) -> None:
+            pixels = loader._frame(index)
+            for view in range(2):
+                crop_into(pixels, boxes[index, view].tolist(), out[index, view])
+
+        for index in range(IMAGES):  # warms up
+            image(index)
+        return cost_ratio(image, yardstick, items=IMAGES, rounds=rounds)
+
+
+def decoder_of(storage: Storage) -> Callable[[int], object]:
+    """libjpeg-turbo alone, from memory to memory."""
+    data = [bytes(storage.read(index)) for index in range(IMAGES)]
+    buffer = np.empty((375, 500, 3), np.uint8)
+    return lambda index: simplejpeg.decode_jpeg(data[index], "RGB", buffer=buffer)
+
+
+def frame_to_decode(storage: Storage) -> float:
+    """What reading a file and handing its frame over add to libjpeg-turbo alone."""
+    with closing(folder_loader(storage, device=CPU, workers=1)) as loader:
+        return cost_ratio(loader._frame, decoder_of(storage), items=IMAGES, rounds=12)
+
+
+def test_frame_to_decode(storage: Storage) -> None:
+    check("frame_to_decode", lambda: frame_to_decode(storage))
+
+
+def test_folder_to_decode(storage: Storage) -> None:
+    check("folder_to_decode", lambda: folder_to(storage, decoder_of(storage), 8))
+
+
+def test_folder_to_reference(storage: Storage) -> None:
+    boxes = plan_of(storage).rows(0, np.arange(IMAGES)).views.box
+
+    def reference(index: int) -> None:
+        image = open_with_pil(storage.path(index))
+        for view in range(2):
+            np.asarray(crop_with_pil(image, boxes[index, view].tolist(), 224))
+
+    check("folder_to_reference", lambda: folder_to(storage, reference, 4))
+
+
+@pytest.mark.parametrize("planted", ["a copy of each image", "a second decode"])
+def test_a_planted_slow_down_is_caught(
+    planted: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slower(storage: Storage, index: int) -> np.ndarray:
+        if planted == "a second decode":
+            read_rgb(storage, index)
+            return read_rgb(storage, index)
+        return read_rgb(storage, index).copy()
+
+    monkeypatch.setattr(folder_module, "read_rgb", slower)
+    limit = LIMITS["frame_to_decode"].limit
+    ratio = settled(lambda: frame_to_decode(storage), limit)
+    print(f"frame_to_decode with {planted}: {ratio:.3f}, the limit is {limit}")
+    assert ratio > limit
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which compiles for a CPU")
+def test_compiled_colour_to_eager() -> None:
+    specs = recipes.get("imagenet-100ep").views
+    sizes = np.full((64, 2), 300, np.int32)
+    plan = TrainPlan(
+        label=np.zeros(64, np.int64), sizes=sizes, seed=0, specs=specs, image_size=64, batch_size=64
+    )
+    crops = torch.randint(0, 256, (64, 2, 64, 64, 3), dtype=torch.uint8)
+    batch = assemble(plan.batch(0, 0), (crops,))
+    compiled, eager = Photometric(specs, (64, 64)), Photometric(specs, (64, 64))
+    torch._dynamo.reset()
+    compiled.compile_alone()
+    compiled(batch.crops, batch.photometric)
+
+    def measure() -> float:
+        return cost_ratio(
+            lambda _: compiled(batch.crops, batch.photometric),
+            lambda _: eager(batch.crops, batch.photometric),
+            items=1,
+            rounds=20,
+        )
+
+    check("compiled_colour_to_eager", measure)
+
+
+def train_to_parts(storage: Storage, out: Path) -> float:
+    """Cost of training steps, loader and trainer together, to that of both alone."""
+    config = replace(
+        recipes.get("imagenet-100ep"), arch="resnet18", image_size=64, batch_size=IMAGES // 3,
+        out=out, precision="fp32",
+    )  # fmt: skip
+    recorder = Recorder(out)
+    with closing(recorder), closing(folder_loader(storage, device=CPU, workers=1)) as loader:
+        trainer = build_trainer(
+            config, storage, loader, evaluators=[], store=CheckpointStore(out, 1), recorder=recorder,
+            device=CPU, dtype=torch.float32, compiled="off", world=World(),
+        )  # fmt: skip
+        trainer.method.train()
+        trainer.optimizer.set_rates(0.01, 0.01)
+        trainer._first_bad_step = torch.full((), -1, dtype=torch.int64)
+        window = _Window(device=CPU)
+        (held,) = itertools.islice(loader.iterate(trainer.plan), 1)
+        batches = itertools.chain.from_iterable(
+            loader.iterate(trainer.plan, epoch) for epoch in itertools.count()
+        )
+        alone = itertools.chain.from_iterable(
+            loader.iterate(trainer.plan, epoch) for epoch in itertools.count()
+        )
+
+        def together(_: int) -> None:
+            trainer._step(batches, window)
+
+        def apart(_: int) -> None:
+            next(alone)
+            loss, _figures = trainer.compute(held.crops, held.photometric)
+            loss.backward()
+            trainer.optimizer.step()
+
+        return cost_ratio(together, apart, items=1, rounds=20)
+
+
+def test_train_to_parts(storage: Storage, tmp_path: Path) -> None:
+    check("train_to_parts", lambda: train_to_parts(storage, tmp_path))
