@@ -1,5 +1,6 @@
 """What all benchmarks share: a fresh process per configuration, shuffled order, raw samples kept."""
 
+import argparse
 import json
 import os
 import platform
@@ -68,6 +69,16 @@ def run_all(
         )
         found[name].append(json.loads(done.stdout.splitlines()[-1]))
     return found
+
+
+def words_of(args: argparse.Namespace, keys: Sequence[str]) -> list[str]:
+    """Options of a command line, as words for another one; those that are None are left out."""
+    return [
+        word
+        for key in keys
+        if getattr(args, key) is not None
+        for word in (f"--{key.replace('_', '-')}", str(getattr(args, key)))
+    ]
 
 
 def summary(samples: Sequence[float]) -> dict[str, float]:

@@ -21,6 +21,7 @@ memory is looked at: anonymous and shared memory, of all processes, the interpre
 """
 
 import argparse
+import hashlib
 import json
 import tempfile
 import time
@@ -164,7 +165,10 @@ def official(storage: ClassFolder, workers: int) -> Epoch:
 
 def packed(storage: ClassFolder) -> Beton:
     """The images as a packed file, made at the first call."""
-    file = Path(tempfile.gettempdir()) / f"fastsimsiam-benchmark-{len(storage)}.beton"
+    digest = hashlib.sha256("\n".join([str(storage.root), *storage.paths]).encode()).hexdigest()[
+        :12
+    ]
+    file = Path(tempfile.gettempdir()) / f"fastsimsiam-benchmark-{digest}.beton"
     if not file.exists():
         pack(storage, file, PackOptions())
     return open_beton(file)
@@ -285,8 +289,9 @@ def main() -> None:
         return
     names = args.only or list(CONFIGURATIONS)
     photographs = open_split(args.data, "train")
-    for images in (args.images, args.images // 2, IMAGES_FOR_MEMORY):
-        packed(repeated(photographs, images))  # not within a measurement
+    if any(name.startswith("ffcv") for name in names):
+        for images in (args.images, args.images // 2, IMAGES_FOR_MEMORY):
+            packed(repeated(photographs, images))  # not within a measurement
     passed = [
         "--data",
         str(args.data),

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.harness import run_all, summary, write
+from benchmarks.harness import run_all, summary, words_of, write
 from benchmarks.joint_views import JointSimSiam, join_views
 from benchmarks.roofline import FUSIONS, step_cost
 from fastsimsiam import recipes
@@ -296,11 +296,7 @@ def main() -> None:
         print(json.dumps(found))
         return
     names = args.only or [name for name, v in VARIANTS.items() if gpu or not v.gpu_only]
-    passed = [
-        word
-        for key in ("arch", "image_size", "batch_size", "steps")
-        for word in (f"--{key.replace('_', '-')}", str(getattr(args, key)))
-    ]
+    passed = words_of(args, ("arch", "image_size", "batch_size", "steps"))
     samples = run_all("benchmarks.step", [*names, "ceilings"], args.repeats, passed)
     found = samples.pop("ceilings")
     most = {key: max(run[key] for run in found) for key in found[0]}

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import run_all, summary, write
+from benchmarks.harness import run_all, summary, words_of, write
 from benchmarks.step import wait_for
 from fastsimsiam import recipes
 from fastsimsiam.build import build_loader, build_trainer
@@ -194,13 +194,7 @@ def main() -> None:
         return
     keys = ("data", "arch", "image_size", "batch_size", "loader", "decoder", "crops", "workers")
     keys += ("compile", "steps")
-    passed = [
-        word
-        for key in keys
-        if getattr(args, key) is not None
-        for word in (f"--{key.replace('_', '-')}", str(getattr(args, key)))
-    ]
-    samples = run_all("benchmarks.train", NAMES, args.repeats, passed)
+    samples = run_all("benchmarks.train", NAMES, args.repeats, words_of(args, keys))
     rates = {
         name: summary([run["images_per_second"] for run in runs]) for name, runs in samples.items()
     }

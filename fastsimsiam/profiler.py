@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
 _STEPS_BEFORE = 5
@@ -66,7 +65,7 @@ def most_expensive(averages: Sequence[Any], *, gpu: bool) -> list[str]:
     wanted = [
         event
         for event in averages
-        if (not gpu or event.device_type == DeviceType.CUDA)
+        if (not gpu or event.device_type.name == "CUDA")
         and not event.key.startswith("ProfilerStep")  # the steps themselves
     ]
     times = {

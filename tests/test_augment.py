@@ -172,6 +172,7 @@ def test_compiled_alone_it_gives_the_same_from_one_compilation() -> None:
     alone = Photometric(specs, (40, 16, 40), torch.bfloat16)
     eager = Photometric(specs, (40, 16, 40), torch.bfloat16)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     alone.compile_alone()
     with patch.object(photometric_module, "_CPU_PIECE_PIXELS", 1 << 14):  # several pieces
         for epoch in range(2):
@@ -191,6 +192,7 @@ def test_compiled_alone_it_gives_the_same_from_one_compilation() -> None:
                 # An ulp of bfloat16, here and there: a compiler contracts products and sums.
                 torch.testing.assert_close(ours, wanted, atol=0.04, rtol=0)
                 assert (ours != wanted).float().mean() < 0.02
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one for each size
 
 
 def test_compiles_whole_and_once(pictures: Tensor) -> None:

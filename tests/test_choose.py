@@ -59,6 +59,8 @@ def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch, config: Config) -> No
     assert choose.choose_compile(config, 10_000, GPU, num_processes=2)[0] == "colour"
     assert choose.choose_compile(config, 10_000, CPU)[0] == "colour"
     assert choose.choose_compile(config, 10, CPU) == ("off", "a short run on a CPU")
+    few = replace(config, max_steps=3)
+    assert choose.choose_compile(few, 10_000, CPU) == ("off", "a short run on a CPU")
     asked = replace(config, compile="step")
     assert choose.choose_compile(asked, 10, CPU) == ("step", "asked for")
     with pytest.raises(UserError, match="pass --compile colour"):

@@ -33,6 +33,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     [
         (["pretrian"], "no command 'pretrian': choose one of pretrain, knn, views, pack, recipes"),
         (["pretrain"], "needs a recipe first: one of imagenet-100ep"),
+        (["pretrain", "imagenette", "--profile", "-1"], "--profile is -1: give 0 or more"),
         (["pretrain", "imagenot"], "no recipe 'imagenot': choose one of"),
         (["pretrain", "imagenette", "--epoch", "5"], "Unrecognized options: --epoch"),
         (["pretrain", "imagenette", "--epochs", "five"], "--epochs"),

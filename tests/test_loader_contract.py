@@ -15,11 +15,12 @@ from conftest import CPU, open_with_pil, require
 from PIL import Image
 
 from fastsimsiam.build import build_loader, center_plan
-from fastsimsiam.config import ViewSpec
+from fastsimsiam.config import FolderConfig, ViewSpec
 from fastsimsiam.errors import BadImageError
 from fastsimsiam.loaders.batch import Batch, Loader
 from fastsimsiam.loaders.decode import read_rgb, upright
 from fastsimsiam.loaders.frame_loader import FrameLoader
+from fastsimsiam.loaders.host_loader import HostLoader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader, crop_with_pil
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.loaders.resident_loader import DeviceLoader, decode_all
@@ -360,6 +361,23 @@ def test_leaving_an_epoch_early_and_closing_ends_all_threads(
     gc.collect()
     loader.close()
     assert not worker_threads()
+
+
+@pytest.mark.parametrize(
+    ("options", "loader"),
+    [(FolderConfig(), HostLoader), (FolderConfig(crops="device"), FrameLoader)],
+)
+def test_folder_crops_where_it_is_told_to(
+    options: FolderConfig, loader: type, class_folders: Path
+) -> None:
+    """Made for a GPU; nothing touches it before the first batch."""
+    storage = open_split(class_folders, "train")
+    made = build_loader(
+        "folder", storage, device=torch.device("cuda", 0), workers=1, on_bad_image="error",
+        folder=options,
+    )  # fmt: skip
+    with closing(made):
+        assert type(made) is loader
 
 
 def test_decoding_is_bit_equal_to_pil(photos: Path) -> None:

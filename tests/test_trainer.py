@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastsimsiam.build
+from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.build import build_loader, build_method, build_trainer
 from fastsimsiam.checkpoint import CheckpointStore, load
 from fastsimsiam.config import CheckpointConfig, Config, KnnConfig, OptimizerConfig, SimSiamConfig
@@ -162,6 +163,26 @@ def test_the_whole_step_compiles_without_break_or_recompile(tiny_config: Config)
     made.loader.close()
     assert made.step == 12
     assert_golden(losses(tiny_config))
+
+
+@pytest.mark.parametrize(
+    ("compiled", "asked"),
+    [("off", []), ("colour", ["Photometric.compile_alone"]), ("step", ["Module.compile"])],
+)
+def test_what_is_chosen_is_compiled(
+    compiled: str, asked: list[str], tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(
+        Photometric, "compile_alone", lambda _: done.append("Photometric.compile_alone")
+    )
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda _, **options: done.append("Module.compile")
+    )
+    made, recorder = trainer(tiny_config, compiled=compiled)
+    recorder.close()
+    made.loader.close()
+    assert done == asked
 
 
 def test_the_optimiser_step_compiles_too(tiny_config: Config) -> None:

@@ -4,7 +4,7 @@ Shapes: B batch, V views of one size, H W crop side. A loader is handed a plan a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -109,3 +109,15 @@ def assemble(
         crops=crops,
         photometric={name: wrap(array) for name, array in table.photometric().items()},
     )
+
+
+def assemble_on(device: torch.device, batch: BatchPlan, crops: tuple[Tensor, ...]) -> Batch:
+    """A batch whose crops have been made on the device; the small tensors follow, asynchronously.
+
+    Args:
+        device: where the crops are.
+        batch: the plan, after replacements.
+        crops: see `Batch`.
+    """
+    small = assemble(batch, (), pin=device.type == "cuda").to(device)
+    return replace(small, crops=crops)

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.cores import num_workers
-from fastsimsiam.loaders.batch import Batch, assemble, size_groups
+from fastsimsiam.loaders.batch import Batch, assemble, assemble_on, size_groups
 from fastsimsiam.loaders.buffers import BufferPool
 from fastsimsiam.loaders.decode import read_rgb
-from fastsimsiam.loaders.jpeg_header import jpeg_size
+from fastsimsiam.loaders.jpeg_header import is_plain_jpeg
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.optional import require_dali
@@ -147,10 +147,7 @@ class DaliLoader:
         )
         if not self._mixed:
             return assemble(batch, crops, pin=self._device.type == "cuda")
-        small = assemble(batch, (), pin=True).to(self._device)
-        return Batch(
-            index=small.index, label=small.label, crops=crops, photometric=small.photometric
-        )
+        return assemble_on(self._device, batch, crops)
 
     def _stacked(self, views: list[Tensor]) -> Tensor:
         """Views (B, S, S, 3) as (B, V, S, S, 3)."""
@@ -186,11 +183,7 @@ class DaliLoader:
             BadImageError: it is broken.
         """
         data = self._storage.read(index)
-        if (
-            index not in self._refused
-            and self._storage.orientation[index] == 1
-            and jpeg_size(data) == tuple(self._storage.sizes[index].tolist())
-        ):
+        if index not in self._refused and is_plain_jpeg(self._storage, index, data):
             return np.array(data)
         pixels = read_rgb(self._storage, index)
         header = f"P6\n{pixels.shape[1]} {pixels.shape[0]}\n255\n".encode()

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastsimsiam.loaders.batch import size_groups
+
 # Boxes of a batch are resampled in pieces, so that their float copies stay small.
 _PIECE_PIXELS = 1 << 25
 
@@ -21,20 +23,33 @@ def send(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
 
 
 def crop_views(
-    frames: Tensor, offset: Tensor, width: Tensor, box: npt.NDArray[np.int32], side: int
-) -> Tensor:
+    frames: Tensor,
+    offset: Tensor,
+    width: Tensor,
+    box: npt.NDArray[np.int32],
+    view_sizes: tuple[int, ...],
+) -> tuple[Tensor, ...]:
     """Cuts the views of a batch.
 
     Args:
         frames: (P, 3) uint8: the pixels of frames, one after the other, row by row.
         offset: (B,) int64: position of the first pixel of each sample's frame.
         width: (B,) int64: width of each sample's frame in pixels.
-        box: (B, V, 4): top, left, height, width of each box.
-        side: side of the crops in pixels.
+        box: (B, all views, 4): top, left, height, width of each box.
+        view_sizes: side of each view's crop in pixels.
 
     Returns:
-        (B, V, side, side, 3) uint8.
+        The crops of a `loaders.batch.Batch`.
     """
+    return tuple(
+        _crop_group(frames, offset, width, box[:, views], side)
+        for side, views in size_groups(view_sizes).items()
+    )
+
+
+def _crop_group(
+    frames: Tensor, offset: Tensor, width: Tensor, box: npt.NDArray[np.int32], side: int
+) -> Tensor:
     batch, views = box.shape[:2]
     flat = box.reshape(-1, 4).astype(np.int64)
     largest = (int(flat[:, 2].max()), int(flat[:, 3].max()))

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from fastsimsiam.cores import num_workers
 from fastsimsiam.errors import UserError
-from fastsimsiam.loaders.batch import Batch, assemble, size_groups
+from fastsimsiam.loaders.batch import Batch, assemble_on
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.device_crop import crop_views, send
-from fastsimsiam.loaders.jpeg_header import jpeg_size
+from fastsimsiam.loaders.jpeg_header import is_plain_jpeg
 from fastsimsiam.loaders.prefetch import ahead
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
@@ -154,8 +154,7 @@ class FrameLoader:
     def _encoded(self, index: int) -> Tensor:
         """The bytes (N,) of a sample that the device is to decode, or else its pixels."""
         data = self._storage.read(index)
-        size = tuple(self._storage.sizes[index].tolist())
-        if self._storage.orientation[index] == 1 and jpeg_size(data) == size:
+        if is_plain_jpeg(self._storage, index, data):
             return torch.from_numpy(np.array(data))
         return self._decoded(index)
 
@@ -189,11 +188,5 @@ class FrameLoader:
         offset = send(np.cumsum(count) - count, self._device)
         width = send(np.array([frame.shape[1] for frame in frames], np.int64), self._device)
         pixels = torch.cat([frame.reshape(-1, 3) for frame in frames])
-        crops = tuple(
-            crop_views(pixels, offset, width, batch.views.box[:, views], side)
-            for side, views in size_groups(plan.view_sizes).items()
-        )
-        small = assemble(batch, (), pin=self._device.type == "cuda").to(self._device)
-        return Batch(
-            index=small.index, label=small.label, crops=crops, photometric=small.photometric
-        )
+        crops = crop_views(pixels, offset, width, batch.views.box, plan.view_sizes)
+        return assemble_on(self._device, batch, crops)

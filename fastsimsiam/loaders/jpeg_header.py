@@ -1,5 +1,7 @@
 """A look at a JPEG that does not decode it (ITU-T T.81, annex B)."""
 
+from fastsimsiam.storage.base import Storage
+
 _START_OF_IMAGE = b"\xff\xd8"
 _END_OF_IMAGE = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
@@ -8,6 +10,22 @@ _ADOBE = 0xEE
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _TAIL = 64
 """Bytes that may lie behind the end marker; cameras pad."""
+
+
+def is_plain_jpeg(storage: Storage, index: int, data: memoryview) -> bool:
+    """Whether a sample may go to a decoder that is not libjpeg-turbo under our eyes.
+
+    Args:
+        storage: where it lies.
+        index: its number.
+        data: its bytes.
+
+    Returns:
+        True for a JPEG that every decoder reads alike, stands upright and is of the size it was
+        indexed with.
+    """
+    height, width = storage.sizes[index].tolist()
+    return bool(storage.orientation[index] == 1) and jpeg_size(data) == (height, width)
 
 
 def jpeg_size(data: memoryview) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastsimsiam.cores import num_workers
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.loaders.batch import Batch, Loader, assemble, size_groups
+from fastsimsiam.loaders.batch import Batch, Loader, assemble_on
 from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.loaders.device_crop import crop_views, send
 from fastsimsiam.loaders.host_loader import HostLoader
@@ -178,11 +178,5 @@ class DeviceLoader:
                 self._policy.run(plan, batch, row, self._require_whole, self._storage.name)
         sample = send(batch.index, self._device)
         offset, width = self._offset[sample], self._width[sample]
-        crops = tuple(
-            crop_views(self._pixels, offset, width, batch.views.box[:, views], side)
-            for side, views in size_groups(plan.view_sizes).items()
-        )
-        small = assemble(batch, (), pin=self._device.type == "cuda").to(self._device)
-        return Batch(
-            index=small.index, label=small.label, crops=crops, photometric=small.photometric
-        )
+        crops = crop_views(self._pixels, offset, width, batch.views.box, plan.view_sizes)
+        return assemble_on(self._device, batch, crops)
