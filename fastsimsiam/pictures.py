@@ -14,8 +14,8 @@ from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photome
 from fastsimsiam.config import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.batch import assemble, size_groups
+from fastsimsiam.loaders.crop import crop_views
 from fastsimsiam.loaders.decode import read_rgb
-from fastsimsiam.loaders.host_loader import crop_into
 from fastsimsiam.plan.batches import BatchPlan
 from fastsimsiam.plan.views import draw_views
 from fastsimsiam.storage.base import Storage
@@ -52,9 +52,7 @@ def draw_views_grid(
     for row, sample in enumerate(samples):
         pixels = read_rgb(storage, int(sample))
         for group, views in zip(crops, size_groups(sizes).values(), strict=True):
-            for position, view in enumerate(views):
-                box = table.box[row, view].tolist()
-                crop_into(pixels, box, group[row, position].numpy())
+            crop_views(pixels, table.box[row, views], group[row].numpy())
         originals.append(_with_boxes(pixels, table.box[row]))
     batch = assemble(
         BatchPlan(epoch=0, index=samples, label=storage.label[samples], views=table), crops

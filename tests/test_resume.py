@@ -122,12 +122,12 @@ def test_a_truncated_checkpoint_falls_back_loudly(tiny_config: Config) -> None:
 def test_another_config_is_refused_by_key(tiny_config: Config) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     other = replace(
-        tiny_config, epochs=3, optimizer=OptimizerConfig(lr=0.1),
+        tiny_config, epochs=3, optimizer=OptimizerConfig(lr=0.2),
         views=(tiny_config.views[0], replace(tiny_config.views[1], blur=0.0)),
     )  # fmt: skip
     with pytest.raises(UserError) as caught:
         pretrain(other, resume=True)
-    for key in ("epochs (2 -> 3)", "views.1.blur (0.5 -> 0.0)", "optimizer.lr (0.5 -> 0.1)"):
+    for key in ("epochs (2 -> 3)", "views.1.blur (0.5 -> 0.0)", "optimizer.lr (0.1 -> 0.2)"):
         assert key in str(caught.value)
     assert "views.0" not in str(caught.value)
     # What does not change the result may differ.

@@ -23,9 +23,9 @@ from fastsimsiam.config import ViewSpec
 from fastsimsiam.distributed import World
 from fastsimsiam.loaders import folder_loader as folder_module
 from fastsimsiam.loaders.batch import assemble
+from fastsimsiam.loaders.crop import crop_views
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.folder_loader import folder_loader
-from fastsimsiam.loaders.host_loader import crop_into
 from fastsimsiam.loaders.reference_loader import crop_with_pil
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.recorder import Recorder
@@ -84,9 +84,7 @@ def folder_to(storage: Storage, yardstick: Callable[[int], object], rounds: int)
     with closing(folder_loader(storage, device=CPU, workers=1)) as loader:
 
         def image(index: int) -> None:
-            pixels = loader._frame(index)
-            for view in range(2):
-                crop_into(pixels, boxes[index, view].tolist(), out[index, view])
+            crop_views(loader._frame(index), boxes[index], out[index])
 
         for index in range(IMAGES):  # warms up
             image(index)

@@ -76,7 +76,7 @@ def test_training_repeats_exactly_and_on_any_workers(tiny_config: Config, tmp_pa
 
 
 def assert_golden(found: list[float]) -> None:
-    """Rounding differs between kernels, and twelve steps at a high rate magnify it."""
+    """Rounding differs between kernels, and twelve steps magnify it."""
     expected = json.loads(GOLDEN.read_text())
     assert found[:2] == pytest.approx(expected[:2], abs=1e-3)
     assert found[2:] == pytest.approx(expected[2:], abs=5e-3)
@@ -98,8 +98,8 @@ def test_golden_loss_trace(tiny_config: Config) -> None:
 
 def test_loss_falls_without_collapse(tiny_config: Config) -> None:
     longer = replace(
-        tiny_config, epochs=30, optimizer=OptimizerConfig(lr=0.5, schedule="step"),
-        checkpoint=CheckpointConfig(every_epochs=30), log_every=30,
+        tiny_config, epochs=45, optimizer=OptimizerConfig(lr=0.5, schedule="step"),
+        checkpoint=CheckpointConfig(every_epochs=45), log_every=45,
     )  # fmt: skip
     pretrain(longer)
     assert losses(longer)[-1] < losses(longer)[0] - 0.1

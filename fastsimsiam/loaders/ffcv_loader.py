@@ -24,8 +24,8 @@ from fastsimsiam.cores import num_cores, num_workers
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.batch import Batch, assemble, size_groups
 from fastsimsiam.loaders.buffers import BufferPool
+from fastsimsiam.loaders.crop import crop_views
 from fastsimsiam.loaders.decode import decode_jpeg
-from fastsimsiam.loaders.host_loader import crop_into
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.optional import require_ffcv
@@ -205,7 +205,5 @@ class FfcvLoader:
             return pixels
 
         pixels = self._policy.run(plan, batch, row, frame, self._storage.name)
-        boxes = batch.views.box[row].tolist()
         for out, views in zip(crops, size_groups(plan.view_sizes).values(), strict=True):
-            for position, view in enumerate(views):
-                crop_into(pixels, boxes[view], out[row, position].numpy())
+            crop_views(pixels, batch.views.box[row, views], out[row].numpy())

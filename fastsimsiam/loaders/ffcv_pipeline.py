@@ -105,8 +105,9 @@ class _DecodeOnce(SimpleRGBImageDecoder):  # type: ignore[misc]
                         place = targets[group] + np.uint64((position * count + number) * size)
                         out = numba.carray(cast_int_to_byte_ptr(place), (side, side, 3))
                         resample_box(
-                            frame, 3 * width, boxes[position, order[view]], rows[thread], out
-                        )
+                            frame, frames.shape[1], 3 * width, boxes[position, order[view]],
+                            rows[thread], out,
+                        )  # fmt: skip
                         view += 1
             return status[: len(batch_indices)]
 

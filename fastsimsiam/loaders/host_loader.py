@@ -1,58 +1,25 @@
 """Crops made on CPU threads: the machinery of all loaders whose frames are in host memory.
 
-A frame is asked for once; each view's box is cut from it and resampled with an antialiasing triangle
-filter (torchvision's uint8 kernel, within one grey level of PIL) into its place in the batch.
+A frame is asked for once; each view's box is cut from it and resampled, as PIL does, into its place in
+the batch.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastsimsiam.cores import num_workers
 from fastsimsiam.loaders.batch import Batch, assemble, size_groups
 from fastsimsiam.loaders.buffers import BufferPool
+from fastsimsiam.loaders.crop import crop_views
 from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
-from fastsimsiam.scratch import scratch
-
-_resample = torch._C._nn._upsample_bilinear2d_aa
-
-
-def crop_into(pixels: Pixels, box: Sequence[int], out: Pixels) -> None:
-    """Cuts a box from a frame and resamples it.
-
-    Args:
-        pixels: (H, W, 3) uint8 frame.
-        box: top, left, height, width.
-        out: (S, S, 3) uint8 array that receives the crop.
-    """
-    top, left, height, width = box
-    side = len(out)
-    cut = pixels[top : top + height, left : left + width]
-    if cut.shape == out.shape:
-        np.copyto(out, cut)
-        return
-    if not cut.flags.c_contiguous:
-        # The kernel would copy a strided box too, more slowly.
-        whole = scratch("cut", height * width * 3)[: height * width * 3].reshape(cut.shape)
-        np.copyto(whole, cut)
-        cut = whole
-    # What F.interpolate(mode="bilinear", antialias=True) calls. Given `out`, the kernel writes rows of
-    # pixels where they belong; alone it returns planes, and putting those together again takes as
-    # long as the resampling. Axes are moved by NumPy, in a fifth of the time that torch needs.
-    _resample(_planes(cut), (side, side), False, out=_planes(out))  # type: ignore[call-arg]
-
-
-def _planes(pixels: Pixels) -> Tensor:
-    """(H, W, 3) as (1, 3, H, W), in the same memory."""
-    return torch.from_numpy(pixels.transpose(2, 0, 1)[None])
 
 
 class HostLoader:
@@ -145,10 +112,9 @@ class HostLoader:
         try:
             for row in rows:
                 pixels = self._policy.run(plan, batch, row, self._frame, self._name)
-                boxes = batch.views.box[row].tolist()
+                boxes = batch.views.box[row]
                 for out, views in zip(arrays, groups, strict=True):
-                    for position, view in enumerate(views):
-                        crop_into(pixels, boxes[view], out[row, position])
+                    crop_views(pixels, boxes[views], out[row])
         except BaseException:
             _exhaust(rows)  # the batch is lost: the other threads need not finish it
             raise

@@ -5,8 +5,10 @@ to 22 bits, sums in 32-bit integers, bytes between the horizontal and the vertic
 Pillow's to the bit; but where the vertical one first is less work, newer versions of Pillow take it
 first, and pixels then differ by up to one grey level.
 
-Numba does not vectorise over the three channels of a pixel, so the horizontal pass works on vectors of
-four bytes: the fourth is the next pixel's, and is overwritten by it.
+Numba does not vectorise over the three channels of a pixel, so both passes are written in vectors. The
+horizontal one multiplies two neighbouring pixels at once, as 16-bit numbers, which a CPU adds up in
+pairs (pmaddwd); a weight of 22 bits is two of 11, whose sums are put together at the end. The fourth
+value that comes with a pixel is of its neighbour, and is overwritten by it.
 
 Shapes: H W box, S side of the crop. `row_bytes(S)` bytes of scratch are needed for each row of the box.
 """
@@ -21,8 +23,16 @@ from numba.extending import intrinsic
 
 _BITS = 22
 _HALF = 1 << (_BITS - 1)
-PADDING = 4
+_LOW_BITS = 11
+_LOW = (1 << _LOW_BITS) - 1
+_ROWS = 8
+"""Rows that the horizontal pass does at once."""
+_VECTOR = 32
+"""Bytes of a row that the vertical pass sums at once."""
+PADDING = 16
 """Bytes that may be read or written behind a row."""
+
+_BYTE, _WORD, _INT = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
 
 def row_bytes(side: int) -> int:
@@ -30,54 +40,156 @@ def row_bytes(side: int) -> int:
     return 3 * side + PADDING
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _weigh_pixels(
-    typing_context: Any, sources: Any, weights: Any, count: Any, targets: Any
-) -> tuple[Any, Any]:
-    """In each of four rows, sums `count` neighbouring RGB pixels, weighted, to one pixel.
+def _at(builder: Any, address: Any, kind: Any) -> Any:
+    return builder.inttoptr(address, kind.as_pointer())
 
-    `sources` and `targets` are tuples of four addresses, `weights` is the address of `count` int32.
-    Four rows at a time share the weights, and their sums do not wait for each other.
+
+def _load(builder: Any, address: Any, lanes: int) -> Any:
+    return builder.load(_at(builder, address, ir.VectorType(_BYTE, lanes)), align=1)
+
+
+def _shuffle(builder: Any, one: Any, other: Any, lanes: list[int]) -> Any:
+    mask = ir.Constant(ir.VectorType(_INT, len(lanes)), lanes)
+    return builder.shuffle_vector(one, other, mask)
+
+
+def _splat(builder: Any, value: Any, lanes: int) -> Any:
+    vector = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    vector = builder.insert_element(vector, value, ir.Constant(_INT, 0))
+    return _shuffle(builder, vector, vector, [0] * lanes)
+
+
+def _weigher(rows: int) -> Any:
+    """Sums neighbouring RGB pixels, weighted, to one pixel, in `rows` rows (an even number) at once.
+
+    Its arguments: the address of the first of the pixels, bytes from a row to the next, the address of
+    the weights, the number of groups of four neighbours, the address that receives the pixel, and
+    bytes from a row to the next there. A group's weights are eight int16: four high parts, then four
+    low parts. Rows share the weights, and their sums do not wait for each other.
     """
-    rows = types.UniTuple(types.uintp, 4)
-    signature = types.void(rows, types.uintp, types.intp, rows)
+    ints8, words16 = ir.VectorType(_INT, 8), ir.VectorType(_WORD, 16)
+    halves = rows // 2  # two rows make a vector
+
+    def multiply(builder: Any, values: Any, weight: Any) -> Any:
+        """(16,) words to (8,) sums of the products of pairs: one instruction on a CPU that has it."""
+        wide = ir.VectorType(_INT, 16)
+        product = builder.mul(builder.sext(values, wide), builder.sext(weight, wide))
+        even = _shuffle(builder, product, product, list(range(0, 16, 2)))
+        odd = _shuffle(builder, product, product, list(range(1, 16, 2)))
+        return builder.add(even, odd)
+
+    def side_by_side(builder: Any, bytes32: Any, pixel: int) -> Any:
+        """The channels of a pixel and its right neighbour in turns, as words, for two rows."""
+        zero = 32
+        lanes = []
+        for row in (0, 16):
+            for channel in range(4):
+                place = row + 3 * pixel + channel
+                lanes += [place, zero, place + 3, zero]
+        none = ir.Constant(ir.VectorType(_BYTE, 32), [0] * 32)
+        return builder.bitcast(_shuffle(builder, bytes32, none, lanes), words16)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        sources, weights, count, targets = arguments
-        byte, word = ir.IntType(8), ir.IntType(32)
-        address = weights.type
-        bytes4, words4 = ir.VectorType(byte, 4), ir.VectorType(word, 4)
-        totals = [
-            cgutils.alloca_once_value(builder, ir.Constant(words4, [_HALF] * 4)) for _ in range(4)
-        ]
+        source, pitch, weights, groups, target, target_pitch = arguments
+
+        def constant(value: int) -> Any:
+            return ir.Constant(weights.type, value)
+
+        def zeros(value: int) -> list[Any]:
+            start = ir.Constant(ints8, [value] * 8)
+            return [cgutils.alloca_once_value(builder, start) for _ in range(halves)]
+
+        low, high = zeros(_HALF), zeros(0)
+        with cgutils.for_range(builder, groups) as loop:
+            entry = builder.add(weights, builder.mul(loop.index, constant(16)))
+            parts = []
+            for part in range(4):
+                pair = _at(builder, builder.add(entry, constant(4 * part)), _INT)
+                parts.append(
+                    builder.bitcast(_splat(builder, builder.load(pair, align=4), 8), words16)
+                )
+            group = builder.add(source, builder.mul(loop.index, constant(12)))
+            for half in range(halves):
+                one, other = (
+                    _load(builder, builder.add(group, builder.mul(pitch, constant(row))), 16)
+                    for row in (2 * half, 2 * half + 1)
+                )
+                both = _shuffle(builder, one, other, list(range(32)))
+                for pair in range(2):
+                    values = side_by_side(builder, both, 2 * pair)
+                    for total, part in ((high[half], parts[pair]), (low[half], parts[2 + pair])):
+                        product = multiply(builder, values, part)
+                        builder.store(builder.add(builder.load(total), product), total)
+        for half in range(halves):
+            total = builder.shl(builder.load(high[half]), ir.Constant(ints8, [_LOW_BITS] * 8))
+            total = builder.add(total, builder.load(low[half]))
+            shifted = builder.lshr(total, ir.Constant(ints8, [_BITS] * 8))
+            pixels = builder.trunc(shifted, ir.VectorType(_BYTE, 8))
+            for row in range(2):
+                lanes = list(range(4 * row, 4 * row + 4))
+                where = builder.mul(target_pitch, constant(2 * half + row))
+                where = _at(builder, builder.add(target, where), ir.VectorType(_BYTE, 4))
+                builder.store(_shuffle(builder, pixels, pixels, lanes), where, align=1)
+        return context.get_dummy_value()
+
+    def weigh(
+        typing_context: Any, source: Any, pitch: Any, weights: Any, groups: Any, target: Any,
+        target_pitch: Any,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        address = types.uintp
+        return types.void(address, address, address, types.intp, address, address), generate
+
+    return intrinsic(weigh)
+
+
+_weigh_eight_rows = _weigher(_ROWS)
+_weigh_two_rows = _weigher(2)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _weigh_rows(
+    typing_context: Any, source: Any, pitch: Any, weights: Any, count: Any, target: Any
+) -> tuple[Any, Any]:
+    """Sums `_VECTOR` bytes of `count` rows that lie `pitch` apart, weighted by int32."""
+    signature = types.void(types.uintp, types.uintp, types.uintp, types.intp, types.uintp)
+    ints = ir.VectorType(_INT, _VECTOR)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, pitch, weights, count, target = arguments
+        total = cgutils.alloca_once_value(builder, ir.Constant(ints, [_HALF] * _VECTOR))
         with cgutils.for_range(builder, count) as loop:
-            entry = builder.add(weights, builder.mul(loop.index, ir.Constant(address, 4)))
-            weight = builder.load(builder.inttoptr(entry, word.as_pointer()))
-            splat = builder.insert_element(
-                ir.Constant(words4, ir.Undefined), weight, ir.Constant(word, 0)
-            )
-            splat = builder.shuffle_vector(
-                splat, ir.Constant(words4, ir.Undefined), ir.Constant(words4, [0] * 4)
-            )
-            pixel = builder.mul(loop.index, ir.Constant(address, 3))
-            for row, total in enumerate(totals):
-                where = builder.add(builder.extract_value(sources, row), pixel)
-                values = builder.load(builder.inttoptr(where, bytes4.as_pointer()), align=1)
-                product = builder.mul(builder.zext(values, words4), splat)
-                builder.store(builder.add(builder.load(total), product), total)
-        for row, total in enumerate(totals):
-            shifted = builder.lshr(builder.load(total), ir.Constant(words4, [_BITS] * 4))
-            where = builder.inttoptr(builder.extract_value(targets, row), bytes4.as_pointer())
-            builder.store(builder.trunc(shifted, bytes4), where, align=1)
+            entry = builder.add(weights, builder.mul(loop.index, ir.Constant(weights.type, 4)))
+            weight = builder.load(_at(builder, entry, _INT), align=4)
+            row = builder.add(source, builder.mul(loop.index, pitch))
+            values = builder.zext(_load(builder, row, _VECTOR), ints)
+            product = builder.mul(values, _splat(builder, weight, _VECTOR))
+            builder.store(builder.add(builder.load(total), product), total)
+        shifted = builder.lshr(builder.load(total), ir.Constant(ints, [_BITS] * _VECTOR))
+        where = _at(builder, target, ir.VectorType(_BYTE, _VECTOR))
+        builder.store(builder.trunc(shifted, ir.VectorType(_BYTE, _VECTOR)), where, align=1)
         return context.get_dummy_value()
 
     return signature, generate
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def _copy_bytes(typing_context: Any, target: Any, source: Any, length: Any) -> tuple[Any, Any]:
+    """Copies `length` bytes from an address to another."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, source, length = arguments
+        cgutils.raw_memcpy(
+            builder, _at(builder, target, _BYTE), _at(builder, source, _BYTE), length, 1
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uintp, types.intp), generate
+
+
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def most_taps(length: int, side: int) -> int:
-    """An upper bound of the pixels that one pixel of a crop is made of."""
-    return int(2 * max(length / side, 1.0)) + 3
+    """An upper bound of the pixels that one pixel of a crop is made of; a multiple of 4."""
+    return (2 * int(max(length / side, 1.0)) + 6) // 4 * 4
 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -102,54 +214,136 @@ def _fill_weights(length: int, side: int, first: Any, count: Any, weights: Any) 
 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def resample_box(frame: int, pitch: int, box: Any, rows: Any, out: Any) -> None:
+def _group_weights(length: int, first: Any, count: Any, weights: Any, grouped: Any) -> None:
+    """Weights for `_weigher`: (S, groups, 2, 4), high and low parts of four neighbours.
+
+    All pixels of a crop get as many groups: a CPU foresees the end of loops that are always as long. At
+    the right edge groups begin further left, so that nothing is read that lies far behind the box.
+    """
+    for x in range(len(first)):
+        shift = min(max(first[x] + 4 * grouped.shape[1] - length, 0), first[x])
+        first[x] -= shift
+        grouped[x] = 0
+        for k in range(count[x]):
+            group, place = divmod(k + shift, 4)
+            grouped[x, group, 0, place] = weights[x, k] >> _LOW_BITS
+            grouped[x, group, 1, place] = weights[x, k] & _LOW
+
+
+# Memory whose address is taken is an argument of the function that takes it: Numba frees an array
+# after the last mention of its name, and does not know that an address points to it.
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _horizontal(start: Any, pitch: Any, height: Any, first: Any, grouped: Any, rows: Any) -> None:
+    """Sums pixels of each row of a box that begins at `start` into a row of the crop's width."""
+    side, num_groups = grouped.shape[:2]
+    table, step = np.intp(grouped.ctypes.data), num_groups * 16
+    scratch, row_length = np.intp(rows.ctypes.data), rows.shape[1]
+    for block in range(0, height, _ROWS):
+        # The last rows come with some of those before, once more.
+        y = max(min(block, height - _ROWS), 0)
+        source, target = start + y * pitch, scratch + y * row_length
+        for x in range(side):
+            if height >= _ROWS:
+                _weigh_eight_rows(
+                    source + 3 * first[x], pitch, table + x * step, num_groups,
+                    target + 3 * x, row_length,
+                )  # fmt: skip
+            else:
+                for row in range(height):  # as both of two rows
+                    _weigh_two_rows(
+                        source + row * pitch + 3 * first[x], 0, table + x * step, num_groups,
+                        target + row * row_length + 3 * x, 0,
+                    )  # fmt: skip
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _vertical(rows: Any, first: Any, count: Any, weights: Any, out: Any) -> None:
+    """Sums rows to those of the crop."""
+    scratch, row_length = np.intp(rows.ctypes.data), rows.shape[1]
+    table, step = np.intp(weights.ctypes.data), 4 * weights.shape[1]
+    crop, length = np.intp(out.ctypes.data), 3 * out.shape[1]
+    for y in range(len(first)):
+        source = scratch + first[y] * row_length
+        entry, line = table + y * step, crop + y * length
+        for i in range(0, length - _VECTOR + 1, _VECTOR):
+            _weigh_rows(source + i, row_length, entry, count[y], line + i)
+        if length >= _VECTOR:  # the last ones, some of them once more
+            i = length - _VECTOR
+            _weigh_rows(source + i, row_length, entry, count[y], line + i)
+        else:
+            for i in range(length):
+                total = np.int64(_HALF)
+                for k in range(count[y]):
+                    total += np.int64(rows[first[y] + k, i]) * weights[y, k]
+                out[y, i // 3, i % 3] = total >> _BITS
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _resample(start: Any, pitch: Any, height: Any, width: Any, rows: Any, out: Any) -> None:
+    """Resamples a box that begins at `start`, with `PADDING` readable bytes behind it."""
+    side = out.shape[0]
+    first = np.empty(side, np.int64)
+    count = np.empty(side, np.int64)
+    weights = np.empty((side, most_taps(max(height, width), side)), np.int32)
+    _fill_weights(width, side, first, count, weights)
+    grouped = np.empty((side, (count.max() + 3) // 4, 2, 4), np.int16)
+    _group_weights(width, first, count, weights, grouped)
+    _horizontal(start, pitch, height, first, grouped, rows)
+    _fill_weights(height, side, first, count, weights)
+    _vertical(rows, first, count, weights, out)
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _resample_copy(
+    start: Any, pitch: Any, height: Any, width: Any, copy: Any, rows: Any, out: Any
+) -> None:
+    """The same by way of `copy`, where too little may be read behind the box."""
+    corner = np.intp(copy.ctypes.data)
+    for y in range(height):
+        _copy_bytes(corner + y * copy.shape[1], start + y * pitch, 3 * width)
+    _resample(corner, np.intp(copy.shape[1]), height, width, rows, out)
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def resample_box(frame: Any, readable: Any, pitch: Any, box: Any, rows: Any, out: Any) -> None:
     """Cuts a box from a frame and resamples it.
 
     Args:
-        frame: address of an RGB frame, with `PADDING` readable bytes behind it.
-        pitch: bytes from one row of it to the next.
+        frame: address of an RGB frame.
+        readable: bytes from there on that may be read. Where `PADDING` of them lie behind the frame, no
+            box needs a copy; otherwise those in the last corner do.
+        pitch: bytes from one row of the frame to the next.
         box: top, left, height, width.
         rows: uint8 scratch, (height or more, row_bytes(S) or more). Of two dimensions, because FFCV
             changes Numba's type of one-dimensional byte arrays, and so the keys of compiled code.
         out: (S, S, 3) uint8, contiguous.
     """
-    side = out.shape[0]
-    top, left, height, width = box[0], box[1], box[2], box[3]
-    first = np.empty(side, np.int64)
-    count = np.empty(side, np.int64)
-    weights = np.empty((side, most_taps(max(height, width), side)), np.int32)
-    row_length = rows.shape[1]
-    scratch = rows.ctypes.data
-    _fill_weights(width, side, first, count, weights)
-    step = weights.shape[1] * 4
-    table = weights.ctypes.data
-    start = frame + top * pitch + 3 * left
-    for y in range(0, height, 4):
-        # Behind the last row, the last row again.
-        y0, y1, y2, y3 = y, min(y + 1, height - 1), min(y + 2, height - 1), min(y + 3, height - 1)
-        s0, s1, s2, s3 = (
-            start + y0 * pitch,
-            start + y1 * pitch,
-            start + y2 * pitch,
-            start + y3 * pitch,
+    # All integers alike: of a signed and an unsigned one Numba makes floats.
+    row = np.intp(pitch)
+    top, left, height, width = np.intp(box[0]), np.intp(box[1]), np.intp(box[2]), np.intp(box[3])
+    start = np.intp(frame) + top * row + 3 * left
+    if (top + height - 1) * row + 3 * (left + width) + PADDING <= np.intp(readable):
+        _resample(start, row, height, width, rows, out)
+    else:
+        copy = np.empty((height + 1, 3 * width + PADDING), np.uint8)
+        _resample_copy(start, row, height, width, copy, rows, out)
+
+
+# Kept on the disk: compiling takes two seconds. Numba makes it anew when this file changes, and looks
+# at no others: so all that is compiled into it stands here.
+@njit(nogil=True, error_model="numpy", cache=True)  # type: ignore[untyped-decorator]
+def resample_boxes(frame: Any, boxes: Any, rows: Any, out: Any) -> None:
+    """Cuts boxes from a frame and resamples them.
+
+    Args:
+        frame: (H, W, 3) uint8, contiguous.
+        boxes: (V, 4) int32: top, left, height, width.
+        rows: uint8 scratch, (H or more, row_bytes(S) or more).
+        out: (V, S, S, 3) uint8, contiguous.
+    """
+    for view in range(len(boxes)):
+        resample_box(
+            frame.ctypes.data, frame.size, 3 * frame.shape[1], boxes[view], rows, out[view]
         )
-        t0, t1 = scratch + y0 * row_length, scratch + y1 * row_length
-        t2, t3 = scratch + y2 * row_length, scratch + y3 * row_length
-        for x in range(side):
-            i, o = 3 * first[x], 3 * x
-            _weigh_pixels(
-                (s0 + i, s1 + i, s2 + i, s3 + i), table + x * step, count[x],
-                (t0 + o, t1 + o, t2 + o, t3 + o),
-            )  # fmt: skip
-    _fill_weights(height, side, first, count, weights)
-    total = np.empty(3 * side, np.int32)
-    for y in range(side):
-        total[:] = _HALF
-        for k in range(count[y]):
-            weight = weights[y, k]
-            row = rows[first[y] + k]
-            for i in range(3 * side):
-                total[i] += np.int32(row[i]) * weight
-        line = out[y].reshape(3 * side)
-        for i in range(3 * side):
-            line[i] = np.uint8(total[i] >> _BITS)

@@ -1,0 +1,77 @@
+"""Crops made on the CPU, against Pillow's passes."""
+
+import ctypes
+import mmap
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import textured_image
+from PIL import Image
+
+from fastsimsiam.loaders.crop import crop_views
+from fastsimsiam.loaders.reference_loader import crop_with_pil
+
+# height, width and box of a frame, and side of the crop: smaller, larger, thin, a pixel, few rows.
+CROPS = [
+    ((375, 500), (20, 31, 300, 211), 224),
+    ((375, 500), (75, 200, 300, 300), 224),
+    ((90, 60), (3, 5, 40, 50), 224),
+    ((90, 60), (83, 5, 7, 55), 64),
+    ((1200, 1600), (0, 0, 1200, 1600), 32),
+    ((1200, 1600), (0, 0, 1200, 1600), 4),
+    ((3000, 40), (0, 0, 3000, 40), 224),
+    ((40, 3000), (0, 0, 40, 3000), 96),
+    ((5, 5), (2, 3, 1, 1), 64),
+    ((1, 1), (0, 0, 1, 1), 224),
+    ((224, 224), (0, 0, 224, 224), 224),
+]
+
+
+def picture(kind: str, height: int, width: int) -> Image.Image:
+    """Smooth, or black and white noise, which brings out every rounding."""
+    rng = np.random.default_rng(0)
+    if kind == "texture":
+        return textured_image(rng, height, width)
+    return Image.fromarray(rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * 255)
+
+
+def before_a_wall(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The same pixels in memory that ends with them: whoever reads further is killed."""
+    pages = -(-pixels.size // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    wall = ctypes.c_void_p(start + pages * mmap.PAGESIZE)
+    assert ctypes.CDLL(None).mprotect(wall, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    first = pages * mmap.PAGESIZE - pixels.size
+    out = np.frombuffer(memory, np.uint8, pixels.size, first).reshape(pixels.shape)
+    np.copyto(out, pixels)
+    return out
+
+
+@pytest.mark.parametrize(("size", "box", "side"), CROPS)
+@pytest.mark.parametrize("kind", ["texture", "noise"])
+def test_a_crop_is_that_of_pils_passes(
+    kind: str, size: tuple[int, int], box: tuple[int, int, int, int], side: int
+) -> None:
+    image = picture(kind, *size)
+    frame = before_a_wall(np.asarray(image))
+    out = np.empty((2, side, side, 3), np.uint8)
+    crop_views(frame, np.array([(0, 0, *size), box], np.int32), out)
+    for (top, left, height, width), crop in zip([(0, 0, *size), box], out, strict=True):
+        cut = image.crop((left, top, left + width, top + height))
+        passes = cut.resize((side, height), Image.Resampling.BILINEAR)
+        passes = passes.resize((side, side), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(crop, np.asarray(passes))
+        # Pillow itself takes the vertical pass first where that is less work.
+        whole = np.asarray(crop_with_pil(image, (top, left, height, width), side), np.int16)
+        assert np.abs(crop.astype(np.int16) - whole).max() <= 1
+
+
+def test_a_frame_that_was_turned_is_cropped_alike() -> None:
+    pixels = np.asarray(picture("texture", 120, 90))
+    box = np.array([(10, 20, 70, 60)], np.int32)
+    turned, straight = np.empty((2, 1, 64, 64, 3), np.uint8)
+    crop_views(pixels.transpose(1, 0, 2)[::-1], box, turned)
+    crop_views(pixels.transpose(1, 0, 2)[::-1].copy(), box, straight)
+    np.testing.assert_array_equal(turned, straight)
