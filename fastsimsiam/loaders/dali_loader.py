@@ -1,8 +1,9 @@
 """NVIDIA DALI: decoding and cropping on the CPU or, with nvJPEG, on the GPU, from one definition.
 
-DALI is handed the files' bytes and the plan's boxes. It resamples the whole frame around a box
-(`roi_start`, `roi_end`), which is a fifth faster than cutting the box out first; so the outermost
-pixels of a crop may see their neighbours outside of the box.
+DALI is handed the files' bytes and the plan's boxes. On a GPU it crops too: it resamples the whole
+frame around a box (`roi_start`, `roi_end`), which is a fifth faster than cutting the box out first; so
+the outermost pixels of a crop may see their neighbours outside of the box. On the CPU its resampling
+takes ten times as long as ours: there it decodes, and we crop.
 
 What DALI is not asked to decode: anything but a JPEG in RGB or grey that stands upright and has its
 end. That goes through PIL's path and reaches DALI as plain pixels (a PPM file in memory): cut-off
@@ -12,7 +13,7 @@ of a JPEG's data, which the other loaders refuse, come out as the decoder's gues
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from torch import Tensor
 from fastsimsiam.cores import num_workers
 from fastsimsiam.loaders.batch import Batch, assemble, assemble_on, size_groups
 from fastsimsiam.loaders.buffers import BufferPool
+from fastsimsiam.loaders.crop import crop_views
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.jpeg_header import is_plain_jpeg
 from fastsimsiam.loaders.prefetch import to_device
@@ -54,17 +56,19 @@ class DaliLoader:
         decoder: str = "auto",
         prefetch: int = 2,
         hw_decoder_load: float = 0.65,
+        crop_in_dali: bool | None = None,
     ) -> None:
         """Prepares the loader; pipelines are built when a plan first asks for them.
 
         Args:
             storage: where the images lie.
             device: where batches go.
-            workers: DALI's threads, and as many that read; None: one per core.
+            workers: DALI's threads, and as many that read and crop; None: one per core.
             on_bad_image: `error` or `skip`.
             decoder: `cpu`; `mixed`, nvJPEG on the GPU; `auto`: mixed if `device` is a GPU.
             prefetch: batches under way.
             hw_decoder_load: share of images for the GPU's JPEG engine, where it has one.
+            crop_in_dali: DALI crops, too; None: if it decodes on the GPU.
 
         Raises:
             UserError: DALI is not installed, or files have no readable header.
@@ -77,9 +81,10 @@ class DaliLoader:
         self._device = device
         self._workers = num_workers(workers)
         self._mixed = device.type == "cuda" and decoder != "cpu"
+        self._crop_in_dali = self._mixed if crop_in_dali is None else crop_in_dali
         self._prefetch = prefetch
         self._hw_decoder_load = hw_decoder_load
-        self._reading = ThreadPoolExecutor(self._workers, thread_name_prefix="dali-read")
+        self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="beside-dali")
         self._pipelines: dict[tuple[int, tuple[int, ...]], Any] = {}
         self._refused: set[int] = set()
         self._buffers = BufferPool()
@@ -91,7 +96,7 @@ class DaliLoader:
 
     def close(self) -> None:
         """Ends DALI's threads and gives its memory back."""
-        self._reading.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
         for pipeline in self._pipelines.values():
             pipeline.close()
         self._pipelines.clear()
@@ -126,9 +131,8 @@ class DaliLoader:
         for step in range(start, plan.num_batches):
             batch = plan.batch(epoch, step)
             files: list[Bytes] = [_NOTHING] * len(batch.index)
-            read = partial(self._read_rows, plan, batch, iter(range(len(files))), files)
-            for task in [self._reading.submit(read) for _ in range(self._workers)]:
-                task.result()
+            rows = iter(range(len(files)))
+            self._on_all_threads(partial(self._read_rows, plan, batch, rows, files))
             made.append(batch)
             yield files, batch.views.box
 
@@ -138,7 +142,13 @@ class DaliLoader:
         for row in rows:  # shared by the threads
             files[row] = self._policy.run(plan, batch, row, self._encoded, self._storage.name)
 
+    def _on_all_threads(self, work: Callable[[], None]) -> None:
+        for task in [self._threads.submit(work) for _ in range(self._workers)]:
+            task.result()
+
     def _assemble(self, plan: Plan, batch: BatchPlan, outputs: list[Any]) -> Batch:
+        if not self._crop_in_dali:
+            return self._cropped(plan, batch, outputs[0])
         # Stacked here: DALI's own stack takes a tenth of the whole time on a CPU.
         views = [torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in outputs]
         crops = tuple(
@@ -149,15 +159,34 @@ class DaliLoader:
             return assemble(batch, crops, pin=self._device.type == "cuda")
         return assemble_on(self._device, batch, crops)
 
+    def _cropped(self, plan: Plan, batch: BatchPlan, frames: Any) -> Batch:
+        """The views of B frames in host memory."""
+        groups = size_groups(plan.view_sizes)
+        size = len(batch.index)
+        crops = tuple(self._host((size, len(v), side, side, 3)) for side, v in groups.items())
+        arrays = [crop.numpy() for crop in crops]
+        rows = iter(range(size))
+
+        def crop_rows() -> None:
+            for row in rows:  # shared by the threads
+                pixels, boxes = np.asarray(frames[row]), batch.views.box[row]
+                for out, views in zip(arrays, groups.values(), strict=True):
+                    crop_views(pixels, boxes[views], out[row])
+
+        self._on_all_threads(crop_rows)
+        return assemble(batch, crops, pin=self._device.type == "cuda")
+
+    def _host(self, shape: tuple[int, ...]) -> Tensor:
+        """Memory for crops on their way to the device."""
+        if self._device.type == "cuda":
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return self._buffers.take(shape)
+
     def _stacked(self, views: list[Tensor]) -> Tensor:
         """Views (B, S, S, 3) as (B, V, S, S, 3)."""
         if self._mixed:
             return torch.stack(views, dim=1)
-        shape = (len(views[0]), len(views), *views[0].shape[1:])
-        if self._device.type == "cuda":
-            out = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        else:
-            out = self._buffers.take(shape)
+        out = self._host((len(views[0]), len(views), *views[0].shape[1:]))
         for number, view in enumerate(views):
             out[:, number] = view
         return out
@@ -170,6 +199,7 @@ class DaliLoader:
 
         return DaliPipeline(
             *self._key(plan),
+            crop=self._crop_in_dali,
             device_id=(self._device.index or 0) if self._mixed else None,
             workers=self._workers,
             prefetch=self._prefetch,

@@ -16,11 +16,11 @@ Bytes = npt.NDArray[np.uint8]
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _decode_once(
-    source: Callable[[], list[Any]], view_sizes: tuple[int, ...], decoder: str,
+    source: Callable[[], list[Any]], view_sizes: tuple[int, ...], decoder: str, crop: bool,
     hw_decoder_load: float,
 ) -> Any:  # fmt: skip
-    """One decode, and a crop (S, S, 3) for each view."""
-    count = len(view_sizes)
+    """One decode, and a crop (S, S, 3) for each view; or, without `crop`, the frame."""
+    count = len(view_sizes) if crop else 0
     files, *corners = fn.external_source(
         source=source,
         num_outputs=1 + 2 * count,
@@ -38,6 +38,8 @@ def _decode_once(
         adjust_orientation=False,  # turned images come upright already
         **options,
     )
+    if not crop:
+        return frames
     return tuple(
         fn.resize(
             frames,
@@ -55,15 +57,17 @@ class DaliPipeline:
     """A built pipeline: for a batch size and the sizes of the views."""
 
     def __init__(
-        self, batch_size: int, view_sizes: tuple[int, ...], *, device_id: int | None, workers: int,
-        prefetch: int, hw_decoder_load: float,
+        self, batch_size: int, view_sizes: tuple[int, ...], *, crop: bool, device_id: int | None,
+        workers: int, prefetch: int, hw_decoder_load: float,
     ) -> None:  # fmt: skip
-        """Builds it, on a GPU or (`device_id` None) without one."""
+        """Builds it, on a GPU or (`device_id` None) without one; with crops or for whole frames."""
+        self._crop = crop
         self._feeds: Iterator[tuple[list[Bytes], npt.NDArray[np.int32]]] = iter(())
         self._pipeline = _decode_once(
             self._source,
             view_sizes,
             "cpu" if device_id is None else "mixed",
+            crop,
             hw_decoder_load,
             batch_size=batch_size,
             num_threads=workers,
@@ -86,7 +90,7 @@ class DaliPipeline:
         files, boxes = next(self._feeds)
         corner = boxes.astype(np.float32)
         inputs: list[Any] = [files]
-        for view in range(boxes.shape[1]):
+        for view in range(boxes.shape[1] if self._crop else 0):
             start = corner[:, view, :2]
             inputs += [np.ascontiguousarray(start), start + corner[:, view, 2:]]
         return inputs
@@ -100,7 +104,7 @@ class DaliPipeline:
             feeds: B encoded files and boxes (B, V, 4) of every batch.
 
         Yields:
-            A DALI tensor (B, S, S, 3) for each view.
+            A DALI list of B tensors (S, S, 3) for each view, or one of B frames (H, W, 3).
 
         Raises:
             RuntimeError: DALI could not decode an image; the pipeline is of no further use.
