@@ -1,6 +1,8 @@
-"""How many threads to start."""
+"""How many threads to start, and which go first."""
 
 import os
+import sys
+import threading
 
 from fastsimsiam.errors import UserError
 
@@ -21,3 +23,13 @@ def num_workers(asked: int | None) -> int:
     if asked < 1:
         raise UserError(f"--workers is {asked}: give 1 or more")
     return asked
+
+
+def give_way() -> None:
+    """Lets this thread run only where others leave a core free.
+
+    For threads that work ahead on a CPU that also trains: OpenMP's threads wait for the last of them,
+    so one that a loader holds up holds up all. Linux alone has a priority for each thread.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

@@ -2,6 +2,8 @@
 
 import gc
 import io
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -383,6 +385,26 @@ def test_folder_crops_where_it_is_told_to(
     )  # fmt: skip
     with closing(made):
         assert type(made) is loader
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_threads_of_a_cpu_loader_give_way(class_folders: Path) -> None:
+    """And they alone: the thread that trains keeps its priority."""
+    storage = open_split(class_folders, "train")
+    loader = make_loader("folder", storage)
+    niceness = set()
+    decode = loader._frame
+
+    def frame(index: int) -> np.ndarray:
+        niceness.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return decode(index)
+
+    loader._frame = frame
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with closing(loader):
+        next(loader.iterate(train_plan(storage)))
+    assert niceness == {19}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before < 19
 
 
 def test_decoding_is_bit_equal_to_pil(photos: Path) -> None:

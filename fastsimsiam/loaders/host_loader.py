@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastsimsiam.cores import num_workers
+from fastsimsiam.cores import give_way, num_workers
 from fastsimsiam.loaders.batch import Batch, assemble, size_groups
 from fastsimsiam.loaders.buffers import BufferPool
 from fastsimsiam.loaders.crop import crop_views
@@ -57,7 +57,11 @@ class HostLoader:
         self._prefetch = prefetch
         self._workers = num_workers(workers)
         self._buffers = BufferPool()
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="crops")
+        self._pool = ThreadPoolExecutor(
+            self._workers,
+            thread_name_prefix="crops",
+            initializer=give_way if device.type == "cpu" else None,
+        )
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """See `loaders.batch.Loader`."""
