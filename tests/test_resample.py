@@ -2,6 +2,8 @@
 
 import ctypes
 import mmap
+import subprocess
+import sys
 
 import numpy as np
 import numpy.typing as npt
@@ -75,3 +77,16 @@ def test_a_frame_that_was_turned_is_cropped_alike() -> None:
     crop_views(pixels.transpose(1, 0, 2)[::-1], box, turned)
     crop_views(pixels.transpose(1, 0, 2)[::-1].copy(), box, straight)
     np.testing.assert_array_equal(turned, straight)
+
+
+def test_a_machine_where_nothing_can_be_kept_compiles_each_time() -> None:
+    code = (
+        "import numpy as np\n"
+        "from numba.core.caching import CacheImpl\n"
+        "CacheImpl._locator_classes = []\n"  # as if no folder could be written to
+        "from fastsimsiam.loaders.crop import crop_views\n"
+        "out = np.zeros((1, 4, 4, 3), np.uint8)\n"
+        "crop_views(np.full((9, 9, 3), 7, np.uint8), np.array([(0, 0, 9, 9)], np.int32), out)\n"
+        "assert (out == 7).all()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,10 +5,9 @@ to 22 bits, sums in 32-bit integers, bytes between the horizontal and the vertic
 Pillow's to the bit; but where the vertical one first is less work, newer versions of Pillow take it
 first, and pixels then differ by up to one grey level.
 
-Numba does not vectorise over the three channels of a pixel, so both passes are written in vectors. The
-horizontal one multiplies two neighbouring pixels at once, as 16-bit numbers, which a CPU adds up in
-pairs (pmaddwd); a weight of 22 bits is two of 11, whose sums are put together at the end. The fourth
-value that comes with a pixel is of its neighbour, and is overwritten by it.
+Numba does not vectorise over the channels of a pixel, so both passes are written in vectors. The
+horizontal one multiplies neighbouring pixels as 16-bit numbers, which a CPU adds up in pairs (pmaddwd);
+a weight of 22 bits is two of 11. The fourth value that comes with a pixel is overwritten by the next.
 
 Shapes: H W box, S side of the crop. `row_bytes(S)` bytes of scratch are needed for each row of the box.
 """
@@ -95,11 +94,11 @@ def _weigher(rows: int) -> Any:
         def constant(value: int) -> Any:
             return ir.Constant(weights.type, value)
 
-        def zeros(value: int) -> list[Any]:
+        def totals(value: int) -> list[Any]:
             start = ir.Constant(ints8, [value] * 8)
             return [cgutils.alloca_once_value(builder, start) for _ in range(halves)]
 
-        low, high = zeros(_HALF), zeros(0)
+        low, high = totals(_HALF), totals(0)
         with cgutils.for_range(builder, groups) as loop:
             entry = builder.add(weights, builder.mul(loop.index, constant(16)))
             parts = []
@@ -217,8 +216,8 @@ def _fill_weights(length: int, side: int, first: Any, count: Any, weights: Any) 
 def _group_weights(length: int, first: Any, count: Any, weights: Any, grouped: Any) -> None:
     """Weights for `_weigher`: (S, groups, 2, 4), high and low parts of four neighbours.
 
-    All pixels of a crop get as many groups: a CPU foresees the end of loops that are always as long. At
-    the right edge groups begin further left, so that nothing is read that lies far behind the box.
+    All pixels get as many groups: a CPU foresees the end of loops that are always as long. At the right
+    edge groups begin further left, so that nothing is read that lies far behind the box.
     """
     for x in range(len(first)):
         shift = min(max(first[x] + 4 * grouped.shape[1] - length, 0), first[x])
@@ -230,8 +229,7 @@ def _group_weights(length: int, first: Any, count: Any, weights: Any, grouped: A
             grouped[x, group, 1, place] = weights[x, k] & _LOW
 
 
-# Memory whose address is taken is an argument of the function that takes it: Numba frees an array
-# after the last mention of its name, and does not know that an address points to it.
+# Memory whose address is taken is an argument: Numba frees an array after its name's last mention.
 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -267,11 +265,10 @@ def _vertical(rows: Any, first: Any, count: Any, weights: Any, out: Any) -> None
     for y in range(len(first)):
         source = scratch + first[y] * row_length
         entry, line = table + y * step, crop + y * length
-        for i in range(0, length - _VECTOR + 1, _VECTOR):
-            _weigh_rows(source + i, row_length, entry, count[y], line + i)
-        if length >= _VECTOR:  # the last ones, some of them once more
-            i = length - _VECTOR
-            _weigh_rows(source + i, row_length, entry, count[y], line + i)
+        if length >= _VECTOR:
+            for part in range(0, length, _VECTOR):
+                i = min(part, length - _VECTOR)  # the last ones, some of them once more
+                _weigh_rows(source + i, row_length, entry, count[y], line + i)
         else:
             for i in range(length):
                 total = np.int64(_HALF)
@@ -331,9 +328,6 @@ def resample_box(frame: Any, readable: Any, pitch: Any, box: Any, rows: Any, out
         _resample_copy(start, row, height, width, copy, rows, out)
 
 
-# Kept on the disk: compiling takes two seconds. Numba makes it anew when this file changes, and looks
-# at no others: so all that is compiled into it stands here.
-@njit(nogil=True, error_model="numpy", cache=True)  # type: ignore[untyped-decorator]
 def resample_boxes(frame: Any, boxes: Any, rows: Any, out: Any) -> None:
     """Cuts boxes from a frame and resamples them.
 
@@ -347,3 +341,10 @@ def resample_boxes(frame: Any, boxes: Any, rows: Any, out: Any) -> None:
         resample_box(
             frame.ctypes.data, frame.size, 3 * frame.shape[1], boxes[view], rows, out[view]
         )
+
+
+try:
+    # Compiling takes two seconds. Numba looks at no other file to see that what it kept is stale.
+    resample_boxes = njit(nogil=True, error_model="numpy", cache=True)(resample_boxes)
+except RuntimeError:  # no folder to keep it in can be written to
+    resample_boxes = njit(nogil=True, error_model="numpy")(resample_boxes)
