@@ -10,23 +10,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "simplejpeg", "ffcv", "nvidia-dali-cuda130")
+from fastsimsiam.cores import num_cores
+from fastsimsiam.doctor.machine import cpu_name, versions
+from fastsimsiam.doctor.made_up import made_up_photographs
 
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
@@ -34,18 +29,45 @@ def machine() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip(),
         "python": platform.python_version(),
-        "versions": versions,
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "versions": versions(),
+        "cpu": cpu_name(),
+        "cores": num_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+def parser(about: str | None, *, repeats: int = 5) -> argparse.ArgumentParser:
+    """A command line with the options that all regimes have."""
+    made = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--repeats", type=int, default=repeats, help=f"runs of each configuration ({repeats})"
+    )
+    made.add_argument("--json", type=Path, help="file that receives the result")
+    made.add_argument("--measure", help=argparse.SUPPRESS)
+    return made
+
+
+def add_data(made: argparse.ArgumentParser) -> None:
+    """The option for photographs, with a default that is always there."""
+    given = os.environ.get("FASTSIMSIAM_TEST_DATA")
+    made.add_argument(
+        "--data",
+        type=Path,
+        default=Path(given) / "photos" if given else None,
+        help="class folders of photographs (FASTSIMSIAM_TEST_DATA/photos where that is set, "
+        "otherwise made-up ones)",
+    )
+
+
+def photographs(args: argparse.Namespace) -> Path:
+    """The folder of `--data`; made-up photographs where there is none."""
+    if args.data is None:
+        args.data = made_up_photographs(200)
+        print(f"no --data: made-up photographs in {args.data}", file=sys.stderr)
+    folder: Path = args.data
+    return folder
 
 
 def run_all(

@@ -15,12 +15,12 @@ Configurations, all on the same files and with the same number of workers:
   reference         PIL and a DataLoader doing the official recipe's full job, colour included
   official          the same job as users write it: ImageFolder, torchvision's transforms, float
                     tensors normalised in the workers (benchmarks/peers/official.py)
+  lightly           lightly's SimSiam transform in a DataLoader (benchmarks/peers/lightly_simsiam.py)
 
 Each runs a short epoch to warm up and a timed one, and in another process three epochs whose peak of
 memory is looked at: anonymous and shared memory, of all processes, the interpreter's included.
 """
 
-import argparse
 import hashlib
 import json
 import tempfile
@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import run_all, summary, write
+from benchmarks.harness import add_data, parser, photographs, run_all, summary, words_of, write
 from benchmarks.memory import PeakMemory
 from benchmarks.peers.official import official_loader
 from fastsimsiam import recipes
@@ -153,11 +153,25 @@ def dali_stock(storage: ClassFolder, workers: int) -> Epoch:
 
 def official(storage: ClassFolder, workers: int) -> Epoch:
     """The official recipe word for word."""
-    photographs = len(set(storage.paths))
+    different = len(set(storage.paths))
 
     def epoch(_: int, images: int) -> Iterator[int]:
-        times = max(1, images // photographs)
+        times = max(1, images // different)
         for views, _ in official_loader(storage.root, times, BATCH, workers):
+            yield len(views[0])
+
+    return epoch
+
+
+def lightly(storage: ClassFolder, workers: int) -> Epoch:
+    """Lightly's transform and dataset."""
+    from benchmarks.peers.lightly_simsiam import lightly_loader
+
+    different = len(set(storage.paths))
+
+    def epoch(_: int, images: int) -> Iterator[int]:
+        times = max(1, images // different)
+        for views, _, _ in lightly_loader(storage.root, times, BATCH, workers):
             yield len(views[0])
 
     return epoch
@@ -188,6 +202,7 @@ CONFIGURATIONS: dict[str, Make] = {
     ),
     "reference": ours(lambda files, workers: ReferenceLoader(files, device=CPU, workers=workers)),
     "official": official,
+    "lightly": lightly,
 }
 # These get half of the images: about the same time, and what it takes to start still is small.
 SLOW = (
@@ -198,12 +213,14 @@ SLOW = (
     "reference-crops",
     "reference",
     "official",
+    "lightly",
 )
 RATIOS = (
     ("folder", "decode"),
     ("folder", "reference-crops"),
     ("folder", "reference"),
     ("folder", "official"),
+    ("folder", "lightly"),
     ("folder-colour", "official"),
     ("ffcv", "decode"),
     ("ffcv", "ffcv-stock"),
@@ -213,11 +230,11 @@ RATIOS = (
 
 def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
     """Times one configuration in this process."""
-    photographs = open_split(data, "train")
+    files = open_split(data, "train")
     if name in SLOW:
         images //= 2
-    epoch = CONFIGURATIONS[name](repeated(photographs, images), workers)
-    for _ in epoch(0, len(photographs)):
+    epoch = CONFIGURATIONS[name](repeated(files, images), workers)
+    for _ in epoch(0, len(files)):
         pass
     started = time.perf_counter()
     count = sum(epoch(1, images))
@@ -227,8 +244,8 @@ def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
 
 def measure_memory(name: str, data: Path, workers: int) -> dict[str, Any]:
     """The peak of memory in each of three epochs."""
-    photographs = open_split(data, "train")
-    epoch = CONFIGURATIONS[name](repeated(photographs, IMAGES_FOR_MEMORY), workers)
+    files = open_split(data, "train")
+    epoch = CONFIGURATIONS[name](repeated(files, IMAGES_FOR_MEMORY), workers)
     peaks = []
     for number in range(EPOCHS_FOR_MEMORY):
         with PeakMemory() as peak:
@@ -258,10 +275,11 @@ def table(result: dict[str, Any]) -> str:
             *rows,
             "",
             f"`folder` is {times['folder/reference-crops']} times `reference-crops`, "
-            f"{times['folder/reference']} times `reference` and {times['folder/official']} times "
-            "`official`; with our",
-            f"colour on the CPU too (`folder-colour`), {times['folder-colour/official']} times "
-            f"`official`. `ffcv` is {times['ffcv/ffcv-stock']} times `ffcv-stock`, `dali` "
+            f"{times['folder/reference']} times `reference`, {times['folder/official']} times "
+            f"`official` and {times['folder/lightly']} times",
+            f"`lightly`; with our colour on the CPU too (`folder-colour`), "
+            f"{times['folder-colour/official']} times `official`.",
+            f"`ffcv` is {times['ffcv/ffcv-stock']} times `ffcv-stock`, `dali` "
             f"{times['dali/dali-stock']} times `dali-stock`.",
         ]
     )
@@ -269,37 +287,26 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="class folders of photographs")
-    parser.add_argument("--workers", type=int, default=2, help="threads or processes (2)")
-    parser.add_argument("--images", type=int, default=2400, help="images per timed epoch (2400)")
-    parser.add_argument("--repeats", type=int, default=5, help="runs per configuration (5)")
-    parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, help="configurations (all)")
-    parser.add_argument("--json", type=Path, help="file that receives the result")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    add_data(options)
+    options.add_argument("--workers", type=int, default=2, help="threads or processes (2)")
+    options.add_argument("--images", type=int, default=2400, help="images per timed epoch (2400)")
+    options.add_argument("--only", nargs="+", choices=CONFIGURATIONS, help="configurations (all)")
+    args = options.parse_args()
+    data = photographs(args)
     if args.measure:
         name, _, memory = args.measure.partition(":")
         if memory:
-            print(json.dumps(measure_memory(name, args.data, args.workers)))
+            print(json.dumps(measure_memory(name, data, args.workers)))
         else:
-            print(json.dumps(measure(name, args.data, args.workers, args.images)))
+            print(json.dumps(measure(name, data, args.workers, args.images)))
         return
     names = args.only or list(CONFIGURATIONS)
-    photographs = open_split(args.data, "train")
     if any(name.startswith("ffcv") for name in names):
+        files = open_split(data, "train")
         for images in (args.images, args.images // 2, IMAGES_FOR_MEMORY):
-            packed(repeated(photographs, images))  # not within a measurement
-    passed = [
-        "--data",
-        str(args.data),
-        "--workers",
-        str(args.workers),
-        "--images",
-        str(args.images),
-    ]
+            packed(repeated(files, images))  # not within a measurement
+    passed = words_of(args, ("data", "workers", "images"))
     samples = run_all("benchmarks.loader", names, args.repeats, passed)
     memory = run_all("benchmarks.loader", [f"{name}:memory" for name in names], 1, passed)
     rates = {

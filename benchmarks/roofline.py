@@ -34,19 +34,46 @@ _MODULES: tuple[tuple[str, _Types], ...] = (
 )
 
 
+PARTS = ("forward", "backward", "update")
+
+
 @dataclass(frozen=True, kw_only=True)
-class StepCost:
-    """What a training step costs for each view (a source image has two or more).
+class PartCost:
+    """What a part of a step costs.
 
     Attributes:
-        flops: floating-point operations, forward and backward; a multiply-add is two.
-        bytes: level of fusion -> bytes of activations that are read and written.
+        flops: floating-point operations for each view; a multiply-add is two.
+        bytes: level of fusion -> bytes of activations that are read and written for each view.
         parameter_bytes: read and written for weights, gradients and momentum, once a step.
     """
 
     flops: float
     bytes: dict[Fusion, float]
     parameter_bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """What a training step costs for each view (a source image has two or more), part by part."""
+
+    parts: dict[str, PartCost]
+
+    @property
+    def flops(self) -> float:
+        """Of all parts."""
+        return sum(part.flops for part in self.parts.values())
+
+    @property
+    def bytes(self) -> dict[Fusion, float]:
+        """Of all parts."""
+        return {
+            fusion: sum(part.bytes[fusion] for part in self.parts.values()) for fusion in FUSIONS
+        }
+
+    @property
+    def parameter_bytes(self) -> float:
+        """Of all parts."""
+        return sum(part.parameter_bytes for part in self.parts.values())
 
     def seconds(
         self, views: int, fusion: Fusion, flops_per_second: float, bytes_per_second: float
@@ -61,8 +88,23 @@ class StepCost:
             flops_per_second: of a matrix product of the dtype, measured.
             bytes_per_second: of a copy, read and written together, measured.
         """
-        moved = views * self.bytes[fusion] + self.parameter_bytes
-        return views * self.flops / flops_per_second + moved / bytes_per_second
+        return sum(
+            self.part_seconds(part, views, fusion, flops_per_second, bytes_per_second)
+            for part in PARTS
+        )
+
+    def part_seconds(
+        self,
+        name: str,
+        views: int,
+        fusion: Fusion,
+        flops_per_second: float,
+        bytes_per_second: float,
+    ) -> float:
+        """The same of a part: `forward`, `backward` or `update`."""
+        part = self.parts[name]
+        moved = views * part.bytes[fusion] + part.parameter_bytes
+        return views * part.flops / flops_per_second + moved / bytes_per_second
 
 
 def step_cost(
@@ -83,30 +125,45 @@ def step_cost(
     with torch.device("meta"):
         method = make_method()
         views = tuple(torch.empty(_BATCH, 3, image_size, image_size) for _ in range(num_views))
-        counter = FlopCounterMode(display=False)
-        with counter:
+        forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
+        with forward:
             loss, _ = method(views)
+        with backward:
             loss.backward()
     backbone = method.get_submodule("backbone")
     elements = {fusion: _elements(backbone, views[0], fusion) for fusion in FUSIONS}
     parameters = sum(p.numel() for p in method.parameters())
+    read = parameters * num_views * dtype.itemsize
+
+    def part(direction: int, counter: FlopCounterMode, parameter_bytes: int) -> PartCost:
+        return PartCost(
+            flops=counter.get_total_flops() / (_BATCH * num_views),
+            bytes={f: count[direction] * dtype.itemsize / _BATCH for f, count in elements.items()},
+            parameter_bytes=parameter_bytes,
+        )
+
     return StepCost(
-        flops=counter.get_total_flops() / (_BATCH * num_views),
-        bytes={fusion: count * dtype.itemsize / _BATCH for fusion, count in elements.items()},
-        # Read for the forward and the backward pass as `dtype`; then gradient, momentum and weight are
-        # read, momentum and weight written, the gradient written once.
-        parameter_bytes=parameters * (2 * num_views * dtype.itemsize + 6 * 4),
+        parts={
+            "forward": part(0, forward, read),
+            # The gradient is written once.
+            "backward": part(1, backward, read + 4 * parameters),
+            # Gradient, momentum and weight are read, momentum and weight written.
+            "update": PartCost(
+                flops=0, bytes=dict.fromkeys(FUSIONS, 0.0), parameter_bytes=5 * 4 * parameters
+            ),
+        }
     )
 
 
-def _elements(backbone: nn.Module, view: Tensor, fusion: Fusion) -> int:
-    """Elements that the kernels of a forward and backward pass read and write."""
+def _elements(backbone: nn.Module, view: Tensor, fusion: Fusion) -> tuple[int, int]:
+    """Elements that the kernels of the forward and of the backward pass read and write."""
     try:
         traced = fx.symbolic_trace(backbone)
     except Exception as error:  # torch.fx raises what the traced code happens to raise
         raise ValueError(f"torch.fx cannot trace this backbone ({error})") from error
     ShapeProp(traced).propagate(view)  # type: ignore[no-untyped-call]
-    return sum(_cost(node, traced, fusion) for node in traced.graph.nodes)
+    costs = [_cost(node, traced, fusion) for node in traced.graph.nodes]
+    return sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
 
 
 def _size(node: fx.Node) -> int:
@@ -114,39 +171,42 @@ def _size(node: fx.Node) -> int:
     return int(found.shape.numel()) if hasattr(found, "shape") else 0
 
 
-def _cost(node: fx.Node, traced: fx.GraphModule, fusion: Fusion) -> int:
+def _cost(node: fx.Node, traced: fx.GraphModule, fusion: Fusion) -> tuple[int, int]:
+    """Elements, forward and backward."""
     kind = _kind(node, traced)
     if kind is None:
-        return 0
+        return 0, 0
     out = _size(node)
     inputs = [_size(source) for source in node.all_input_nodes]
     # Gradients of all users of a tensor but the first are added to that of the first: two inputs and
     # an output, or one more input of a fused kernel.
     forks = max(0, len(node.users) - 1) * (3 if fusion == "separate" else 1) * out
-    return forks + _own_cost(node, kind, traced, fusion, inputs, out)
+    forward, backward = _own_cost(node, kind, traced, fusion, inputs, out)
+    return forward, backward + forks
 
 
 def _own_cost(
     node: fx.Node, kind: str, traced: fx.GraphModule, fusion: Fusion, inputs: list[int], out: int
-) -> int:
+) -> tuple[int, int]:
     first = any(source.op == "placeholder" for source in node.all_input_nodes)
     if kind == "product":
         # Forward: input, output. Backward: the gradient twice and the input once, and the input's
         # gradient, which the images do not need.
         backward = out + inputs[0] + (0 if first else out + inputs[0])
-        return inputs[0] + out + backward + _prologue(node, traced, fusion, out)
+        return inputs[0] + out, backward + _prologue(node, traced, fusion, out)
     if kind == "norm":
-        return {"separate": 8, "fused": 8, "epilogue": 0}[fusion] * out
+        # Forward: the input twice, the output. Backward: input and gradient twice, its gradient.
+        return (0, 0) if fusion == "epilogue" else (3 * out, 5 * out)
     if kind == "relu":
-        return 5 * out if fusion == "separate" else 0
+        return (2 * out, 3 * out) if fusion == "separate" else (0, 0)
     if kind == "add":
         # One of the operands comes out of a BatchNorm. Fused with it, addition is one more input, and
         # the gradient for the skipping branch one more output.
         if fusion == "separate":
-            return 3 * out
+            return 3 * out, 0
         # In `epilogue`, what the BatchNorm reads and writes is counted here: the sum has to exist.
-        return (2 if fusion == "fused" else 4) * out
-    return 2 * (inputs[0] + out)  # pooling
+        return (out, out) if fusion == "fused" else (3 * out, out)
+    return inputs[0] + out, inputs[0] + out  # pooling
 
 
 def _prologue(node: fx.Node, traced: fx.GraphModule, fusion: Fusion, out: int) -> int:

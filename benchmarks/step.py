@@ -11,6 +11,7 @@ fresh process: some steps to warm up and compile, then timed ones. Variants:
   compiled                ours, the whole step one graph
   compiled-foreach-sgd    with foreach SGD
   compiled-joint-views    both views through the network at once, BatchNorm by view
+  compiled-aten-bn        BatchNorm by ATen's kernels instead of Inductor's
   compiled-1x1-matmul     1x1 convolutions as matrix products
   compiled-autotuned      Inductor times its kernels first (GPU)
   compiled-cuda-graphs    launches recorded once (GPU)
@@ -19,20 +20,20 @@ The limit is that of benchmarks/roofline.py with this machine's own ceilings, me
 a matrix product and a copy. All variants compute the same step (tests/test_step_variants.py).
 """
 
-import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import run_all, summary, words_of, write
+from benchmarks.aten_batch_norm import use_aten
+from benchmarks.harness import parser, run_all, summary, words_of, write
 from benchmarks.joint_views import JointSimSiam, join_views
-from benchmarks.roofline import FUSIONS, step_cost
+from benchmarks.roofline import FUSIONS, PARTS, step_cost
 from fastsimsiam import recipes
 from fastsimsiam.backbones import feature_extractor
 from fastsimsiam.build import build_method
@@ -55,6 +56,7 @@ class Variant:
         sgd: `fused` with tensor learning rates, as the trainer has it, or torch's `foreach` or `plain`.
         compiled: the whole step as one graph.
         joint: both views at once.
+        aten_bn: BatchNorm opaque to the compiler.
         inductor: options of the compiler.
         gpu_only: makes no sense on a CPU.
     """
@@ -64,6 +66,7 @@ class Variant:
     sgd: Literal["fused", "foreach", "plain"] = "fused"
     compiled: bool = True
     joint: bool = False
+    aten_bn: bool = False
     inductor: dict[str, Any] = field(default_factory=dict)
     gpu_only: bool = False
 
@@ -77,6 +80,7 @@ VARIANTS: dict[str, Variant] = {
     "compiled": Variant(),
     "compiled-foreach-sgd": Variant(sgd="foreach"),
     "compiled-joint-views": Variant(joint=True),
+    "compiled-aten-bn": Variant(aten_bn=True),
     "compiled-1x1-matmul": Variant(inductor={"conv_1x1_as_mm": True}),
     "compiled-autotuned": Variant(inductor={"max_autotune": True}, gpu_only=True),
     "compiled-cuda-graphs": Variant(inductor={"triton.cudagraphs": True}, gpu_only=True),
@@ -101,6 +105,8 @@ class Step:
         """Builds method and optimiser."""
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
         self.method = make_method(config, joint=variant.joint).to(device).to(memory_format=layout)
+        if variant.aten_bn:
+            use_aten(self.method)
         self._variant, self._device, self._layout = variant, device, layout
         groups = self.method.parameter_groups()
         rate = config.optimizer.lr * config.batch_size / 256
@@ -153,6 +159,24 @@ class Step:
         self._update()
         return loss.detach()
 
+    def seconds_of_parts(self, views: tuple[Tensor, ...]) -> dict[str, float]:
+        """One step that waits for the device behind every part; `benchmarks.roofline.PARTS`."""
+        at = [time.perf_counter()]
+
+        def passed() -> None:
+            wait_for(self._device)
+            at.append(time.perf_counter())
+
+        if self._variant.inductor.get("triton.cudagraphs"):
+            torch.compiler.cudagraph_mark_step_begin()
+        loss = self._loss(views)
+        passed()
+        loss.backward()  # type: ignore[no-untyped-call]
+        passed()
+        self._update()
+        passed()
+        return {part: end - start for part, start, end in zip(PARTS, at, at[1:], strict=False)}
+
 
 def config_of(arch: str, image_size: int, batch_size: int) -> Config:
     """The ImageNet recipe, on this scale."""
@@ -181,9 +205,11 @@ def measure(name: str, config: Config, steps: int, device: torch.device) -> dict
         loss = step(views)
         wait_for(device)
         seconds.append(time.perf_counter() - started)
+    parts = [step.seconds_of_parts(views) for _ in range(steps)]
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     return {
-        "step_seconds": seconds, "warm_up_seconds": warm_up, "peak_mib": peak, "loss": loss.item(),
+        "step_seconds": seconds, "part_seconds": parts, "warm_up_seconds": warm_up, "peak_mib": peak,
+        "loss": loss.item(),
     }  # fmt: skip
 
 
@@ -227,14 +253,18 @@ def analysed(
         views = 2 * config.batch_size
         time_of = summary([second for run in runs for second in run["step_seconds"]])
         seconds = time_of["median"]
-        limit = {
-            fusion: cost.seconds(
-                views, fusion, most[f"{key}_flops_per_second"], most["bytes_per_second"]
-            )
-            for fusion in FUSIONS
-        }
+        rates = most[f"{key}_flops_per_second"], most["bytes_per_second"]
+        limit = {fusion: cost.seconds(views, fusion, *rates) for fusion in FUSIONS}
         found[name] = {
             "step_ms": seconds * 1e3,
+            "part_ms": {
+                part: 1e3
+                * statistics.median(taken[part] for run in runs for taken in run["part_seconds"])
+                for part in PARTS
+            },
+            "part_limit_ms": {
+                part: 1e3 * cost.part_seconds(part, views, "fused", *rates) for part in PARTS
+            },
             "spread": time_of["spread"],
             "images_per_second": config.batch_size / seconds,
             "flops_per_second": views * cost.flops / seconds,
@@ -274,18 +304,13 @@ def main() -> None:
     """Runs the command line."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--arch", default="resnet50" if gpu else "resnet18")
-    parser.add_argument("--image-size", type=int, default=224 if gpu else 64, help="pixels")
-    parser.add_argument("--batch-size", type=int, default=256 if gpu else 64, help="images")
-    parser.add_argument("--steps", type=int, default=20 if gpu else 6, help="timed steps of a run")
-    parser.add_argument("--repeats", type=int, default=5, help="runs per variant (5)")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="variants (all)")
-    parser.add_argument("--json", type=Path, help="file that receives the result")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--arch", default="resnet50" if gpu else "resnet18")
+    options.add_argument("--image-size", type=int, default=224 if gpu else 64, help="pixels")
+    options.add_argument("--batch-size", type=int, default=256 if gpu else 64, help="images")
+    options.add_argument("--steps", type=int, default=20 if gpu else 6, help="timed steps of a run")
+    options.add_argument("--only", nargs="+", choices=VARIANTS, help="variants (all)")
+    args = options.parse_args()
     config = config_of(args.arch, args.image_size, args.batch_size)
     if args.measure:
         found = (

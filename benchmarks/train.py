@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import run_all, summary, words_of, write
+from benchmarks.harness import add_data, parser, photographs, run_all, summary, words_of, write
 from benchmarks.step import wait_for
 from fastsimsiam import recipes
 from fastsimsiam.build import build_loader, build_trainer
@@ -162,33 +162,29 @@ def parts_allow(loader: float, step: float, *, gpu: bool) -> tuple[float, str]:
     return 1 / (1 / loader + 1 / step), "loader and step taking turns on the same cores"
 
 
-def parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     """The command line."""
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="class folders, or packed files")
-    parser.add_argument("--arch", default="resnet50" if gpu else "resnet18")
-    parser.add_argument("--image-size", type=int, default=224 if gpu else 64, help="pixels")
-    parser.add_argument("--batch-size", type=int, default=256 if gpu else 64, help="images")
-    parser.add_argument("--loader", default="folder", help="as of pretrain (folder)")
-    parser.add_argument("--decoder", default="cpu", help="as --folder.decoder of pretrain (cpu)")
-    parser.add_argument("--crops", default="host", help="as --folder.crops of pretrain (host)")
-    parser.add_argument("--workers", type=int, help="loader threads (one per core)")
-    parser.add_argument("--compile", default="auto", help="as of pretrain (auto)")
-    parser.add_argument(
+    options = parser(__doc__)
+    add_data(options)
+    options.add_argument("--arch", default="resnet50" if gpu else "resnet18")
+    options.add_argument("--image-size", type=int, default=224 if gpu else 64, help="pixels")
+    options.add_argument("--batch-size", type=int, default=256 if gpu else 64, help="images")
+    options.add_argument("--loader", default="folder", help="as of pretrain (folder)")
+    options.add_argument("--decoder", default="cpu", help="as --folder.decoder of pretrain (cpu)")
+    options.add_argument("--crops", default="host", help="as --folder.crops of pretrain (host)")
+    options.add_argument("--workers", type=int, help="loader threads (one per core)")
+    options.add_argument("--compile", default="auto", help="as of pretrain (auto)")
+    options.add_argument(
         "--steps", type=int, default=100 if gpu else 30, help="timed steps of a run"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each (5)")
-    parser.add_argument("--json", type=Path, help="file that receives the result")
-    parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
-    return parser
+    return options
 
 
 def main() -> None:
     """Runs the command line."""
-    args = parser().parse_args()
+    args = command_line().parse_args()
+    photographs(args)
     if args.measure:
         print(json.dumps(measure(args.measure, config_of(args), args.steps)))
         return

@@ -1,12 +1,11 @@
 """What `auto` means on this machine; every choice comes with its reason, for the log."""
 
-import os
 import shutil
 
 import torch
 
 from fastsimsiam.config import CompileName, Config
-from fastsimsiam.cores import num_cores
+from fastsimsiam.cores import host_memory, num_cores
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
 from fastsimsiam.optional import has_dali
@@ -103,12 +102,12 @@ def choose_loader(
         room = torch.cuda.mem_get_info(device)[0] * share
         where = "free GPU memory"
     else:
-        room = _host_memory() * share
+        room = host_memory() * share
         where = "memory"
     need = decoded_bytes(storage)
     size = f"{need / 1e9:.2f} GB decoded"
     # On its way to a GPU everything passes through memory, once for each process.
-    if device.type == "cuda" and need * num_processes > _host_memory() / 2:
+    if device.type == "cuda" and need * num_processes > host_memory() / 2:
         why = f"{size} for {num_processes} processes is more than half of the memory"
     elif need <= room:
         return "resident", f"{size} is within {share:.0%} of the {where}"
@@ -116,7 +115,7 @@ def choose_loader(
         why = f"{size} is more than {share:.0%} of the {where}"
     if isinstance(storage, Beton):
         packed = int(storage.length.sum())
-        if packed > _host_memory() / 2:
+        if packed > host_memory() / 2:
             return (
                 "ffcv",
                 f"{why}; a packed file, larger than half of the memory: read ahead of use",
@@ -126,7 +125,3 @@ def choose_loader(
     if device.type == "cuda" and cores < _CORES_PER_GPU and has_dali():
         return "dali", f"{why}; {cores:.0f} CPU cores per GPU are few, so the GPU decodes"
     return "folder", why
-
-
-def _host_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

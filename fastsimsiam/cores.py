@@ -1,8 +1,9 @@
-"""How many threads to start, and which go first."""
+"""What this process may take: cores, memory; how many threads to start, and which go first."""
 
 import os
 import sys
 import threading
+from pathlib import Path
 
 from fastsimsiam.errors import UserError
 
@@ -10,6 +11,17 @@ from fastsimsiam.errors import UserError
 def num_cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def host_memory() -> int:
+    """Bytes of memory of this machine, or of this process's control group where that has less."""
+    least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            least = min(least, int(Path(file).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return least
 
 
 def num_workers(asked: int | None) -> int:

@@ -20,6 +20,7 @@ from fastsimsiam.config import (
     OptimizerConfig,
     SimSiamConfig,
 )
+from fastsimsiam.doctor.made_up import textured_image
 
 CPU = torch.device("cpu")
 
@@ -38,15 +39,6 @@ def require(name: str) -> None:
         pytest.fail(f"{name} is not installed, and FASTSIMSIAM_REQUIRE_LOADERS is set")
     if found is None:
         pytest.skip(f"{name} is not installed")
-
-
-def textured_image(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """A random image with structure at several scales, as photographs have."""
-    total = np.zeros((height, width, 3))
-    for cells in (2, 5, 13, 40):
-        small = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-        total += np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)) / 4
-    return Image.fromarray(total.clip(0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="session", autouse=True)

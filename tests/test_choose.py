@@ -31,7 +31,7 @@ class Machine:
             if key == "gpu_memory":
                 self._patch.setattr(torch.cuda, "mem_get_info", lambda _, free=value: (free, free))
             else:
-                name = {"memory": "_host_memory", "cores": "num_cores", "dali": "has_dali"}[key]
+                name = {"memory": "host_memory", "cores": "num_cores", "dali": "has_dali"}[key]
                 self._patch.setattr(choose, name, lambda value=value: value)
 
 

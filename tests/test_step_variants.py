@@ -27,7 +27,14 @@ def run(config: Config, name: str) -> tuple[list[float], dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize(
-    "name", ["textbook-fp32", "textbook-amp-nhwc", "compiled-foreach-sgd", "compiled-joint-views"]
+    "name",
+    [
+        "textbook-fp32",
+        "textbook-amp-nhwc",
+        "compiled-foreach-sgd",
+        "compiled-joint-views",
+        "compiled-aten-bn",
+    ],
 )
 def test_variants_are_exact(config: Config, name: str) -> None:
     losses, state = run(config, "eager")
@@ -45,13 +52,20 @@ def test_the_table_has_rates_and_shares() -> None:
         "bfloat16_flops_per_second": 1e12, "float32_flops_per_second": 1e11,
         "bytes_per_second": 1e10,
     }  # fmt: skip
-    runs = [{"step_seconds": [2.0, 4.0, 3.0], "peak_mib": None, "loss": -0.5}]
+    parts = [{"forward": 1.0, "backward": 1.9, "update": 0.1}]
+    runs = [
+        {"step_seconds": [2.0, 4.0, 3.0], "part_seconds": parts, "peak_mib": None, "loss": -0.5}
+    ]
     variants = analysed(config, {"eager": runs}, most)
     assert variants["eager"]["images_per_second"] == pytest.approx(64 / 3)
     # ResNet-18 at 64 pixels: 0.15 GMAC forward, and the heads.
     assert variants["eager"]["flops_per_second"] == pytest.approx(128 * 1.0e9 / 3, rel=0.1)
     shares = variants["eager"]["share_of_limit"]
     assert 0 < shares["epilogue"] < shares["fused"] < shares["separate"] < 1
+    assert variants["eager"]["part_ms"]["backward"] == 1900
+    limit = variants["eager"]["part_limit_ms"]
+    assert sum(limit.values()) == pytest.approx(3000 * shares["fused"])
+    assert limit["backward"] == pytest.approx(2 * limit["forward"], rel=0.1)
     result = {
         "arch": "resnet18", "image_size": 64, "batch_size": 64, "ceilings": most,
         "variants": variants,

@@ -73,7 +73,7 @@ def test_each_regime_of_training_runs(name: str, class_folders: Path) -> None:
     words += ["--batch-size", "16", "--steps", "3", "--workers", "1", "--compile", "off"]
     import tiny_backbone  # noqa: F401 (registers tiny_resnet)
 
-    args = train.parser().parse_args(words)
+    args = train.command_line().parse_args(words)
     found = train.measure(name, train.config_of(args), args.steps)
     assert found["images_per_second"] > 0
     assert 0 < found["cores"] < 64

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from conftest import CPU, open_with_pil, textured_image
-from PIL import Image
+from conftest import CPU, open_with_pil
 
 from benchmarks.paired import cost_ratio, settled, thresholds
 from fastsimsiam import recipes
@@ -21,6 +20,7 @@ from fastsimsiam.build import build_trainer
 from fastsimsiam.checkpoint import CheckpointStore
 from fastsimsiam.config import ViewSpec
 from fastsimsiam.distributed import World
+from fastsimsiam.doctor.made_up import photograph
 from fastsimsiam.loaders import folder_loader as folder_module
 from fastsimsiam.loaders.batch import assemble
 from fastsimsiam.loaders.crop import crop_views
@@ -45,9 +45,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(IMAGES):
-        smooth = np.asarray(textured_image(rng, 375, 500), dtype=np.float32)
-        rough = (smooth + rng.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(rough).save(folder / f"{number:02d}.jpg", quality=90)
+        photograph(rng, 375, 500).save(folder / f"{number:02d}.jpg", quality=90)
     return open_split(folder.parent, "train")
 
 

@@ -34,6 +34,18 @@ class TwoViews:
         return [self._transform(image), self._transform(image)]
 
 
+def colour() -> Callable[[Image.Image], Tensor]:
+    """All that comes behind the crop."""
+    return transforms.Compose([  # type: ignore[no-any-return]
+        transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        transforms.RandomGrayscale(p=0.2),
+        transforms.RandomApply([transforms.Lambda(blur)], p=0.5),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ])  # fmt: skip
+
+
 def official_loader(data: Path, times: int, batch_size: int, workers: int) -> DataLoader[object]:
     """Batches of two normalised 224-pixel views of each image.
 
@@ -43,15 +55,7 @@ def official_loader(data: Path, times: int, batch_size: int, workers: int) -> Da
         batch_size: images per batch.
         workers: processes.
     """
-    view = transforms.Compose([
-        transforms.RandomResizedCrop(224, scale=(0.2, 1.0)),
-        transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        transforms.RandomGrayscale(p=0.2),
-        transforms.RandomApply([transforms.Lambda(blur)], p=0.5),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ])  # fmt: skip
+    view = transforms.Compose([transforms.RandomResizedCrop(224, scale=(0.2, 1.0)), colour()])
     images: Dataset[object] = ConcatDataset([ImageFolder(str(data), TwoViews(view))] * times)
     return DataLoader(
         images, batch_size=batch_size, shuffle=True, num_workers=workers, drop_last=True

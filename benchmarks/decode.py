@@ -1,0 +1,192 @@
+"""Regime "decode": JPEG files to RGB pixels, nothing else. Images per second, all threads together.
+
+    python -m benchmarks.decode --data PHOTOS --json benchmarks/results/decode.json
+
+Configurations, all on the same files:
+  ours                what every loader of ours uses: libjpeg-turbo, accurate DCT, smooth chroma
+                      upsampling (PIL's pixels to the bit), file and frame in reused memory
+  fresh-memory        the same, each frame in memory of its own
+  fast-dct            and with the fast DCT and coarse chroma, as FFCV decodes: other pixels
+  torchvision         torchvision.io.decode_jpeg, threads
+  pillow              PIL, threads
+  dali                DALI's decoder on the CPU
+  torchvision-nvjpeg  torchvision's binding of nvJPEG (GPU)
+  dali-mixed          DALI's decoder on the GPU
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+
+from benchmarks.harness import add_data, parser, photographs, run_all, summary, words_of, write
+from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.storage.class_folder import ClassFolder, open_split
+
+_DALI_BATCH = 32
+_NVJPEG_BATCH = 64
+
+Decode = Callable[[ClassFolder, list[int], int], Iterator[int]]
+"""Called with files, their numbers and the threads; yields how many images were decoded."""
+
+
+def threaded(one: Callable[[ClassFolder, int], object]) -> Decode:
+    """A decoder of single files, on threads."""
+
+    def decode(files: ClassFolder, index: list[int], workers: int) -> Iterator[int]:
+        def count(number: int) -> int:
+            one(files, number)
+            return 1
+
+        with ThreadPoolExecutor(workers) as pool:
+            yield from pool.map(count, index, chunksize=8)
+
+    return decode
+
+
+def fresh_memory(files: ClassFolder, number: int) -> None:
+    """libjpeg-turbo, memory of its own for each file and frame."""
+    simplejpeg.decode_jpeg(files.path(number).read_bytes(), "RGB")
+
+
+def fast_dct(files: ClassFolder, number: int) -> None:
+    """libjpeg-turbo at its fastest."""
+    simplejpeg.decode_jpeg(files.path(number).read_bytes(), "RGB", fastdct=True, fastupsample=True)
+
+
+def torchvision_cpu(files: ClassFolder, number: int) -> None:
+    """Torchvision's binding of libjpeg-turbo."""
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    decode_jpeg(read_file(str(files.path(number))), mode=ImageReadMode.RGB)
+
+
+def pillow(files: ClassFolder, number: int) -> None:
+    """PIL."""
+    with Image.open(files.path(number)) as image:
+        np.asarray(image.convert("RGB"))
+
+
+def nvjpeg(files: ClassFolder, index: list[int], workers: int) -> Iterator[int]:
+    """Torchvision's binding of nvJPEG, a batch of files at a time; threads read the files."""
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    with ThreadPoolExecutor(workers) as pool:
+        for first in range(0, len(index), _NVJPEG_BATCH):
+            part = index[first : first + _NVJPEG_BATCH]
+            data = list(pool.map(lambda number: read_file(str(files.path(number))), part))
+            decode_jpeg(data, mode=ImageReadMode.RGB, device="cuda")
+            torch.cuda.synchronize()
+            yield len(part)
+
+
+def dali(device: str) -> Decode:
+    """DALI's own reader and decoder."""
+
+    def decode(files: ClassFolder, index: list[int], workers: int) -> Iterator[int]:
+        from nvidia.dali import fn, pipeline_def, types
+
+        @pipeline_def
+        def frames() -> Any:
+            data, _ = fn.readers.file(files=[str(files.path(number)) for number in index])
+            return fn.decoders.image(data, device=device, output_type=types.RGB)
+
+        pipeline = frames(
+            batch_size=_DALI_BATCH, num_threads=workers, device_id=0 if device == "mixed" else None
+        )
+        pipeline.build()
+        for _ in range(len(index) // _DALI_BATCH):
+            pipeline.run()
+            yield _DALI_BATCH
+
+    return decode
+
+
+CONFIGURATIONS: dict[str, Decode] = {
+    "ours": threaded(read_rgb),
+    "fresh-memory": threaded(fresh_memory),
+    "fast-dct": threaded(fast_dct),
+    "torchvision": threaded(torchvision_cpu),
+    "pillow": threaded(pillow),
+    "dali": dali("cpu"),
+    "torchvision-nvjpeg": nvjpeg,
+    "dali-mixed": dali("mixed"),
+}
+GPU_ONLY = ("torchvision-nvjpeg", "dali-mixed")
+
+
+def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
+    """Times one configuration in this process."""
+    files = open_split(data, "train")
+    # Upright JPEGs in colour: what every one of them decodes without further ado.
+    jpegs = [
+        number for number in np.flatnonzero(files.orientation == 1).tolist()
+        if bytes(files.read(number)[:2]) == b"\xff\xd8"
+    ]  # fmt: skip
+    assert jpegs, f"{data} has no JPEG files"
+    index = (jpegs * (images // len(jpegs) + 1))[:images]
+    decode = CONFIGURATIONS[name]
+    for _ in decode(files, index[: max(len(jpegs), _DALI_BATCH)], workers):
+        pass
+    batches = decode(files, index, workers)
+    first = next(batches)  # whatever it takes to start is not counted
+    started = time.perf_counter()
+    count = sum(batches)
+    seconds = time.perf_counter() - started
+    assert first + count > 0.9 * images
+    return {"images_per_second": count / seconds, "seconds": seconds}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    bound = result["summary"]["ours"]["median"]
+    rows = ["| decoder | images/s | of ours | spread |", "|---|---:|---:|---:|"]
+    for name, found in result["summary"].items():
+        rows.append(
+            f"| {name} | {found['median']:,.0f} | {found['median'] / bound:.2f} | "
+            f"{found['spread']:.0%} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Runs the command line."""
+    options = parser(__doc__)
+    add_data(options)
+    options.add_argument("--workers", type=int, default=2, help="threads (2)")
+    options.add_argument("--images", type=int, default=2400, help="images per run (2400)")
+    options.add_argument("--only", nargs="+", choices=CONFIGURATIONS, help="decoders (all)")
+    args = options.parse_args()
+    data = photographs(args)
+    if args.measure:
+        print(json.dumps(measure(args.measure, data, args.workers, args.images)))
+        return
+    gpu = torch.cuda.is_available()
+    names = args.only or [name for name in CONFIGURATIONS if gpu or name not in GPU_ONLY]
+    if "ours" not in names:
+        names.insert(0, "ours")
+    passed = words_of(args, ("data", "workers", "images"))
+    samples = run_all("benchmarks.decode", names, args.repeats, passed)
+    result = {
+        "regime": "decode",
+        "workers": args.workers,
+        "samples": samples,
+        "summary": {
+            name: summary([run["images_per_second"] for run in runs])
+            for name, runs in samples.items()
+        },
+    }
+    print(table(result))
+    if args.json:
+        write(args.json, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What this machine can do, what holds it back, and how long a recipe will take on it."""

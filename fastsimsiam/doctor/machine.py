@@ -1,0 +1,87 @@
+"""What there is: versions, optional parts, processors and memory."""
+
+import importlib.util
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastsimsiam
+from fastsimsiam.cores import host_memory, num_cores
+from fastsimsiam.optional import has_dali
+
+_PACKAGES = (
+    "torch", "torchvision", "numpy", "numba", "pillow", "simplejpeg", "ffcv",
+    "nvidia-dali-cuda120", "nvidia-dali-cuda130", "lightly",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Installed packages that figures depend on, each with its version."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    """The processor as it calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
+
+
+def _driver() -> str | None:
+    """NVIDIA's driver, from its own tool: torch does not tell."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    asked = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return asked.stdout.splitlines()[0].strip() if asked.stdout.strip() else None
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Every CUDA device: name, memory in bytes (all and free), compute capability."""
+    found = []
+    for number in range(torch.cuda.device_count()):
+        free, whole = torch.cuda.mem_get_info(number)
+        major, minor = torch.cuda.get_device_capability(number)
+        found.append({
+            "name": torch.cuda.get_device_name(number), "memory": whole, "free": free,
+            "capability": f"{major}.{minor}",
+        })  # fmt: skip
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """All of it, for a report."""
+    return {
+        "fastsimsiam": fastsimsiam.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": versions(),
+        "optional": {
+            "ffcv": importlib.util.find_spec("ffcv") is not None,
+            "dali": has_dali(),
+            "compiler": shutil.which("g++") is not None,
+            "matplotlib": importlib.util.find_spec("matplotlib") is not None,
+        },
+        "cpu": cpu_name(),
+        "cores": num_cores(),
+        "memory": host_memory(),
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+        "gpus": gpus(),
+    }
