@@ -16,7 +16,7 @@ help:
 	@echo "make check   format, lint and types, as CI does"
 	@echo "make loaders install FFCV (with apt-get) and NVIDIA DALI beside the rest"
 	@echo "make format  mend format and lint"
-	@echo "make bench   measure the loaders on FASTSIMSIAM_TEST_DATA"
+	@echo "make bench   measure the loaders and their peers, render tables and charts"
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
@@ -54,8 +54,10 @@ format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BIN)/.installed
-	$(BIN)/python -m benchmarks.loader --data $(FASTSIMSIAM_TEST_DATA)/photos --json benchmarks/results/loader.json
+bench: loaders
+	$(BIN)/python -m pip install --quiet -e '.[bench]' $(CONSTRAINTS)
+	$(BIN)/python -m benchmarks.loader --json benchmarks/results/loader.json
+	$(BIN)/python -m benchmarks.render
 
 clean:
 	rm -rf $(VENV)

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from benchmarks.harness import parser, run_all, summary, words_of, write
 from benchmarks.peers.official import colour
-from benchmarks.step import wait_for
 from fastsimsiam import recipes
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 from fastsimsiam.doctor.made_up import photograph
+from fastsimsiam.doctor.trial import wait_for
 from fastsimsiam.loaders.batch import Batch, assemble
 from fastsimsiam.plan.batches import TrainPlan
 
@@ -104,27 +104,29 @@ CONFIGURATIONS: dict[str, Callable[[torch.device, int], Work]] = {
 CPU_ONLY = ("pillow",)
 
 
-def measure(name: str, images: int, image_size: int, threads: int | None) -> dict[str, Any]:
+def measure(
+    name: str, images: int, image_size: int, threads: int | None = None, seconds: float = _SECONDS
+) -> dict[str, Any]:
     """Times one configuration in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if threads:
         torch.set_num_threads(threads)
     batch = batch_of(images, image_size, device)
     work = CONFIGURATIONS[name](device, image_size)
-    seconds = []
+    taken = []
     with torch.inference_mode():
         started = time.perf_counter()
         for _ in range(_WARM_UP):
             work(batch)
         wait_for(device)
         warm_up = time.perf_counter() - started
-        end = time.perf_counter() + _SECONDS
+        end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             started = time.perf_counter()
             work(batch)
             wait_for(device)
-            seconds.append(time.perf_counter() - started)
-    return {"batch_seconds": seconds, "warm_up_seconds": warm_up}
+            taken.append(time.perf_counter() - started)
+    return {"batch_seconds": taken, "warm_up_seconds": warm_up}
 
 
 def table(result: dict[str, Any]) -> str:

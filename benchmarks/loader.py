@@ -27,7 +27,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from benchmarks.memory import PeakMemory
 from benchmarks.peers.official import official_loader
 from fastsimsiam import recipes
 from fastsimsiam.augment.photometric import Photometric
+from fastsimsiam.doctor.made_up import repeated
 from fastsimsiam.loaders.batch import Loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.decode import read_rgb
@@ -61,18 +61,6 @@ Epoch = Callable[[int, int], Iterator[int]]
 """Called with an epoch's number and images, yields the number of images of each batch."""
 Make = Callable[[ClassFolder, int], Epoch]
 """Called with the files and the number of workers."""
-
-
-def repeated(storage: ClassFolder, images: int) -> ClassFolder:
-    """The same files again and again, until there are at least `images`."""
-    times = -(-images // len(storage))
-    return replace(
-        storage,
-        paths=list(storage.paths) * times,
-        label=np.tile(storage.label, times),
-        sizes=np.tile(storage.sizes, (times, 1)),
-        orientation=np.tile(storage.orientation, times),
-    )
 
 
 def plan_of(storage: Storage, images: int) -> TrainPlan:

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _ATTEMPTS = 3
 
@@ -23,8 +24,22 @@ class Threshold:
 
 def thresholds() -> dict[str, Threshold]:
     """All of benchmarks/thresholds.toml."""
-    content = tomllib.loads((Path(__file__).parent / "thresholds.toml").read_text())
-    return {name: Threshold(**values) for name, values in content.items()}
+    return {name: Threshold(**values) for name, values in _content().items() if name != "floors"}
+
+
+def floor_of(gpu: str, content: dict[str, Any] | None = None) -> float | None:
+    """Images/s that a GPU of this name must reach; None where none has been measured.
+
+    Args:
+        gpu: as torch.cuda.get_device_name has it.
+        content: instead of benchmarks/thresholds.toml.
+    """
+    named = (_content() if content is None else content).get("floors", {}).get(gpu)
+    return None if named is None else float(named["floor"])
+
+
+def _content() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parent / "thresholds.toml").read_text())
 
 
 def cost_ratio(

@@ -1,8 +1,8 @@
-"""Writes the tables of result files into the documents, between markers.
+"""Writes the tables of result files into the documents, and draws their charts.
 
     python -m benchmarks.render            # a test runs it with --check
 
-A document says where: `<!-- results/loader.json -->` ... `<!-- end -->`.
+A document says where: `<!-- results/loader.json -->` ... `<!-- end -->`. Charts need matplotlib.
 """
 
 import argparse
@@ -11,11 +11,18 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import loader, step, train
+from benchmarks import augment, charts, decode, loader, step, train
 
 ROOT = Path(__file__).parent
 DOCUMENTS = (ROOT / "README.md", ROOT.parent / "README.md")
-_TABLES = {"loader": loader.table, "step": step.table, "train": train.table}
+CHARTS = {"results/loader.json": "docs/loaders.png", "results/step.json": "docs/step.png"}
+_TABLES = {
+    "decode": decode.table,
+    "augment": augment.table,
+    "loader": loader.table,
+    "step": step.table,
+    "train": train.table,
+}
 _MARKED = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -30,15 +37,26 @@ def render(document: Path) -> str:
 
 
 def main() -> int:
-    """Runs the command line; 1 where `--check` finds a table that is not of its file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Runs the command line; 1 where `--check` finds what is not of its result file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="change nothing, say what would")
     args = parser.parse_args()
-    stale = [document for document in DOCUMENTS if render(document) != document.read_text()]
-    for document in stale:
-        if not args.check:
-            document.write_text(render(document))
-        print(f"{document.relative_to(ROOT.parent)}: {'stale' if args.check else 'written'}")
+    stale = []
+    for document in DOCUMENTS:
+        if render(document) != document.read_text():
+            stale.append(document)
+            if not args.check:
+                document.write_text(render(document))
+    for name, picture in CHARTS.items():
+        source, path = ROOT / name, ROOT.parent / picture
+        if not charts.is_current(source, path):
+            stale.append(path)
+            if not args.check:
+                charts.draw(source, path)
+    for changed in stale:
+        print(f"{changed.relative_to(ROOT.parent)}: {'stale' if args.check else 'written'}")
     return int(args.check and bool(stale))
 
 

@@ -38,6 +38,7 @@ from fastsimsiam import recipes
 from fastsimsiam.backbones import feature_extractor
 from fastsimsiam.build import build_method
 from fastsimsiam.config import Config
+from fastsimsiam.doctor.trial import wait_for
 from fastsimsiam.methods.base import Method
 from fastsimsiam.optim import ScheduledSGD
 
@@ -182,12 +183,6 @@ def config_of(arch: str, image_size: int, batch_size: int) -> Config:
     """The ImageNet recipe, on this scale."""
     recipe = recipes.get("imagenet-100ep")
     return replace(recipe, arch=arch, image_size=image_size, batch_size=batch_size)
-
-
-def wait_for(device: torch.device) -> None:
-    """Waits until the device has done everything."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def measure(name: str, config: Config, steps: int, device: torch.device) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from fastsimsiam.cores import num_cores
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -62,10 +64,17 @@ def gpu_jobs() -> list[Job]:
         _train("train-dali", "--loader", "dali"),
         _train("train-folder-nvjpeg", "--loader", "folder", "--decoder", "nvjpeg"),
         _train("train-folder-frames", "--loader", "folder", "--crops", "device"),
+        Job(name="augment", words=("benchmarks.augment", "--repeats", "1")),
+        Job(
+            name="decode",
+            words=("benchmarks.decode", "--repeats", "1", "--workers", str(num_cores())),
+            needs_data=True,
+        ),
         _step(256, ["textbook-amp-nhwc", "textbook-amp", "textbook-fp32", "eager"]),
         _step(256, ["compiled-1x1-matmul"]),
         _step(256, ["compiled-cuda-graphs"]),
         _step(256, ["compiled-joint-views"]),
+        _step(256, ["compiled-aten-bn"]),
         _step(256, ["compiled-foreach-sgd"]),
         _step(512, ["eager"]),
         _step(256, ["compiled-autotuned"]),
@@ -81,6 +90,12 @@ def cpu_jobs() -> list[Job]:
                    "decode", "folder", "reference-crops"),
             needs_data=True,
         ),
+        Job(
+            name="decode",
+            words=("benchmarks.decode", "--repeats", "1", "--images", "400", "--only", "pillow"),
+            needs_data=True,
+        ),
+        Job(name="augment", words=("benchmarks.augment", "--repeats", "1", "--only", "eager")),
         _step(64, ["eager", "textbook-fp32", "textbook-amp-nhwc"]),
         _train("train-folder", "--loader", "folder", "--steps", "10"),
         _step(64, ["compiled"]),

@@ -13,27 +13,18 @@ share the cores and take turns: 1 / (1 / loader + 1 / step) images/s. Each runs 
 
 import argparse
 import json
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.harness import add_data, parser, photographs, run_all, summary, words_of, write
-from benchmarks.step import wait_for
 from fastsimsiam import recipes
-from fastsimsiam.build import build_loader, build_trainer
-from fastsimsiam.checkpoint import CheckpointStore
-from fastsimsiam.choose import choose_compile, choose_device, choose_dtype, choose_loader
 from fastsimsiam.config import CheckpointConfig, Config, FolderConfig, KnnConfig
-from fastsimsiam.distributed import World
-from fastsimsiam.recorder import Recorder
+from fastsimsiam.doctor.trial import batches_of, logged, one_step, ready, trainer_of, wait_for
+from fastsimsiam.doctor.verdict import parts_allow
 from fastsimsiam.storage.data_set import open_split
-from fastsimsiam.trainer import Trainer
 
 NAMES = ("loader", "step", "train")
 _WARM_UP = 4
@@ -58,64 +49,22 @@ def config_of(args: argparse.Namespace) -> Config:
     )
 
 
-@contextmanager
-def trainer_of(config: Config) -> Iterator[Trainer]:
-    """A trainer as `pretrain` builds it."""
-    device, _ = choose_device(config)
-    dtype, _ = choose_dtype(config, device)
-    storage = open_split(config.data, "train")
-    name, _ = choose_loader(config, storage, device)
-    compiled, _ = choose_compile(config, len(storage), device)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        recorder = Recorder(out)
-        loader = build_loader(
-            name, storage, device=device, workers=config.workers, on_bad_image="error",
-            folder=config.folder, dali=config.dali,
-        )  # fmt: skip
-        with closing(recorder), closing(loader):
-            yield build_trainer(
-                config, storage, loader, evaluators=[], store=CheckpointStore(out, 1),
-                recorder=recorder, device=device, dtype=dtype, compiled=compiled, world=World(),
-            )  # fmt: skip
-
-
-def batches_of(trainer: Trainer) -> Iterator[Any]:
-    """Batches without end."""
-    epoch = 0
-    while True:
-        yield from trainer.loader.iterate(trainer.plan, epoch)
-        epoch += 1
-
-
-def logged(history: list[dict[str, Any]], warm_up: int, batch_size: int) -> dict[str, Any]:
-    """Images/s, and the share of time waiting for data, of all log windows behind the warm-up."""
-    seconds, waited, step = 0.0, 0.0, warm_up
-    for line in history:
-        if line["step"] <= warm_up:
-            continue
-        window = (line["step"] - step) * batch_size / line["images_per_second"]
-        seconds += window
-        waited += window * line["data_wait"]
-        step = line["step"]
-    images = (step - warm_up) * batch_size
-    return {
-        "images_per_second": images / seconds, "seconds": seconds, "data_wait": waited / seconds,
-    }  # fmt: skip
-
-
 def measure(name: str, config: Config, steps: int) -> dict[str, Any]:
     """Times one of the three in this process."""
-    with trainer_of(config) as trainer:
+    storage = open_split(config.data, "train")
+    with trainer_of(config, storage) as trainer:
         if name == "train":
             started, busy = time.perf_counter(), time.process_time()
             trainer.fit()
             cores = (time.process_time() - busy) / (time.perf_counter() - started)
-            return logged(trainer.recorder.history, steps, config.batch_size) | {"cores": cores}
+            rate, data_wait, seconds = logged(trainer.recorder.history, steps, config.batch_size)
+            return {
+                "images_per_second": rate.images_per_second, "seconds": seconds,
+                "data_wait": data_wait, "cores": cores,
+            }  # fmt: skip
         batches = batches_of(trainer)
         synthetic = next(batches) if name == "step" else None
-        trainer.optimizer.set_rates(0.01, 0.01)
-        trainer.method.train()
+        ready(trainer)
         started, busy = 0.0, 0.0
         for number in range(_WARM_UP + steps):
             if number == _WARM_UP:
@@ -123,9 +72,7 @@ def measure(name: str, config: Config, steps: int) -> dict[str, Any]:
                 started, busy = time.perf_counter(), time.process_time()
             batch = synthetic or next(batches)
             if name == "step":
-                loss, _ = trainer.compute(batch.crops, batch.photometric)
-                loss.backward()  # type: ignore[no-untyped-call]
-                trainer.optimizer.step()
+                one_step(trainer, batch)
         wait_for(trainer.device)
         seconds, busy = time.perf_counter() - started, time.process_time() - busy
         batches.close()
@@ -153,13 +100,6 @@ def table(result: dict[str, Any]) -> str:
         f"({result['parts_allow']:,.0f} images/s: {result['rule']}).",
     ]
     return "\n".join(rows)
-
-
-def parts_allow(loader: float, step: float, *, gpu: bool) -> tuple[float, str]:
-    """The images/s that loader and step allow together, and by which rule."""
-    if gpu:
-        return min(loader, step), "the slower of loader and step"
-    return 1 / (1 / loader + 1 / step), "loader and step taking turns on the same cores"
 
 
 def command_line() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ class Recorder:
     """Writes what happens in a run. On ranks other than the main one it is silent.
 
     Attributes:
-        history: all metric lines of the run, those of before a resume included.
+        history: all metric lines of the run; where it is active, those of before a resume included.
     """
 
     def __init__(self, out: Path, *, active: bool = True, resumed_step: int | None = None) -> None:
@@ -88,10 +88,10 @@ class Recorder:
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a line of metrics."""
-        if not self._active:
-            return
         line = {"step": step, **values}
         self.history.append(line)
+        if not self._active:
+            return
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         for name, value in values.items():

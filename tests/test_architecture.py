@@ -74,9 +74,9 @@ def test_the_trainer_names_no_method_and_no_loader() -> None:
     assert not any("methods.simsiam" in name for name in imports(PACKAGE / "trainer.py"))
 
 
-def test_only_build_and_pretrain_know_the_trainer() -> None:
+def test_only_build_and_the_doctor_know_the_trainer() -> None:
     users = {path.name for path in MODULES if "fastsimsiam.trainer" in imports(path)}
-    assert users == {"build.py"}
+    assert users == {"build.py", "trial.py"}
 
 
 def test_importing_loads_no_optional_dependency() -> None:

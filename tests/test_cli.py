@@ -31,7 +31,10 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["pretrian"], "no command 'pretrian': choose one of pretrain, knn, views, pack, recipes"),
+        (
+            ["pretrian"],
+            "no command 'pretrian': choose one of pretrain, knn, views, pack, doctor, recipes",
+        ),
         (["pretrain"], "needs a recipe first: one of imagenet-100ep"),
         (["pretrain", "imagenette", "--profile", "-1"], "--profile is -1: give 0 or more"),
         (["pretrain", "imagenot"], "no recipe 'imagenot': choose one of"),

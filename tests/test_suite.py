@@ -6,9 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import require
 
-from benchmarks import suite, train
+from benchmarks import augment, decode, loader, suite, train
 from benchmarks.suite import Job
+from fastsimsiam.doctor.trial import logged
+from fastsimsiam.storage.class_folder import open_split
 
 
 def test_a_job_ends_with_its_time_and_takes_its_children_along(tmp_path: Path) -> None:
@@ -50,21 +53,46 @@ def test_every_job_is_a_benchmark_with_known_variants() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_parts_take_turns_on_a_cpu_and_run_side_by_side_on_a_gpu() -> None:
-    assert train.parts_allow(300.0, 100.0, gpu=True)[0] == 100.0
-    assert train.parts_allow(300.0, 100.0, gpu=False)[0] == pytest.approx(75.0)
-
-
 def test_rates_of_the_log_are_weighted_by_their_windows() -> None:
     history = [
         {"step": 4, "images_per_second": 1.0, "data_wait": 1.0},
         {"step": 6, "images_per_second": 100.0, "data_wait": 0.0},
         {"step": 8, "images_per_second": 50.0, "data_wait": 0.5},
     ]
-    found = train.logged(history, 4, 100)
-    assert found["seconds"] == pytest.approx(2 + 4)
-    assert found["images_per_second"] == pytest.approx(400 / 6)
-    assert found["data_wait"] == pytest.approx(2 / 6)
+    rate, data_wait, seconds = logged(history, 4, 100)
+    assert seconds == pytest.approx(2 + 4)
+    assert rate.images_per_second == pytest.approx(400 / 6)
+    assert data_wait == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("name", [n for n in decode.CONFIGURATIONS if n not in decode.GPU_ONLY])
+def test_each_decoder_runs(name: str, class_folders: Path) -> None:
+    if name == "dali":
+        require("dali")
+    found = decode.measure(name, class_folders, 1, 96)
+    assert found["images_per_second"] > 0
+
+
+@pytest.mark.parametrize("name", ["eager", "torchvision", "pillow"])
+def test_each_colour_runs(name: str) -> None:
+    found = augment.measure(name, 4, 32, seconds=0.05)
+    assert found["batch_seconds"]
+    if name != "pillow":
+        return
+    result = {
+        "image_size": 32, "batch_size": 4,
+        "summary": {n: {"median": m, "spread": 0.1} for n, m in (("eager", 30), ("pillow", 10))},
+    }  # fmt: skip
+    assert "| eager | 30 | 3.0 | 10% |" in augment.table(result)
+
+
+@pytest.mark.parametrize("name", ["official", "lightly"])
+def test_peers_give_every_image_once(name: str, photos: Path) -> None:
+    if name == "lightly":
+        pytest.importorskip("lightly", reason="lightly is not installed: pip install -e '.[bench]'")
+    storage = open_split(photos, "train")
+    epoch = loader.CONFIGURATIONS[name](storage, 2)
+    assert sum(epoch(0, len(storage))) == len(storage) // loader.BATCH * loader.BATCH
 
 
 @pytest.mark.parametrize("name", train.NAMES)

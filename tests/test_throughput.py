@@ -1,9 +1,12 @@
 """The gate: costs that must not grow, as ratios (`make gate`); planted slow-downs make it fail."""
 
 import itertools
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +15,9 @@ import pytest
 import simplejpeg
 import torch
 from conftest import CPU, open_with_pil
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.paired import cost_ratio, settled, thresholds
+from benchmarks.paired import cost_ratio, floor_of, settled, thresholds
 from fastsimsiam import recipes
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.build import build_trainer
@@ -21,8 +25,9 @@ from fastsimsiam.checkpoint import CheckpointStore
 from fastsimsiam.config import ViewSpec
 from fastsimsiam.distributed import World
 from fastsimsiam.doctor.made_up import photograph
+from fastsimsiam.doctor.trial import batches_of, one_step, ready
 from fastsimsiam.loaders import folder_loader as folder_module
-from fastsimsiam.loaders.batch import assemble
+from fastsimsiam.loaders.batch import Batch, assemble
 from fastsimsiam.loaders.crop import crop_views
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.folder_loader import folder_loader
@@ -31,7 +36,7 @@ from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.recorder import Recorder
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.trainer import _Window
+from fastsimsiam.trainer import Trainer, _Window
 
 pytestmark = pytest.mark.throughput
 LIMITS = thresholds()
@@ -163,41 +168,110 @@ def test_compiled_colour_to_eager() -> None:
     check("compiled_colour_to_eager", measure)
 
 
-def train_to_parts(storage: Storage, out: Path) -> float:
-    """Cost of training steps, loader and trainer together, to that of both alone."""
+@contextmanager
+def trainer_on(storage: Storage, out: Path) -> Iterator[tuple[Trainer, _Window]]:
+    """A trainer between two log steps."""
     config = replace(
         recipes.get("imagenet-100ep"), arch="resnet18", image_size=64, batch_size=IMAGES // 3,
         out=out, precision="fp32",
     )  # fmt: skip
-    recorder = Recorder(out)
+    recorder = Recorder(out, active=False)
     with closing(recorder), closing(folder_loader(storage, device=CPU, workers=1)) as loader:
         trainer = build_trainer(
             config, storage, loader, evaluators=[], store=CheckpointStore(out, 1), recorder=recorder,
             device=CPU, dtype=torch.float32, compiled="off", world=World(),
         )  # fmt: skip
-        trainer.method.train()
-        trainer.optimizer.set_rates(0.01, 0.01)
+        ready(trainer)
         trainer._first_bad_step = torch.full((), -1, dtype=torch.int64)
-        window = _Window(device=CPU)
-        (held,) = itertools.islice(loader.iterate(trainer.plan), 1)
-        batches = itertools.chain.from_iterable(
-            loader.iterate(trainer.plan, epoch) for epoch in itertools.count()
-        )
-        alone = itertools.chain.from_iterable(
-            loader.iterate(trainer.plan, epoch) for epoch in itertools.count()
-        )
+        yield trainer, _Window(device=CPU)
+
+
+def train_to_parts(storage: Storage, out: Path) -> float:
+    """Cost of training steps, loader and trainer together, to that of both alone."""
+    with trainer_on(storage, out) as (trainer, window):
+        (held,) = itertools.islice(trainer.loader.iterate(trainer.plan), 1)
+        batches, alone = batches_of(trainer), batches_of(trainer)
 
         def together(_: int) -> None:
             trainer._step(batches, window)
 
         def apart(_: int) -> None:
             next(alone)
-            loss, _figures = trainer.compute(held.crops, held.photometric)
-            loss.backward()
-            trainer.optimizer.step()
+            one_step(trainer, held)
 
         return cost_ratio(together, apart, items=1, rounds=20)
 
 
 def test_train_to_parts(storage: Storage, tmp_path: Path) -> None:
     check("train_to_parts", lambda: train_to_parts(storage, tmp_path))
+
+
+class HostReads(TorchDispatchMode):
+    """Counts numbers that the host reads out of tensors: on a GPU it waits for all that is queued."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: D105
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def host_reads_per_step(storage: Storage, out: Path) -> float:
+    """What the loop reads beyond its step alone: a CPU's optimiser reads its learning rate."""
+    with trainer_on(storage, out) as (trainer, window):
+        batches = batches_of(trainer)
+        held = next(batches)
+        with HostReads() as together:
+            for _ in range(4):
+                trainer._step(batches, window)
+        with HostReads() as alone:
+            for _ in range(4):
+                one_step(trainer, held)
+    return (together.count - alone.count) / 4
+
+
+def test_host_reads_per_step(storage: Storage, tmp_path: Path) -> None:
+    check("host_reads_per_step", lambda: host_reads_per_step(storage, tmp_path))
+
+
+@pytest.mark.parametrize("planted", ["the loss is read", "the loss is looked at"])
+def test_a_planted_sync_is_caught(
+    planted: str, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer._step
+
+    def synchronous(self: Trainer, batches: Iterator[Batch], window: _Window) -> None:
+        step(self, batches, window)
+        loss = window.sums["loss"]
+        if planted == "the loss is read":
+            loss.item()
+        else:
+            assert torch.isfinite(loss)
+
+    monkeypatch.setattr(Trainer, "_step", synchronous)
+    found = host_reads_per_step(storage, tmp_path)
+    assert found == 1
+    assert found > LIMITS["host_reads_per_step"].limit
+
+
+def test_floors_are_those_of_their_gpu_alone() -> None:
+    content = {"floors": {"NVIDIA X": {"measured": 1000, "floor": 900}}}
+    assert floor_of("NVIDIA X", content) == 900
+    assert floor_of("NVIDIA Y", content) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_floor_of_this_gpu(tmp_path: Path) -> None:
+    name = torch.cuda.get_device_name()
+    floor = floor_of(name)
+    if floor is None:
+        pytest.skip(f"no floor for a {name} in benchmarks/thresholds.toml")
+    file = tmp_path / "step.json"
+    words = ["--only", "compiled", "--repeats", "1", "--batch-size", "256", "--json", str(file)]
+    subprocess.run([sys.executable, "-m", "benchmarks.step", *words], check=True)
+    found = json.loads(file.read_text())["variants"]["compiled"]["images_per_second"]
+    print(f"compiled step: {found:,.0f} images/s, the floor of a {name} is {floor:,.0f}")
+    assert found > floor

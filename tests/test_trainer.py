@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,19 @@ import torch
 from torch import Tensor, nn
 
 import fastsimsiam.build
+import fastsimsiam.loaders.folder_loader
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.build import build_loader, build_method, build_trainer
 from fastsimsiam.checkpoint import CheckpointStore, load
 from fastsimsiam.config import CheckpointConfig, Config, KnnConfig, OptimizerConfig, SimSiamConfig
 from fastsimsiam.distributed import World
 from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.losses import collapse_std, negative_cosine_similarity
 from fastsimsiam.methods.base import Method, ParameterGroup
 from fastsimsiam.pretrain import pretrain
 from fastsimsiam.recorder import Recorder
+from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.trainer import NonFiniteLossError, Trainer
 
@@ -193,6 +197,35 @@ def test_the_optimiser_step_compiles_too(tiny_config: Config) -> None:
     recorder.close()
     made.loader.close()
     assert losses(tiny_config) == pytest.approx(json.loads(GOLDEN.read_text())[:3], abs=2e-3)
+
+
+def test_the_log_tells_how_long_the_step_waited_for_data(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a loader slowed on purpose, twice as slow as the step and more."""
+    seconds = 0.02
+    config = replace(tiny_config, workers=1, epochs=4, knn=KnnConfig(every_epochs=0))
+    pretrain(config)
+    # The median window, behind what it takes to start.
+    steps = sorted(16 / line["images_per_second"] for line in metrics(config)[3:])
+    step = steps[len(steps) // 2]
+
+    def slow(storage: Storage, index: int) -> Pixels:
+        time.sleep(seconds)
+        return read_rgb(storage, index)
+
+    monkeypatch.setattr(fastsimsiam.loaders.folder_loader, "read_rgb", slow)
+    slowed = replace(config, out=config.out.with_name("slowed"))
+    pretrain(slowed)
+    lines = metrics(slowed)
+    paces = [2 * 16 / line["images_per_second"] for line in lines]
+    for line, pace in zip(lines, paces, strict=True):
+        assert pace > 2 * 16 * seconds * 0.9
+        # What is not waiting is the step, which is as fast as before, or a little slower.
+        working = (1 - line["data_wait"]) * pace / 2
+        assert 0.3 * step < working < 4 * step
+    waits = [line["data_wait"] for line in metrics(config)[3:]]
+    assert max(line["data_wait"] for line in lines) > 0.6 > sorted(waits)[len(waits) // 2]
 
 
 def test_accumulated_gradients_are_those_of_the_parts(tiny_config: Config) -> None:

@@ -2,10 +2,13 @@
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from fastsimsiam.storage.class_folder import ClassFolder
 
 _CLASSES = ("ant", "bee")
 
@@ -52,3 +55,15 @@ def made_up_photographs(images: int = 64, height: int = 375, width: int = 500) -
         except OSError:  # another process was first
             assert root.is_dir()
     return root
+
+
+def repeated(storage: ClassFolder, images: int) -> ClassFolder:
+    """The same files again and again, until there are at least `images`."""
+    times = -(-images // len(storage))
+    return replace(
+        storage,
+        paths=list(storage.paths) * times,
+        label=np.tile(storage.label, times),
+        sizes=np.tile(storage.sizes, (times, 1)),
+        orientation=np.tile(storage.orientation, times),
+    )

@@ -1,0 +1,74 @@
+"""`fastsimsiam pack SRC DST`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fastsimsiam.commands.parse import parse
+from fastsimsiam.config import OnBadImage
+from fastsimsiam.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pack:
+    """Arguments of `pack`."""
+
+    source: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="SRC")] = None
+    """Folder with a folder of images for each class."""
+    target: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DST.beton")] = None
+    """File to write, NAME.beton; name it train.beton or val.beton for --data FOLDER."""
+    max_side: int | None = None
+    """Make images smaller whose longest side is longer, in pixels."""
+    short_side: int | None = None
+    """Make images smaller whose shortest side is longer, in pixels."""
+    quality: int = 90
+    """JPEG quality, 1 to 100, of images that cannot keep their own bytes."""
+    workers: int | None = None
+    """Threads; None: one per CPU core of this process."""
+    on_bad_image: OnBadImage = "error"
+    """error: a broken image stops the command. skip: it is left out, and listed in the manifest."""
+    verify: Path | None = None
+    """Check this packed file against its manifest and decode all of it, instead of packing."""
+
+
+def run(words: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    about = "Packs class folders into one file for FFCV; every image is decoded on the way."
+    arguments = parse(_Pack, words, "fastsimsiam pack", about=about)
+    from fastsimsiam.pack import PackOptions, pack, verify
+    from fastsimsiam.progress import ImageProgress
+    from fastsimsiam.storage.class_folder import has_split, open_split
+
+    if arguments.verify:
+        with ImageProgress("verifying") as progress:
+            found = verify(arguments.verify, workers=arguments.workers, report=progress)
+        print(f"{arguments.verify}: {len(found)} images, whole and as packed")
+        return 0
+    if arguments.source is None or arguments.target is None:
+        raise UserError(
+            "pack needs SRC and DST.beton, or --verify FILE; see fastsimsiam pack --help"
+        )
+    for split in ("train", "val"):
+        if has_split(arguments.source, split):
+            raise UserError(
+                f"{arguments.source} has a folder {split}/: pack each split by itself, "
+                f"{arguments.source / split} first"
+            )
+    options = PackOptions(
+        max_side=arguments.max_side, short_side=arguments.short_side, quality=arguments.quality
+    )
+    with ImageProgress("reading headers") as progress:
+        storage = open_split(arguments.source, "train", report=progress)
+    with ImageProgress("packing") as progress:
+        manifest = pack(
+            storage, arguments.target, options, workers=arguments.workers,
+            on_bad_image=arguments.on_bad_image, report=progress,
+        )  # fmt: skip
+    print(
+        f"{arguments.target}: {manifest['images_total']} images of {len(manifest['classes'])} classes, "
+        f"{manifest['bytes'] / 1e6:.1f} MB; {manifest['images_with_their_own_bytes']} kept their own "
+        f"bytes, {len(manifest['left_out'])} broken ones left out"
+    )
+    return 0

@@ -1,0 +1,51 @@
+"""`fastsimsiam pretrain RECIPE`."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from fastsimsiam import recipes
+from fastsimsiam.commands.parse import parse
+from fastsimsiam.config import Config
+from fastsimsiam.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pretrain:
+    """Arguments of `pretrain`."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    resume: bool = False
+    """Continue from the newest checkpoint in --out."""
+    profile: int = 0
+    """Record so many steps with torch's profiler: OUT/trace.json, and the most expensive kernels."""
+
+
+def run(words: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    if not words or words[0].startswith("-"):
+        usage = "usage: fastsimsiam pretrain RECIPE --data PATH --out DIR [options]"
+        names = "\n".join(f"  {name}" for name in recipes.RECIPES)
+        if words and words[0] in ("-h", "--help"):
+            print(
+                f"{usage}\n\nrecipes:\n{names}\n\nfastsimsiam pretrain RECIPE --help lists all options."
+            )
+            return 0
+        raise UserError(f"pretrain needs a recipe first: one of {', '.join(recipes.RECIPES)}")
+    name = words[0]
+    config = recipes.get(name)
+    arguments = parse(
+        _Pretrain,
+        words[1:],
+        f"fastsimsiam pretrain {name}",
+        default=_Pretrain(config=config),
+        about=inspect.getdoc(recipes.RECIPES[name]) or "",
+    )
+    if arguments.profile < 0:
+        raise UserError(f"--profile is {arguments.profile}: give 0 or more")
+    from fastsimsiam.pretrain import pretrain
+
+    summary = pretrain(arguments.config, resume=arguments.resume, profile=arguments.profile)
+    return 128 + summary.signal if summary.signal else 0

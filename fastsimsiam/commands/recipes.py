@@ -1,0 +1,26 @@
+"""`fastsimsiam recipes`."""
+
+import inspect
+from dataclasses import dataclass, field
+
+from fastsimsiam import recipes
+from fastsimsiam.commands.parse import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recipes:
+    """Arguments of `recipes`."""
+
+    names: bool = field(default=False)
+    """Print the names alone."""
+
+
+def run(words: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    arguments = parse(_Recipes, words, "fastsimsiam recipes", about="Lists the recipes.")
+    for name, make in recipes.RECIPES.items():
+        print(name)
+        if not arguments.names:
+            print("\n".join(f"    {line}" for line in (inspect.getdoc(make) or "").splitlines()))
+            print()
+    return 0

@@ -1,0 +1,304 @@
+"""Short measurements of a run's parts, each by itself and together, with the run's own objects.
+
+All rates are images per second on this device; an image has all its views.
+"""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from fastsimsiam.build import build_loader, build_trainer, center_plan
+from fastsimsiam.checkpoint import CheckpointStore
+from fastsimsiam.choose import choose_compile, choose_device, choose_dtype, choose_loader
+from fastsimsiam.config import CompileName, Config
+from fastsimsiam.cores import num_workers
+from fastsimsiam.distributed import World
+from fastsimsiam.evaluate.features import extract
+from fastsimsiam.loaders.batch import Batch
+from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.plan.batches import CenterPlan
+from fastsimsiam.recorder import Recorder
+from fastsimsiam.storage.base import Report, Storage
+from fastsimsiam.train_step import TrainStep
+from fastsimsiam.trainer import Trainer
+
+_WARM_UP_STEPS = 4
+_FEWEST_STEPS = 8
+_STORAGE_SECONDS = 5.0
+_WINDOWS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How fast something goes.
+
+    Attributes:
+        images_per_second: the median of the samples.
+        samples: of equal parts of the measurement, or of each batch.
+    """
+
+    images_per_second: float
+    samples: Sequence[float] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What `auto` has made of a config."""
+
+    device: torch.device
+    dtype: torch.dtype
+    loader: str
+    compiled: CompileName
+    why: str
+
+
+def choose(config: Config, storage: Storage) -> Chosen:
+    """Device, precision, loader and compilation, as `pretrain` chooses them."""
+    device, why_device = choose_device(config)
+    dtype, why_dtype = choose_dtype(config, device)
+    loader, why_loader = choose_loader(config, storage, device)
+    compiled, why_compiled = choose_compile(config, len(storage), device)
+    why = (
+        f"loader {loader} ({why_loader}); device {device} ({why_device}); precision "
+        f"{str(dtype).removeprefix('torch.')} ({why_dtype}); compile {compiled} ({why_compiled})"
+    )
+    return Chosen(device=device, dtype=dtype, loader=loader, compiled=compiled, why=why)
+
+
+@contextmanager
+def trainer_of(
+    config: Config, storage: Storage, *, report: Report | None = None
+) -> Iterator[Trainer]:
+    """A trainer as `pretrain` builds it, but for evaluation; it leaves nothing behind.
+
+    Args:
+        config: the run.
+        storage: its training split.
+        report: told of the progress of decoding a data set that stays on the device.
+    """
+    chosen = choose(config, storage)
+    with TemporaryDirectory() as folder:
+        out = Path(folder)
+        recorder = Recorder(out, active=False)
+        loader = build_loader(
+            chosen.loader, storage, device=chosen.device, workers=config.workers,
+            on_bad_image=config.on_bad_image, folder=config.folder, dali=config.dali,
+            report=report,
+        )  # fmt: skip
+        with closing(recorder), closing(loader):
+            yield build_trainer(
+                config, storage, loader, evaluators=[], store=CheckpointStore(out, 1),
+                recorder=recorder, device=chosen.device, dtype=chosen.dtype,
+                compiled=chosen.compiled, world=World(),
+            )  # fmt: skip
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until the device has done everything."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def batches_of(trainer: Trainer) -> Generator[Batch]:
+    """Batches without end."""
+    epoch = 0
+    while True:
+        yield from trainer.loader.iterate(trainer.plan, epoch)
+        epoch += 1
+
+
+def one_step(trainer: Trainer, batch: Batch) -> None:
+    """The trainer's step without its accounts."""
+    loss, _ = trainer.compute(batch.crops, batch.photometric)
+    loss.backward()
+    trainer.optimizer.step()
+
+
+def ready(trainer: Trainer) -> None:
+    """Sets what a step needs and the trainer sets later."""
+    trainer.optimizer.set_rates(0.01, 0.01)
+    trainer.method.train()
+
+
+def _timed(
+    work: Callable[[], int], device: torch.device, seconds: float, warm_up: int = _WARM_UP_STEPS
+) -> Rate:
+    """Calls `work`, which returns how many images it did, for a while."""
+    for _ in range(warm_up):
+        work()
+    wait_for(device)
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(samples) < _FEWEST_STEPS:
+        started = time.perf_counter()
+        images = work()
+        wait_for(device)
+        samples.append(images / (time.perf_counter() - started))
+    return Rate(images_per_second=statistics.harmonic_mean(samples), samples=samples)
+
+
+def measure_storage(storage: Storage, workers: int | None, seconds: float) -> tuple[Rate, float]:
+    """Reads files that the page cache has been asked to forget.
+
+    Returns:
+        The rate, and bytes per second.
+    """
+    index = list(range(len(storage)))
+    file = storage.root if storage.root.is_file() else None
+    chosen = index if file else index[:: max(1, len(index) // 4096)]
+    for path in [file] if file else [storage.root / storage.paths[number] for number in chosen]:
+        _forget(path)
+    end = time.perf_counter() + min(seconds, _STORAGE_SECONDS)
+
+    def read(number: int) -> int:
+        return len(storage.read(number)) if time.perf_counter() < end else 0
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(num_workers(workers)) as pool:
+        sizes = [size for size in pool.map(read, chosen, chunksize=4) if size]
+    took = time.perf_counter() - started
+    return Rate(images_per_second=len(sizes) / took), sum(sizes) / took
+
+
+def _forget(path: Path) -> None:
+    """Asks the system to drop a file from its cache; what it has not written yet stays."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def measure_decode(storage: Storage, workers: int | None, seconds: float) -> Rate:
+    """Decodes images on all threads, with nothing behind it."""
+    threads = num_workers(workers)
+    end = time.perf_counter() + seconds
+
+    def decode(first: int) -> int:
+        done = 0
+        while time.perf_counter() < end:
+            read_rgb(storage, (first + done * threads) % len(storage))
+            done += 1
+        return done
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        images = sum(pool.map(decode, range(threads)))
+    return Rate(images_per_second=images / (time.perf_counter() - started))
+
+
+def measure_loader(trainer: Trainer, seconds: float) -> Rate:
+    """Takes batches and throws them away."""
+    batches = batches_of(trainer)
+    try:
+        return _timed(lambda: len(next(batches).index), trainer.device, seconds)
+    finally:
+        batches.close()
+
+
+def measure_augment(trainer: Trainer, batch: Batch, seconds: float) -> Rate:
+    """The colour of one batch, again and again; compiled by itself where the step is compiled."""
+    assert isinstance(trainer.compute, TrainStep)  # one process, so there is no DDP around it
+    photometric: Callable[..., object] = trainer.compute.photometric
+    if trainer.device.type == "cuda":
+        photometric = torch.compile(trainer.compute.photometric, fullgraph=True, dynamic=False)
+
+    def work() -> int:
+        with torch.inference_mode():
+            photometric(batch.crops, batch.photometric)
+        return len(batch.index)
+
+    return _timed(work, trainer.device, seconds)
+
+
+def measure_step(trainer: Trainer, batch: Batch, seconds: float) -> tuple[Rate, float]:
+    """Steps on one batch, colour and optimiser included.
+
+    Returns:
+        The rate, and how long the first step took: compilation.
+    """
+    ready(trainer)
+    started = time.perf_counter()
+    one_step(trainer, batch)
+    wait_for(trainer.device)
+    first = time.perf_counter() - started
+
+    def work() -> int:
+        one_step(trainer, batch)
+        return len(batch.index)
+
+    rate = _timed(work, trainer.device, seconds)
+    return rate, max(0.0, first - len(batch.index) / rate.images_per_second)
+
+
+def logged(
+    history: Sequence[dict[str, float]], warm_up: int, batch_size: int
+) -> tuple[Rate, float, float]:
+    """What the trainer's log says of the steps behind `warm_up`, windows weighted by their time.
+
+    Returns:
+        The rate, the share of the time that was spent waiting for data, and seconds.
+    """
+    seconds, waited, step = 0.0, 0.0, warm_up
+    samples = []
+    for line in history:
+        if line["step"] <= warm_up:
+            continue
+        window = (line["step"] - step) * batch_size / line["images_per_second"]
+        seconds += window
+        waited += window * line["data_wait"]
+        samples.append(line["images_per_second"])
+        step = int(line["step"])
+    images = (step - warm_up) * batch_size
+    return Rate(images_per_second=images / seconds, samples=samples), waited / seconds, seconds
+
+
+def measure_train(trainer: Trainer, steps: int) -> tuple[Rate, float]:
+    """The trainer itself, from its step 0 for so many steps behind a warm-up, from its own log.
+
+    Returns:
+        The rate, and the share of the time that was spent waiting for data.
+    """
+    every = max(1, steps // _WINDOWS)
+    warm_up = max(_WARM_UP_STEPS, every)
+    trainer.config = replace(trainer.config, log_every=every)
+    trainer.lengths = replace(
+        trainer.lengths, stop=min(trainer.lengths.total, warm_up + steps),
+        checkpoint_every=trainer.lengths.total + 1,
+    )  # fmt: skip
+    trainer.fit()
+    return logged(trainer.recorder.history, warm_up, trainer.config.batch_size)[:2]
+
+
+def measure_features(trainer: Trainer, storage: Storage, seconds: float) -> Rate:
+    """Features of centred images, as the kNN evaluation takes them."""
+    config = trainer.config
+    whole = center_plan(storage, config.image_size, config.knn.crop_fraction)
+    images = min(len(storage), whole.batch_size)
+    rates: list[float] = []
+    end = time.perf_counter() + seconds
+    while True:
+        plan = CenterPlan(
+            label=whole.label[:images], sizes=whole.sizes[:images], image_size=whole.image_size,
+            batch_size=whole.batch_size, fraction=whole.fraction,
+        )  # fmt: skip
+        started = time.perf_counter()
+        extract(
+            trainer.method.backbone, trainer.loader, plan, device=trainer.device,
+            dtype=choose_dtype(config, trainer.device)[0],
+        )  # fmt: skip
+        wait_for(trainer.device)
+        rates.append(images / (time.perf_counter() - started))
+        if time.perf_counter() >= end:
+            return Rate(images_per_second=max(rates), samples=rates)

@@ -1,0 +1,177 @@
+"""The doctor: what follows from figures, and figures of a real, tiny run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastsimsiam import recipes
+from fastsimsiam.cli import main
+from fastsimsiam.config import Config, KnnConfig
+from fastsimsiam.cores import host_memory
+from fastsimsiam.doctor.examine import examine, in_words
+from fastsimsiam.doctor.machine import describe
+from fastsimsiam.doctor.made_up import made_up_photographs, repeated
+from fastsimsiam.doctor.verdict import Figures, advice, forecast, holds_back, parts_allow
+from fastsimsiam.storage.class_folder import open_split
+
+# A GPU that is fed well.
+FED = Figures(
+    gpu=True, storage=20_000, decode=9_000, loader=8_000, augment=200_000, step=4_000, train=3_950,
+    features=12_000, samples=[3_900, 4_000, 3_950], data_wait=0.01, compile_seconds=60,
+    loader_name="folder", workers=16, cores=16, decoded_bytes=10**12, device_memory=80 * 10**9,
+    device_free=10 * 10**9, mean_pixels=187_500, crop_pixels=224**2, packed=False, has_dali=True,
+    has_ffcv=True, has_compiler=True, precision="bfloat16", compiled="step", batch_size=512,
+)  # fmt: skip
+STARVED = replace(FED, loader=2_000, decode=2_400, train=1_990, data_wait=0.5)
+CPU_ONLY = replace(FED, gpu=False, loader=1_000, step=100, train=91, compiled="colour")
+
+
+@pytest.mark.parametrize(
+    ("figures", "what"),
+    [
+        (FED, "step"),
+        (STARVED, "decode"),
+        (replace(STARVED, storage=2_100), "storage"),
+        (replace(STARVED, loader_name="resident"), "loader"),
+        (CPU_ONLY, "step"),
+        (replace(CPU_ONLY, loader=50, decode=60, train=33), "decode"),
+    ],
+)
+def test_what_holds_back(figures: Figures, what: str) -> None:
+    found, sentence = holds_back(figures)
+    assert found == what
+    assert sentence
+
+
+def advised(figures: Figures, word: str) -> bool:
+    """Whether some advice begins with a word."""
+    return any(line.startswith(word) for line in advice(figures))
+
+
+def test_advice_fits_what_there_is() -> None:
+    assert advice(FED) == []
+    assert advised(STARVED, "--loader dali")
+    assert advised(replace(STARVED, has_dali=False), "pip install 'fastsimsiam[dali]'")
+    assert not advised(STARVED, "--workers")
+    assert advised(replace(STARVED, workers=4), "--workers 16")
+    assert not advised(STARVED, "--loader resident")
+    assert advised(replace(STARVED, decoded_bytes=10**9), "--loader resident")
+    assert not advised(STARVED, "fastsimsiam pack")
+    huge = replace(STARVED, mean_pixels=4_000_000)
+    assert advised(huge, "fastsimsiam pack SRC DST.beton --max-side 512")
+    assert not advised(replace(huge, packed=True), "fastsimsiam pack")
+    assert advised(replace(STARVED, storage=2_100), "copy the data set")
+    assert advised(replace(FED, device_free=60 * 10**9), "a larger --batch-size than 512")
+    assert advised(replace(FED, precision="float32"), "--precision bf16")
+    assert advised(replace(FED, compiled="off"), "--compile step")
+    assert advised(CPU_ONLY, "a GPU")
+    assert advised(replace(CPU_ONLY, compiled="off", has_compiler=False), "install g++")
+    assert advised(replace(FED, loader_name="reference"), "--loader auto")
+
+
+def test_parts_take_turns_on_a_cpu_and_run_side_by_side_on_a_gpu() -> None:
+    assert parts_allow(300.0, 100.0, gpu=True)[0] == 100.0
+    assert parts_allow(300.0, 100.0, gpu=False)[0] == pytest.approx(75.0)
+
+
+def test_the_forecast_adds_up() -> None:
+    ahead = forecast(FED, steps=1000, evaluations=3, images_per_evaluation=24_000)
+    assert ahead.train == pytest.approx(1000 * 512 / 3_950)
+    assert ahead.evaluate == pytest.approx(3 * 24_000 / 12_000)
+    assert ahead.seconds == pytest.approx(ahead.train + ahead.evaluate + 60)
+    # Steady samples: a twentieth is the least. Unsteady ones: two standard errors.
+    assert ahead.high / ahead.seconds == pytest.approx(1.05)
+    unsteady = replace(FED, samples=[2_000, 6_000, 4_000, 4_000])
+    wide = forecast(unsteady, steps=1000, evaluations=0, images_per_evaluation=0)
+    assert wide.high / wide.seconds == pytest.approx(1 + 2 * 1632.99 / 2 / 4000, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def figures_of_a_run(class_folders: Path) -> dict[str, object]:
+    """The doctor's JSON for a tiny run."""
+    config = replace(
+        recipes.get("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
+        batch_size=16, epochs=40, device="cpu", compile="off", loader="folder", workers=1,
+        knn=KnnConfig(every_epochs=10),
+    )  # fmt: skip
+    said: list[str] = []
+    report = examine(config, minutes=0.05, say=said.append)
+    assert said[0].startswith("loader folder (asked for)")
+    text = in_words(report)
+    assert "Held back by" in text
+    assert "40 epochs will take" in text
+    found: dict[str, object] = json.loads(json.dumps(report.as_dict()))
+    return found
+
+
+def test_figures_of_a_run_are_there_and_fit_together(figures_of_a_run: dict[str, object]) -> None:
+    figures = figures_of_a_run["figures"]
+    assert isinstance(figures, dict)
+    for name in ("storage", "decode", "loader", "augment", "step", "train", "features"):
+        assert figures[name] > 0, name
+    assert figures["decode"] > figures["loader"]
+    assert figures["step"] < figures["augment"]
+    assert figures["train"] < 1.5 * figures["step"]
+    ahead = figures_of_a_run["forecast"]
+    assert isinstance(ahead, dict)
+    # 40 epochs of six steps; evaluations before the first epoch and after every tenth.
+    assert ahead["train"] == pytest.approx(40 * 6 * 16 / figures["train"])
+    assert ahead["evaluate"] == pytest.approx(5 * (96 + 24) / figures["features"])
+    assert figures_of_a_run["images"] == 96
+    assert not figures_of_a_run["made_up_images"]
+
+
+def test_made_up_photographs_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no data/ is
+    config: Config = replace(
+        recipes.get("cifar10-800ep"), arch="tiny_resnet", stem="imagenet", batch_size=32,
+        device="cpu", compile="off", loader="folder", workers=1,
+    )  # fmt: skip
+    report = examine(config, minutes=0.02)
+    assert report.made_up
+    assert 50_000 <= report.images < 50_256
+    assert "made-up photographs" in in_words(report)
+
+
+def test_made_up_photographs_are_like_photographs() -> None:
+    folder = made_up_photographs(4)
+    files = sorted(folder.rglob("*.jpg"))
+    assert len(files) == 4
+    assert made_up_photographs(4) == folder
+    with Image.open(files[0]) as image:
+        assert image.size == (500, 375)
+    # ImageNet's average is 110 kB for that size.
+    assert 60_000 < files[0].stat().st_size < 180_000
+    storage = open_split(folder, "train")
+    assert len(repeated(storage, 10)) == 12
+    assert repeated(storage, 10).paths[4] == storage.paths[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--recipe", "nope"], "there is no recipe 'nope'"),
+        (["--minutes", "0"], "--minutes is 0: give more than 0"),
+        (["--data", "/no/such/folder"], "/no/such/folder"),
+        (["--no-such-key", "1"], "--no-such-key"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_machine_is_described() -> None:
+    found = describe()
+    assert found["cores"] >= 1
+    assert found["memory"] == host_memory() > 10**8
+    assert found["versions"]["torch"]
+    assert set(found["optional"]) == {"ffcv", "dali", "compiler", "matplotlib"}
+    json.dumps(found)
