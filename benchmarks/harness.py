@@ -16,18 +16,15 @@ from typing import Any
 import torch
 
 from fastsimsiam.cores import num_cores
-from fastsimsiam.doctor.machine import cpu_name, versions
 from fastsimsiam.doctor.made_up import made_up_photographs
+from fastsimsiam.machine import commit, cpu_name, versions
 
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "python": platform.python_version(),
         "versions": versions(),
         "cpu": cpu_name(),

@@ -1,5 +1,6 @@
 """Backbones: torchvision's classification networks without their last layer."""
 
+import torch
 import torchvision
 from torch import nn
 
@@ -23,6 +24,21 @@ def feature_extractor(arch: str, stem: str = "imagenet") -> tuple[nn.Module, int
     Raises:
         UserError: there is no such network, or it has no stem to change.
     """
+    network = _network(arch, stem)
+    return network, _remove_classifier(network, arch)
+
+
+def classifier_name(arch: str) -> str:
+    """The name of the layer that `feature_extractor` replaces: `fc` of a ResNet.
+
+    Raises:
+        UserError: as `feature_extractor`.
+    """
+    with torch.device("meta"):
+        return _classifier(_network(arch, "imagenet"), arch)[0]
+
+
+def _network(arch: str, stem: str) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known and not _is_registered_by_user(arch):
         near = [name for name in known if name[:4] == arch[:4]] or ["resnet18", "resnet50"]
@@ -36,7 +52,7 @@ def feature_extractor(arch: str, stem: str = "imagenet") -> tuple[nn.Module, int
     network: nn.Module = network_type(**options)
     if stem == "cifar":
         _make_cifar_stem(network, arch)
-    return network, _remove_classifier(network, arch)
+    return network
 
 
 def _is_registered_by_user(arch: str) -> bool:
@@ -57,10 +73,14 @@ def _make_cifar_stem(network: nn.Module, arch: str) -> None:
 
 def _remove_classifier(network: nn.Module, arch: str) -> int:
     """Replaces the last linear layer by the identity; returns how many features came into it."""
-    linear = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
-    if not linear:
-        raise UserError(f"--arch {arch} ends in no linear layer: choose another, such as resnet18")
-    name, classifier = linear[-1]
+    name, classifier = _classifier(network, arch)
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, nn.Identity())
     return classifier.in_features
+
+
+def _classifier(network: nn.Module, arch: str) -> tuple[str, nn.Linear]:
+    linear = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise UserError(f"--arch {arch} ends in no linear layer: choose another, such as resnet18")
+    return linear[-1]

@@ -14,7 +14,8 @@ from fastsimsiam.config import Config
 from fastsimsiam.config_io import differing_keys, from_dict, to_dict
 from fastsimsiam.errors import UserError
 
-_FORMAT = 1
+FORMAT = 1
+"""In every checkpoint of this package."""
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 
@@ -51,7 +52,7 @@ def load(path: Path) -> Checkpoint:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
-    if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint that this version of fastsimsiam wrote")
     return Checkpoint(
         config=from_dict(stored["config"]),
@@ -68,23 +69,32 @@ def _first_line(error: Exception) -> str:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes beside the target, syncs to the disk and renames: the name never shows half a file."""
+    """Writes a checkpoint; see `write_atomically`."""
+    write_atomically(
+        path,
+        {
+            "format": FORMAT,
+            "config": to_dict(checkpoint.config),
+            "step": checkpoint.step,
+            "data": checkpoint.data,
+            "method": checkpoint.method,
+            "optimizer": checkpoint.optimizer,
+            "rng": checkpoint.rng,
+        },
+    )
+
+
+def write_atomically(path: Path, content: dict[str, Any]) -> None:
+    """Writes beside the target, syncs to the disk and renames: the name never shows half a file.
+
+    Raises:
+        UserError: it cannot be written, the disk is full for instance.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     try:
         with open(temporary, "wb") as handle:
-            torch.save(
-                {
-                    "format": _FORMAT,
-                    "config": to_dict(checkpoint.config),
-                    "step": checkpoint.step,
-                    "data": checkpoint.data,
-                    "method": checkpoint.method,
-                    "optimizer": checkpoint.optimizer,
-                    "rng": checkpoint.rng,
-                },
-                handle,
-            )
+            torch.save(content, handle)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)

@@ -8,16 +8,24 @@ from collections.abc import Sequence
 from fastsimsiam import __version__
 from fastsimsiam.errors import UserError
 
-_COMMANDS = ("pretrain", "knn", "views", "pack", "doctor", "recipes")
+_COMMANDS = (
+    "pretrain", "knn", "linear", "inspect", "embed", "export", "report", "views", "pack", "doctor",
+    "recipes",
+)  # fmt: skip
 _HELP = """usage: fastsimsiam COMMAND ...
 
 commands:
-  pretrain RECIPE   pretrain a backbone on a folder of images
-  knn CHECKPOINT    score a checkpoint by k nearest neighbours
-  views PATH        draw what a recipe's views look like
-  pack SRC DST      pack class folders into one file for FFCV
-  doctor            measure this machine: what holds it back, and how long a recipe takes
-  recipes           list the recipes
+  pretrain RECIPE       pretrain a backbone on a folder of images
+  knn CHECKPOINT        score a checkpoint by k nearest neighbours
+  linear CHECKPOINT     train a linear layer on its frozen features: top-1 and top-5
+  inspect CHECKPOINT    is the representation healthy, or has it collapsed?
+  embed CHECKPOINT      write the features of a data set to a file
+  export CHECKPOINT DST write the backbone for torchvision, timm or onnxruntime
+  report RUN ...        write one HTML file on runs: curves, neighbours, a map, how to repeat them
+  views PATH            draw what a recipe's views look like
+  pack SRC DST          pack class folders into one file for FFCV
+  doctor                measure this machine: what holds it back, how long a recipe takes
+  recipes               list the recipes
 
 fastsimsiam COMMAND --help tells more; fastsimsiam --version prints the version."""
 

@@ -28,7 +28,7 @@ def require_ffcv(why: str) -> None:
     Raises:
         UserError: says how to install it, or why it does not load.
     """
-    _require("ffcv", f"{why} needs FFCV", _INSTALL_FFCV)
+    require("ffcv", why, _INSTALL_FFCV, name="FFCV")
 
 
 def require_dali(why: str) -> None:
@@ -37,10 +37,22 @@ def require_dali(why: str) -> None:
     Raises:
         UserError: says how to install it, or why it does not load.
     """
-    _require("nvidia.dali", f"{why} needs NVIDIA DALI", _INSTALL_DALI)
+    require("nvidia.dali", why, _INSTALL_DALI, name="NVIDIA DALI")
 
 
-def _require(module: str, need: str, install: str) -> None:
+def require(module: str, why: str, install: str, *, name: str | None = None) -> None:
+    """Refuses to go on without an optional dependency.
+
+    Args:
+        module: to import.
+        why: what needs it.
+        install: the command that brings it.
+        name: as people call it; None: the module's.
+
+    Raises:
+        UserError: says how to install it, or why it does not load.
+    """
+    need = f"{why} needs {name or module}"
     # Imported, not looked for: an extension whose libraries are gone is there, and does not load.
     try:
         importlib.import_module(module)

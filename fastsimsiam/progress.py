@@ -17,11 +17,11 @@ _LINE_SECONDS = 10.0
 
 
 class ImageProgress:
-    """Reports images done, images per second and the time left, on stderr."""
+    """Reports images (or other units) done, their rate and the time left, on stderr."""
 
-    def __init__(self, what: str) -> None:
-        """Takes a word for what goes on."""
-        self._what = what
+    def __init__(self, what: str, unit: str = "images") -> None:
+        """Takes a word for what goes on, and one for what is counted."""
+        self._what, self._unit = what, unit
         self._started = self._last = time.perf_counter()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
@@ -29,7 +29,7 @@ class ImageProgress:
                 TextColumn(what),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:.0f} images/s"),
+                TextColumn("{task.fields[rate]:.3g} " + unit + "/s"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
@@ -60,5 +60,5 @@ class ImageProgress:
         elif now - self._last >= _LINE_SECONDS or (done == total and now > self._started + 1):
             self._last = now
             left = (total - done) / max(rate, 1e-9)
-            line = f"{self._what}: {done}/{total}, {rate:.0f} images/s, {left:.0f} s left"
+            line = f"{self._what}: {done}/{total}, {rate:.3g} {self._unit}/s, {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)

@@ -1,58 +1,35 @@
-"""Scores of a checkpoint, beside those of the network before training."""
+"""kNN scores of a frozen backbone, beside those of the same network before training."""
 
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
-from fastsimsiam.build import build_knn, build_loader, build_method
-from fastsimsiam.checkpoint import Checkpoint, CheckpointStore, load
-from fastsimsiam.choose import choose_device, choose_dtype, choose_loader
-from fastsimsiam.config import DeviceName, KnnConfig, LoaderName, OnBadImage
+from fastsimsiam.build import center_plan
 from fastsimsiam.errors import UserError
-from fastsimsiam.loaders.batch import Loader
-from fastsimsiam.storage.base import Storage
-from fastsimsiam.storage.data_set import open_split
+from fastsimsiam.evaluate.features import extract
+from fastsimsiam.evaluate.knn import knn_accuracy
+from fastsimsiam.progress import ImageProgress
+from fastsimsiam.session import EvalOptions, Session, evaluating
 
 
-def find_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint file, or the newest one of a run's folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    if not path.is_dir():
-        return load(path)
-    paths = CheckpointStore(path, keep=1).paths()
-    if not paths:
-        raise UserError(f"there is no checkpoint in {path}: expected {path}/checkpoints/step-*.pt")
-    return load(paths[-1])
-
-
-def knn_table(
-    checkpoint_path: Path,
+def knn(
+    checkpoint: Path,
     data: Path,
     *,
     k: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.1,
-    image_size: int | None = None,
-    loader: LoaderName = "auto",
-    on_bad_image: OnBadImage = "error",
-    device: DeviceName = "auto",
-    workers: int | None = None,
+    options: EvalOptions | None = None,
 ) -> dict[str, Any]:
     """KNN top-1 on a validation split, training split as the bank.
 
     Args:
-        checkpoint_path: a checkpoint or the folder of a run.
+        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
         data: folder with train/ and val/.
         k: numbers of neighbours.
-        temperature: of the weights.
-        image_size: side of the crops in pixels; None: as in training.
-        loader, on_bad_image, device, workers: as in `Config`.
+        temperature: neighbours are weighted by exp(cosine similarity / temperature).
+        options: see there.
 
     Returns:
         `trained` and `untrained`, each k -> percent, and what they were measured on.
@@ -60,55 +37,52 @@ def knn_table(
     Raises:
         UserError: something in the arguments or the data has to be mended.
     """
-    checkpoint = find_checkpoint(checkpoint_path)
-    knn = KnnConfig(
-        k=tuple(k), temperature=temperature, crop_fraction=checkpoint.config.knn.crop_fraction
-    )
-    config = replace(
-        checkpoint.config,
-        data=data,
-        knn=knn,
-        image_size=image_size or checkpoint.config.image_size,
-        loader=loader,
-        on_bad_image=on_bad_image,
-        device=device,
-        workers=workers,
-    )
-    where, _ = choose_device(config)
-    dtype, _ = choose_dtype(config, where)
-    train = open_split(data, "train")
-    val = open_split(data, "val", classes=train.classes)
-    if max(k) > len(train):
-        raise UserError(f"--k {max(k)} is more than the {len(train)} training images: lower it")
-    name, _ = choose_loader(config, train, where)
-    scores: dict[str, Any] = {}
+    if not k or min(k) < 1:
+        raise UserError(f"--k is {tuple(k)}: give numbers from 1 up")
+    if temperature <= 0:
+        raise UserError(f"--temperature is {temperature}: give more than 0")
+    with evaluating(checkpoint, data, options or EvalOptions()) as session:
+        assert session.val is not None
+        if max(k) > len(session.train):
+            raise UserError(
+                f"--k {max(k)} is more than the {len(session.train)} training images: lower it"
+            )
+        backbones = {"untrained": session.untrained(), "trained": session.frozen.backbone}
+        scores: dict[str, Any] = {
+            state: _scores(session, backbone, k, temperature)
+            for state, backbone in backbones.items()
+        }
+        return scores | {
+            "bad_images": session.bad_images,
+            "checkpoint": str(checkpoint),
+            "step": session.frozen.step,
+            "data": str(data),
+            "temperature": temperature,
+            "bank": len(session.train),
+            "queries": len(session.val),
+        }
 
-    def open_loader(storage: Storage) -> Loader:
-        return build_loader(name, storage, device=where, workers=workers, on_bad_image=on_bad_image)
 
-    with (
-        closing(open_loader(train)) as train_loader,
-        closing(open_loader(val)) as val_loader,
-    ):
-        evaluate = build_knn(
-            (train_loader, train), (val_loader, val),
-            knn=knn, image_size=config.image_size, device=where, dtype=dtype,
-        )  # fmt: skip
-        for state in ("untrained", "trained"):
-            method = build_method(config)
-            if state == "trained":
-                method.load_state_dict(checkpoint.method)
-            method = method.to(where).to(memory_format=torch.channels_last)
-            scores[state] = {
-                int(figure.removeprefix("knn_top1_k")): value for figure, value in evaluate(method)
-            }
-    skipped = train_loader.bad_images | val_loader.bad_images
-    return scores | {
-        "bad_images": skipped,
-        "checkpoint": str(checkpoint_path),
-        "step": checkpoint.step,
-        "data": str(data),
-        "temperature": temperature,
-        "bank": len(train),
-        "queries": len(val),
-    }
+def _scores(
+    session: Session, backbone: nn.Module, k: Sequence[int], temperature: float
+) -> dict[int, float]:
+    sides = []
+    for loader, storage in (
+        (session.train_loader, session.train), (session.val_loader, session.val),
+    ):  # fmt: skip
+        assert loader is not None
+        assert storage is not None
+        plan = center_plan(storage, session.config.image_size, session.frozen.crop_fraction)
+        with ImageProgress("features", unit="batches") as progress:
+            sides.append(
+                extract(
+                    backbone, loader, plan, device=session.device, dtype=session.dtype,
+                    report=progress,
+                )
+            )  # fmt: skip
+    (bank, bank_label), (queries, query_label) = sides
+    shares = knn_accuracy(
+        bank, bank_label, queries, query_label, k=k, temperature=temperature,
+        num_classes=len(session.train.classes),
+    )  # fmt: skip
+    return {count: 100.0 * share for count, share in shares.items()}

@@ -15,7 +15,9 @@ from fastsimsiam.cli import main
 from fastsimsiam.config import Config
 from fastsimsiam.config_io import differing_keys, from_dict, to_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.pretrain import pretrain
+from fastsimsiam.pretraining import pretrain
+from fastsimsiam.score import knn
+from fastsimsiam.session import EvalOptions
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -33,7 +35,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     [
         (
             ["pretrian"],
-            "no command 'pretrian': choose one of pretrain, knn, views, pack, doctor, recipes",
+            "no command 'pretrian': choose one of pretrain, knn, linear,",
         ),
         (["pretrain"], "needs a recipe first: one of imagenet-100ep"),
         (["pretrain", "imagenette", "--profile", "-1"], "--profile is -1: give 0 or more"),
@@ -224,9 +226,8 @@ def test_knn_agrees_with_the_evaluation_during_training(
     tiny_config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = pretrain(replace(tiny_config, knn=replace(tiny_config.knn, every_epochs=2, k=(7,))))
-    from fastsimsiam.score import knn_table
-
-    scores = knn_table(tiny_config.out, tiny_config.data, k=(7,), device="cpu")
+    options = EvalOptions(device="cpu", precision="fp32")
+    scores = knn(tiny_config.out, tiny_config.data, k=(7,), options=options)
     assert scores["untrained"][7] == pytest.approx(summary.first["knn_top1_k7"])
     assert scores["trained"][7] == pytest.approx(summary.last["knn_top1_k7"])
 

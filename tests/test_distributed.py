@@ -11,14 +11,14 @@ import torch
 
 from fastsimsiam.checkpoint import CheckpointStore, load
 from fastsimsiam.config import Config, OptimizerConfig
-from fastsimsiam.pretrain import pretrain
+from fastsimsiam.pretraining import pretrain
 
 SCRIPT = """
 import json, sys
 sys.path.insert(0, TESTS)
 import tiny_backbone
 from fastsimsiam.config_io import from_dict
-from fastsimsiam.pretrain import pretrain
+from fastsimsiam.pretraining import pretrain
 pretrain(from_dict(json.loads(sys.argv[1])), resume=len(sys.argv) > 2)
 """
 

@@ -12,9 +12,9 @@ from fastsimsiam.cli import main
 from fastsimsiam.config import Config, KnnConfig
 from fastsimsiam.cores import host_memory
 from fastsimsiam.doctor.examine import examine, in_words
-from fastsimsiam.doctor.machine import describe
 from fastsimsiam.doctor.made_up import made_up_photographs, repeated
 from fastsimsiam.doctor.verdict import Figures, advice, forecast, holds_back, parts_allow
+from fastsimsiam.machine import describe
 from fastsimsiam.storage.class_folder import open_split
 
 # A GPU that is fed well.

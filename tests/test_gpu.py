@@ -13,7 +13,7 @@ from fastsimsiam.checkpoint import CheckpointStore, load
 from fastsimsiam.config import CompileName, Config, FolderConfig
 from fastsimsiam.distributed import World
 from fastsimsiam.plan.batches import TrainPlan
-from fastsimsiam.pretrain import pretrain
+from fastsimsiam.pretraining import pretrain
 from fastsimsiam.recorder import Recorder
 from fastsimsiam.storage.class_folder import open_split
 

@@ -1,5 +1,7 @@
 """kNN against brute force in float64."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -90,3 +92,39 @@ def test_features_are_in_order_and_leave_the_network_alone(class_folders: object
     torch.testing.assert_close(feature.norm(dim=1), torch.ones(96))
     assert backbone.training
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
+
+
+_LARGE = """
+import resource, torch
+import torch.nn.functional as F
+from fastsimsiam.evaluate.knn import knn_accuracy, nearest
+generator = torch.Generator().manual_seed(0)
+bank = F.normalize(torch.randn(200_000, 2048, generator=generator), dim=1)
+queries = F.normalize(torch.randn(5_000, 2048, generator=generator), dim=1)
+label = torch.randint(0, 1000, (200_000,), generator=generator)
+accuracy = knn_accuracy(
+    bank, label, queries, torch.zeros(5_000, dtype=torch.int64), k=(20, 200), temperature=0.1,
+    num_classes=1000,
+)
+assert all(0 <= share < 0.01 for share in accuracy.values()), accuracy
+similarity, position = nearest(queries[:40], bank, 200)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+# Against all of the bank, in float64 and piece by piece.
+exact = torch.cat([queries[:40].double() @ part.double().T for part in bank.split(10_000)], dim=1)
+value, index = exact.topk(200, dim=1)
+assert (similarity.double() - value).abs().max() < 1e-6
+wrong = position != index
+# Only where two similarities are closer than float32 tells apart may the order differ.
+assert exact.gather(1, position)[wrong].sub(value[wrong]).abs().max() < 1e-6 if wrong.any() else True
+print(f"peak {peak:.2f} GiB")
+assert peak < 4, peak
+"""
+
+
+def test_a_large_bank_needs_little_memory_and_is_exact() -> None:
+    """200,000 features of 2,048 dimensions, 5,000 queries: under 4 GiB, equal to float64."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LARGE], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)

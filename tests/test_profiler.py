@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 from fastsimsiam.config import Config
-from fastsimsiam.pretrain import pretrain
+from fastsimsiam.pretraining import pretrain
 
 
 def test_a_trace_and_the_most_expensive_are_written(tiny_config: Config) -> None:

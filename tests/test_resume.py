@@ -16,7 +16,7 @@ from fastsimsiam.checkpoint import CheckpointStore, load
 from fastsimsiam.cli import main
 from fastsimsiam.config import Config, OptimizerConfig
 from fastsimsiam.errors import UserError
-from fastsimsiam.pretrain import pretrain
+from fastsimsiam.pretraining import pretrain
 
 
 def command(config: Config, *more: str) -> list[str]:

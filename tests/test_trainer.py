@@ -22,7 +22,7 @@ from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.losses import collapse_std, negative_cosine_similarity
 from fastsimsiam.methods.base import Method, ParameterGroup
-from fastsimsiam.pretrain import pretrain
+from fastsimsiam.pretraining import pretrain
 from fastsimsiam.recorder import Recorder
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split

@@ -45,7 +45,7 @@ def run(words: list[str]) -> int:
     )
     if arguments.profile < 0:
         raise UserError(f"--profile is {arguments.profile}: give 0 or more")
-    from fastsimsiam.pretrain import pretrain
+    from fastsimsiam.pretraining import pretrain
 
     summary = pretrain(arguments.config, resume=arguments.resume, profile=arguments.profile)
     return 128 + summary.signal if summary.signal else 0

@@ -14,7 +14,6 @@ from fastsimsiam.choose import choose_device
 from fastsimsiam.config import Config
 from fastsimsiam.cores import host_memory, num_cores, num_workers
 from fastsimsiam.doctor import trial
-from fastsimsiam.doctor.machine import describe
 from fastsimsiam.doctor.made_up import made_up_photographs, repeated
 from fastsimsiam.doctor.verdict import (
     Figures,
@@ -26,6 +25,7 @@ from fastsimsiam.doctor.verdict import (
 )
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
+from fastsimsiam.machine import describe
 from fastsimsiam.schedule import durations
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import Beton

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 import fastsimsiam
 from fastsimsiam.build import build_knn, build_loader, build_trainer, fingerprint
@@ -21,6 +20,7 @@ from fastsimsiam.distributed import World, join
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.evaluators import KnnEvaluator
 from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.machine import commit, versions
 from fastsimsiam.pictures import draw_curves
 from fastsimsiam.profiler import profiled
 from fastsimsiam.recorder import Recorder, clock
@@ -139,7 +139,7 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
                 bad_images=bad_images,
             )
             if world.is_main:
-                _conclude(recorder, config, summary, time.perf_counter() - started)
+                _conclude(recorder, config, summary, trainer.data, time.perf_counter() - started)
             return summary
 
 
@@ -218,7 +218,9 @@ def _values(lines: Any) -> dict[str, float]:
     return {name: value for line in lines for name, value in line.items()}
 
 
-def _conclude(recorder: Recorder, config: Config, summary: Summary, seconds: float) -> None:
+def _conclude(
+    recorder: Recorder, config: Config, summary: Summary, data: str, seconds: float
+) -> None:
     """Writes summary.json and the picture of the curves; says how the run went."""
     scores = {name: value for name, value in summary.last.items() if name.startswith("knn_")}
     for name, value in scores.items():
@@ -232,11 +234,9 @@ def _conclude(recorder: Recorder, config: Config, summary: Summary, seconds: flo
         "first": dict(summary.first),
         "last": dict(summary.last),
         "bad_images": dict(summary.bad_images),
-        "versions": {
-            "fastsimsiam": fastsimsiam.__version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
+        "data": data,
+        "commit": commit(),
+        "versions": {"fastsimsiam": fastsimsiam.__version__, **versions()},
     }
     (config.out / "summary.json").write_text(json.dumps(stored, indent=2) + "\n")
     drawn = draw_curves(recorder.history, config.out / "curves.png")

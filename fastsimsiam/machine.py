@@ -31,6 +31,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+def commit() -> str | None:
+    """The commit of the source tree that this package lies in; None for an installed package."""
+    package = Path(__file__).parent
+    if not (package.parent / "pyproject.toml").is_file() or shutil.which("git") is None:
+        return None
+    asked = subprocess.run(
+        ["git", "-C", str(package.parent), "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return asked.stdout.strip() or None
+
+
 def cpu_name() -> str:
     """The processor as it calls itself."""
     try:
@@ -69,6 +81,7 @@ def describe() -> dict[str, Any]:
     """All of it, for a report."""
     return {
         "fastsimsiam": fastsimsiam.__version__,
+        "commit": commit(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "versions": versions(),

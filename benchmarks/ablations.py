@@ -1,0 +1,96 @@
+"""The ablations of SimSiam's paper in minutes on a CPU: what keeps the network from collapsing?
+
+    python -m benchmarks.ablations --data IMAGENETTE --json FILE.json --png FILE.png
+
+Imagenette's recipe cut down to ResNet-18 and 64 pixels; each run differs from the first by a switch.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.harness import write
+from benchmarks.loss_curves import COLOURS, LEARNING_RATE, SHORT_RUN, fastsimsiam
+
+RUNS = {
+    "full": [],
+    "no stop-gradient": ["--method.stop-gradient", "off"],
+    "no predictor": ["--method.predictor", "none"],
+    "fixed predictor": ["--method.predictor", "fixed"],
+    "asymmetric": ["--method.symmetric", "off"],
+}
+
+
+def curve(switches: list[str], data: Path, epochs: int, out: Path) -> dict[str, Any]:
+    """One run: loss and collapse figure over the steps, kNN before and after."""
+    fastsimsiam(
+        "pretrain", "imagenette", "--data", str(data), "--out", str(out), "--epochs", str(epochs),
+        "--optimizer.lr", str(LEARNING_RATE), "--knn.every-epochs", str(epochs), *SHORT_RUN,
+        "--log-every", "5", *switches,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    knn = [line["knn_top1_k20"] for line in lines if "knn_top1_k20" in line]
+    return {
+        "switches": switches,
+        "step": [line["step"] for line in steps],
+        "loss": [line["loss"] for line in steps],
+        "collapse": [line["collapse_std"] for line in steps],
+        "knn_top1_k20": {"first": knn[0], "last": knn[-1]},
+    }
+
+
+def draw(curves: dict[str, Any], out: Path) -> None:
+    """Loss and collapse figure by step, side by side."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2)
+    for colour, (name, found) in zip(COLOURS, curves.items(), strict=False):
+        knn = found["knn_top1_k20"]
+        panels[0].plot(found["step"], found["loss"], color=colour, label=name)
+        panels[1].plot(
+            found["step"], found["collapse"], color=colour,
+            label=f"{name} (kNN {knn['first']:.1f} → {knn['last']:.1f} %)",
+        )  # fmt: skip
+    panels[0].set_title("loss (-1 is perfect agreement)", fontsize=10)
+    panels[1].set_title("std of z/|z| times sqrt(D) (1 healthy, 0 collapsed)", fontsize=10)
+    panels[1].axhline(0.1, color="black", linewidth=0.8, linestyle=":")
+    panels[1].set_ylim(0, 1.1)
+    panels[1].legend(frameon=False, fontsize=8)
+    for panel in panels:
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.2)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out, dpi=110)
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="Imagenette: train/ and val/")
+    parser.add_argument("--epochs", type=int, default=2, help="of each run (2)")
+    parser.add_argument("--json", type=Path, required=True, help="file that receives the result")
+    parser.add_argument("--png", type=Path, required=True, help="file that receives the plot")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        curves = {
+            name: curve(switches, args.data, args.epochs, Path(folder) / name.replace(" ", "-"))
+            for name, switches in RUNS.items()
+        }
+    flags = ["--optimizer.lr", str(LEARNING_RATE), *SHORT_RUN]
+    write(
+        args.json,
+        {"regime": "ablations", "flags": flags, "epochs": args.epochs, "curves": curves},
+    )
+    draw(curves, args.png)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""`fastsimsiam embed CHECKPOINT`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fastsimsiam.commands.parse import parse
+from fastsimsiam.session import EvalOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Embed:
+    """Arguments of `embed`."""
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
+    data: Path
+    """A data set."""
+    out: Path
+    """File to write: .npz or .parquet."""
+    split: Literal["train", "val"] = "train"
+    """Which split; a flat data set is all train."""
+    options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
+
+
+def run(words: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    about = "Writes the features of every image: features, label, class, path."
+    arguments = parse(_Embed, words, "fastsimsiam embed", about=about)
+    from fastsimsiam.embedding import embed
+
+    count = embed(
+        arguments.checkpoint, arguments.data, arguments.out, split=arguments.split,
+        options=arguments.options,
+    )  # fmt: skip
+    print(f"{arguments.out}: features of {count} images")
+    return 0

@@ -1,0 +1,41 @@
+"""`fastsimsiam export CHECKPOINT DST`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fastsimsiam.commands.parse import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Export:
+    """Arguments of `export`."""
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
+    """File to write: NAME.safetensors, or NAME.onnx; its card is written to DST.md."""
+    format: Literal["torchvision", "timm", "onnx"] = "torchvision"
+    """Whose keys, or a graph for onnxruntime."""
+    arch: str | None = None
+    """torchvision's name of the network, for weights that are not of this package; None: found out."""
+    stem: Literal["imagenet", "cifar"] | None = None
+    """Stem of such a network; None: found out."""
+    image_size: int | None = None
+    """Side of the images in pixels; None: as in training, or 224."""
+
+
+def run(words: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    about = "Writes a backbone for torchvision, timm or onnxruntime, and a model card beside it."
+    arguments = parse(_Export, words, "fastsimsiam export", about=about)
+    from fastsimsiam.exporting import export
+
+    for file in export(
+        arguments.checkpoint, arguments.out, format=arguments.format, arch=arguments.arch,
+        stem=arguments.stem, image_size=arguments.image_size,
+    ):  # fmt: skip
+        print(file)
+    return 0

@@ -1,0 +1,56 @@
+"""`fastsimsiam linear CHECKPOINT`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fastsimsiam.commands.parse import parse, write_json
+from fastsimsiam.evaluate.linear import CACHED, LinearConfig
+from fastsimsiam.session import EvalOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Linear:
+    """Arguments of `linear`."""
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
+    data: Path
+    """Folder with train/ and val/."""
+    config: Annotated[LinearConfig, tyro.conf.arg(name="")]
+    cached: bool = False
+    """Train on features of centred crops, computed once, by SGD in batches of 256: minutes instead of
+    hours, and a figure that is not comparable with published ones."""
+    out: Path | None = None
+    """Folder that receives the layer after each epoch, for --resume."""
+    resume: bool = False
+    """Continue from what is in --out."""
+    options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
+    json: Path | None = None
+    """File that receives the scores."""
+
+
+def run(words: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    about = "Linear evaluation of a frozen backbone; top-1 and top-5 of the last epoch."
+    usual = _Linear(
+        checkpoint=tyro.MISSING, data=tyro.MISSING,
+        config=CACHED if "--cached" in words else LinearConfig(),
+    )  # fmt: skip
+    arguments = parse(_Linear, words, "fastsimsiam linear", default=usual, about=about)
+    from fastsimsiam.linear_probe import linear
+
+    found = linear(
+        arguments.checkpoint, arguments.data, config=arguments.config, cached=arguments.cached,
+        out=arguments.out, resume=arguments.resume, options=arguments.options,
+    )  # fmt: skip
+    print(
+        f"linear top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %   ({found['protocol']})"
+    )
+    if found["bad_images"]:
+        print(f"{len(found['bad_images'])} broken images were replaced by others")
+    if arguments.json:
+        write_json(arguments.json, found)
+    return 0

@@ -1,0 +1,41 @@
+"""`fastsimsiam report RUN [RUN ...]`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fastsimsiam.commands.parse import parse
+from fastsimsiam.errors import UserError
+from fastsimsiam.session import EvalOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Report:
+    """Arguments of `report`."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Folders of runs. Curves are of all of them, pictures of the first one."""
+    data: Path | None = None
+    """Data set for the pictures; None: that of the first run, if it is there."""
+    out: Path | None = None
+    """HTML file to write; None: report.html in the first folder."""
+    options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
+
+
+def run(words: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    about = (
+        "Writes one HTML file on runs: curves, views, neighbours, a map, and how to repeat them."
+    )
+    arguments = parse(_Report, words, "fastsimsiam report", about=about)
+    if not arguments.runs:
+        raise UserError("report needs RUN, the folder of a run; see fastsimsiam report --help")
+    from fastsimsiam.report.write import report
+
+    target = report(
+        arguments.runs, data=arguments.data, out=arguments.out, options=arguments.options
+    )
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,105 @@
+"""Figures that tell a healthy representation from a collapsed one. Shapes: N images, D features."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastsimsiam.losses import collapse_std
+
+_CHUNK = 1024
+_DEAD = 1e-3
+"""A dimension whose variance is a thousandth of an even share carries nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseFigures:
+    """What features of different images are like.
+
+    Attributes:
+        images, dim: N and D.
+        std: mean over dimensions of the std of features of length 1, times sqrt(D); 1 where
+            directions are spread over the sphere, 0 where all are equal (arXiv 2011.10566, 4.1).
+        mean_cosine: between different images; 0 spread, 1 collapsed.
+        effective_rank: exp of the entropy of the singular values of the centred features: how many
+            directions are in use, at most D (Roy and Vetterli, EUSIPCO 2007).
+        uniformity: log of the mean of exp(-2 |u - v|^2) over pairs of different images; -4 at best,
+            0 collapsed (Wang and Isola, arXiv 2005.10242).
+        variance_low, variance_median, variance_high: tenth, fiftieth and ninetieth percentile over
+            dimensions of the variance of features of length 1, times D; 1 is an even share.
+        dead: share of dimensions with hardly any variance.
+    """
+
+    images: int
+    dim: int
+    std: float
+    mean_cosine: float
+    effective_rank: float
+    uniformity: float
+    variance_low: float
+    variance_median: float
+    variance_high: float
+    dead: float
+
+
+def collapse_figures(features: Tensor) -> CollapseFigures:
+    """Looks at the features of different images.
+
+    Args:
+        features: (N, D), two images or more.
+    """
+    unit = F.normalize(features.float(), dim=1)
+    images, dim = unit.shape
+    assert images >= 2
+    total = unit.sum(dim=0)
+    share = unit.var(dim=0, correction=0) * dim
+    low, median, high = share.quantile(share.new_tensor([0.1, 0.5, 0.9])).tolist()
+    return CollapseFigures(
+        images=images,
+        dim=dim,
+        std=collapse_std(unit).item(),
+        mean_cosine=((total @ total - images) / (images * (images - 1))).item(),
+        effective_rank=effective_rank(unit),
+        uniformity=uniformity(unit),
+        variance_low=low,
+        variance_median=median,
+        variance_high=high,
+        dead=(share < _DEAD).float().mean().item(),
+    )
+
+
+def effective_rank(features: Tensor) -> float:
+    """Exp of the entropy of the singular values of the centred features (N, D), as shares."""
+    centred = (features - features.mean(dim=0)).double()
+    # The smaller of the two products has the same eigenvalues.
+    small = centred.T @ centred if len(centred) > centred.shape[1] else centred @ centred.T
+    singular = torch.linalg.eigvalsh(small).clamp(min=0).sqrt()
+    total = singular.sum()
+    if total < 1e-9 * math.sqrt(features.numel()):
+        return 1.0  # all are equal
+    share = singular / total
+    rank: float = torch.special.entr(share).sum().exp().item()
+    return rank
+
+
+def uniformity(unit: Tensor) -> float:
+    """Wang and Isola's uniformity of features (N, D) of length 1, over all pairs of different ones."""
+    total = torch.zeros((), dtype=torch.float64, device=unit.device)
+    for first in range(0, len(unit), _CHUNK):
+        cosine = unit[first : first + _CHUNK] @ unit.T
+        # |u - v|^2 = 2 - 2 cos
+        total += torch.exp(-2 * (2 - 2 * cosine)).double().sum()
+    pairs = len(unit) * (len(unit) - 1)
+    return math.log((total.item() - len(unit)) / pairs)
+
+
+def alignment(one: Tensor, other: Tensor) -> float:
+    """Mean of |u - v|^2 over two views of the same images; 0 where both get the same features.
+
+    Args:
+        one, other: (N, D), a row per image; Wang and Isola, arXiv 2005.10242.
+    """
+    u, v = F.normalize(one.float(), dim=1), F.normalize(other.float(), dim=1)
+    return (u - v).square().sum(dim=1).mean().item()

@@ -1,0 +1,52 @@
+"""LARS: You et al., "Large Batch Training of Convolutional Networks", arXiv 1708.03888."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Lars(torch.optim.Optimizer):
+    """SGD whose every tensor has a learning rate of its own, by the ratio of norms.
+
+    A tensor's gradient is scaled by trust * |w| / (|g| + weight_decay * |w|), without clipping; a
+    tensor that is all zero, or has no gradient, is left unscaled.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.9,
+        weight_decay: float = 0.0, trust: float = 0.001,
+    ) -> None:  # fmt: skip
+        """Takes the parameters.
+
+        Args:
+            parameters: to train.
+            lr: global learning rate.
+            momentum: of the scaled gradients.
+            weight_decay: added to the gradients before they are scaled.
+            trust: coefficient of the ratio of norms.
+        """
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        super().__init__(parameters, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Updates all parameters that have a gradient; nothing waits for the device."""
+        assert closure is None
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, weight.grad, group)
+
+    def _update(self, weight: nn.Parameter, grad: torch.Tensor, group: dict[str, Any]) -> None:
+        length, steepness = weight.norm(), grad.norm()
+        decay = group["weight_decay"]
+        ratio = group["trust"] * length / (steepness + decay * length + 1e-8)
+        ratio = torch.where((length > 0) & (steepness > 0), ratio, torch.ones_like(ratio))
+        scaled = (grad + decay * weight) * ratio
+        state = self.state[weight]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight)
+        state["momentum"].mul_(group["momentum"]).add_(scaled)
+        weight.sub_(group["lr"] * state["momentum"])

@@ -1,0 +1,231 @@
+"""Linear evaluation of a frozen backbone. Shapes: B batch, D features, C classes.
+
+The published protocol (arXiv 2011.10566, appendix A, and its code release): a linear layer on the
+features of random crops, trained by LARS for 90 epochs; top-1 of the last epoch.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastsimsiam.augment.photometric import Photometric, normalise
+from fastsimsiam.config import ViewSpec
+from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.lars import Lars
+from fastsimsiam.loaders.batch import Batch, Loader
+from fastsimsiam.plan.batches import CenterPlan, TrainPlan
+
+TRAINING_VIEW = ViewSpec(area=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0)
+"""RandomResizedCrop as torchvision has it, and a flip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig:
+    """How the linear layer is trained."""
+
+    epochs: int = 90
+    """Passes over the training images."""
+    batch_size: int = 4096
+    """Images per step."""
+    lr: float = 0.1
+    """Learning rate per 256 images. The paper prints 0.02; its code release has 0.1, and that is what
+    reaches the published accuracy (0.02 stays two points below)."""
+    optimizer: Literal["lars", "sgd"] = "lars"
+    """lars: trust coefficient 0.001, as published. sgd: for small data sets and batches."""
+    momentum: float = 0.9
+    """Momentum of either."""
+    weight_decay: float = 0.0
+    """Weight decay; published: none."""
+    seed: int = 0
+    """Seed of the weights, the order and the crops."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name, value in (("epochs", self.epochs), ("batch-size", self.batch_size)):
+            if value < 1:
+                raise UserError(f"--{name} is {value}: give 1 or more")
+        if self.lr <= 0:
+            raise UserError(f"--lr is {self.lr}: give more than 0")
+
+
+CACHED = LinearConfig(batch_size=256, optimizer="sgd")
+"""For features that are computed once: data sets for which that is done are small."""
+
+
+@dataclass(kw_only=True)
+class LinearState:
+    """What a linear evaluation consists of between two epochs.
+
+    Attributes:
+        layer: features to logits.
+        optimizer: of its parameters.
+        epoch: epochs done.
+        losses: mean training loss of each of them.
+    """
+
+    layer: nn.Linear
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, for a file."""
+        return {
+            "layer": self.layer.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch, "losses": self.losses,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self.layer.load_state_dict(state["layer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.losses = state["epoch"], list(state["losses"])
+
+
+def new_state(
+    feature_dim: int, num_classes: int, config: LinearConfig, device: torch.device
+) -> LinearState:
+    """A fresh layer: weights of standard deviation 0.01, biases zero."""
+    torch.manual_seed(config.seed)
+    layer = nn.Linear(feature_dim, num_classes)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    layer = layer.to(device)
+    kind = Lars if config.optimizer == "lars" else torch.optim.SGD
+    optimizer = kind(
+        layer.parameters(), lr=peak_rate(config), momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )  # fmt: skip
+    return LinearState(layer=layer, optimizer=optimizer)
+
+
+def peak_rate(config: LinearConfig) -> float:
+    """The starting learning rate, by the linear scaling rule."""
+    return config.lr * config.batch_size / 256
+
+
+def rate_of_epoch(config: LinearConfig, epoch: int) -> float:
+    """Half a cosine, evaluated once an epoch."""
+    return peak_rate(config) * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+
+
+Features = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+"""Called with an epoch, yields features (B, D) in float32 and labels (B,) of its batches."""
+
+
+def train(
+    state: LinearState,
+    features: Features,
+    config: LinearConfig,
+    after_epoch: Callable[[LinearState], None] = lambda state: None,
+) -> None:
+    """Trains the layer to the end of the last epoch.
+
+    Args:
+        state: fresh, or restored; changed in place.
+        features: the training batches.
+        config: see there.
+        after_epoch: called after each epoch.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    while state.epoch < config.epochs:
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate_of_epoch(config, state.epoch)
+        total, batches = torch.zeros((), device=state.layer.weight.device), 0
+        for h, label in features(state.epoch):
+            loss = F.cross_entropy(state.layer(h), label)
+            state.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            state.optimizer.step()
+            total += loss.detach()
+            batches += 1
+        mean = (total / batches).item()
+        if not math.isfinite(mean):
+            raise UserError(f"the loss is not finite in epoch {state.epoch + 1}: lower --lr")
+        state.epoch += 1
+        state.losses.append(mean)
+        after_epoch(state)
+
+
+def accuracy(layer: nn.Linear, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """Top-1 and top-5 in percent; with fewer than five classes top-5 is of all of them."""
+    hits: list[Tensor] = []
+    images = 0
+    with torch.no_grad():
+        for h, label in batches:
+            best = layer(h).topk(min(5, layer.out_features), dim=1).indices
+            hit = best == label[:, None]
+            hits.append(torch.stack([hit[:, 0].sum(), hit.any(dim=1).sum()]))
+            images += len(label)
+    top1, top5 = (100.0 * torch.stack(hits).sum(dim=0) / images).tolist()
+    return top1, top5
+
+
+def random_crop_features(
+    backbone: nn.Module,
+    loader: Loader,
+    plan: TrainPlan,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Features:
+    """Features of random crops, made anew in each epoch.
+
+    Args:
+        backbone: frozen, in eval mode, on the device.
+        loader: of the training images.
+        plan: one view per image, `TRAINING_VIEW`.
+        device: of the backbone.
+        dtype: of its arithmetic.
+    """
+    photometric = Photometric(plan.specs, plan.view_sizes, dtype)
+
+    def features(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in loader.iterate(plan, epoch):
+            (view,) = photometric(batch.crops, batch.photometric)
+            yield _forward(backbone, view, device, dtype), batch.label
+
+    return features
+
+
+def centred_features(
+    backbone: nn.Module,
+    loader: Loader,
+    plan: CenterPlan,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Features (B, D) in float32, as they are, and the batch, of every image once."""
+    for batch in loader.iterate(plan):
+        image = batch.crops[0][:, 0].permute(0, 3, 1, 2).float() / 255.0
+        yield _forward(backbone, normalise(image, dtype), device, dtype), batch
+
+
+def cached_features(h: Tensor, label: Tensor, config: LinearConfig) -> Features:
+    """Batches of features that have been computed once, shuffled anew in each epoch."""
+
+    def features(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(h), generator=generator).to(h.device)
+        # The last, incomplete batch is dropped, as in training from images.
+        for first in range(0, len(h) - config.batch_size + 1, config.batch_size):
+            rows = order[first : first + config.batch_size]
+            yield h[rows].float(), label[rows]
+
+    return features
+
+
+def _forward(
+    backbone: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        h: Tensor = backbone(images).flatten(1).float()
+    return h

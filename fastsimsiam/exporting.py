@@ -1,0 +1,204 @@
+"""`fastsimsiam export`: a trained backbone for other people's code, with a model card beside it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import fastsimsiam
+from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD
+from fastsimsiam.config_io import to_dict
+from fastsimsiam.errors import UserError
+from fastsimsiam.frozen import Frozen, Stem, load_frozen
+from fastsimsiam.optional import require
+
+Format = Literal["torchvision", "timm", "onnx"]
+_SUFFIX: Mapping[Format, str] = {
+    "torchvision": ".safetensors", "timm": ".safetensors", "onnx": ".onnx",
+}  # fmt: skip
+_INSTALL = "pip install 'fastsimsiam[export]'"
+_TIMM_CLASSES = 1000
+_TIMM_STEM = "a network with the CIFAR stem is none of timm's: export it as torchvision or onnx"
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    format: Format = "torchvision",
+    arch: str | None = None,
+    stem: Stem | None = None,
+    image_size: int | None = None,
+) -> tuple[Path, Path]:
+    """Writes a backbone and its card.
+
+    Args:
+        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        out: file to write; its suffix is .safetensors, or .onnx.
+        format: `torchvision`: keys as torchvision's own weights have them, without the last layer.
+            `timm`: as `timm.create_model(ARCH, checkpoint_path=...)` reads them: with a last layer of
+            1,000 zeros, which it insists on.
+            `onnx`: a graph from images (B, 3, S, S), normalised, to features (B, D), any B.
+        arch, stem, image_size: see `load_frozen`.
+
+    Returns:
+        The file and its card, FILE.md.
+
+    Raises:
+        UserError: something in the arguments or the checkpoint has to be mended.
+    """
+    if out.suffix != _SUFFIX[format]:
+        raise UserError(f"DST is {out}: name it NAME{_SUFFIX[format]} for --format {format}")
+    if not out.parent.is_dir():
+        raise UserError(f"DST is {out}: there is no folder {out.parent}")
+    frozen = load_frozen(checkpoint, arch=arch, stem=stem, image_size=image_size)
+    if format == "onnx":
+        _write_onnx(frozen, out)
+    else:
+        require("safetensors", f"--format {format}", _INSTALL)
+        from safetensors.torch import save_file
+
+        state: dict[str, Tensor] = {
+            key: value.contiguous() for key, value in frozen.backbone.state_dict().items()
+        }
+        if format == "timm":
+            _require_timm_knows(frozen)
+            state["fc.weight"] = torch.zeros(_TIMM_CLASSES, frozen.feature_dim)
+            state["fc.bias"] = torch.zeros(_TIMM_CLASSES)
+        about = {
+            "format": "pt", "arch": frozen.arch, "stem": frozen.stem,
+            "fastsimsiam": fastsimsiam.__version__,
+        }  # fmt: skip
+        _written(out, lambda file: save_file(state, file, metadata=about))
+    card = out.with_name(out.name + ".md")
+    _written(card, lambda file: file.write_text(model_card(frozen, out, format)))
+    return out, card
+
+
+def _written(out: Path, write: Any) -> None:
+    """Writes beside the target and renames, so that nothing half-written has its name."""
+    partial = out.with_name(out.name + ".partial")
+    try:
+        write(partial)
+        partial.replace(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _require_timm_knows(frozen: Frozen) -> None:
+    """Refuses networks whose keys or arithmetic differ from timm's of the same name."""
+    if frozen.stem != "imagenet":
+        raise UserError(f"--format timm: {_TIMM_STEM}")
+    if not frozen.arch.startswith(("resnet", "resnext", "wide_resnet")):
+        raise UserError(
+            f"--format timm: only ResNets have the same keys in timm as in torchvision, and this is a "
+            f"{frozen.arch}: export it as torchvision or onnx"
+        )
+
+
+def _write_onnx(frozen: Frozen, out: Path) -> None:
+    for module in ("onnx", "onnxscript"):
+        require(module, "--format onnx", _INSTALL)
+    size = frozen.image_size
+    example = torch.zeros(2, 3, size, size)
+    backbone = frozen.backbone.to(memory_format=torch.contiguous_format)
+    batch = torch.export.Dim("batch")
+
+    def write(file: Path) -> None:
+        torch.onnx.export(
+            _Features(backbone).eval(), (example,), str(file), input_names=["images"],
+            output_names=["features"], dynamic_shapes={"images": {0: batch}}, dynamo=True,
+            external_data=False, verbose=False,
+        )  # fmt: skip
+
+    _written(out, write)
+
+
+class _Features(nn.Module):
+    """A backbone whose output is always flat."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) to (B, D)."""
+        h: Tensor = self.backbone(images).flatten(1)
+        return h
+
+
+_USE: Mapping[Format, str] = {
+    "torchvision": """import torchvision
+from safetensors.torch import load_file
+
+model = torchvision.models.{arch}()
+model.load_state_dict(load_file("{file}"), strict=False)   # all but the last layer
+""",
+    "timm": """import timm
+
+model = timm.create_model("{arch}", checkpoint_path="{file}")
+model.reset_classifier(0)   # features; the file's last layer is all zeros
+""",
+    "onnx": """import onnxruntime
+
+session = onnxruntime.InferenceSession("{file}")
+(features,) = session.run(None, {{"images": images}})   # float32 (B, 3, {size}, {size})
+""",
+}
+
+
+def model_card(frozen: Frozen, out: Path, format: Format) -> str:
+    """What the weights are, in Markdown: use, recipe, data, scores, versions."""
+    use = _USE[format].format(arch=frozen.arch, file=out.name, size=frozen.image_size)
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    lines = [
+        f"# {frozen.arch}, {frozen.feature_dim} features",
+        "",
+        f"Input: RGB images of {frozen.image_size} pixels, values from 0 to 1, minus the mean "
+        f"({mean}), over the standard deviation ({std}). Output: {frozen.feature_dim} features per "
+        "image.",
+        "",
+        f"```python\n{use}```",
+        "",
+    ]
+    if frozen.stem == "cifar":
+        lines += ["The stem is a 3x3 convolution of stride 1, and there is no max-pooling.", ""]
+    if frozen.config is None:
+        lines += [f"Made from {frozen.path.name}; how it was trained is not recorded there."]
+        return "\n".join(lines) + "\n"
+    config = to_dict(frozen.config)
+    lines += [
+        f"Pretrained without labels: recipe `{frozen.config.recipe}`, {frozen.step} steps of "
+        f"{frozen.config.batch_size} images, {frozen.config.epochs} epochs planned.",
+        "",
+        *_run_lines(frozen),
+        "## Config",
+        "",
+        "```json",
+        json.dumps(config, indent=1),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _run_lines(frozen: Frozen) -> list[str]:
+    """Scores and versions of the run that a checkpoint lies in, where its summary is there."""
+    summary = frozen.path.parent.parent / "summary.json"
+    if not summary.is_file():
+        return []
+    stored = json.loads(summary.read_text())
+    lines = []
+    if stored.get("steps") == frozen.step:
+        scores = {k: v for k, v in stored["last"].items() if k.startswith("knn_")}
+        lines += [f"- {name}: {value:.2f} %" for name, value in scores.items()]
+    lines += [f"- {name} {version}" for name, version in stored.get("versions", {}).items()]
+    if stored.get("data"):
+        lines.append(f"- data: {stored['data']}")
+    if stored.get("commit"):
+        lines.append(f"- commit: {stored['commit']}")
+    return ["## Scores and versions", "", *lines, ""]

@@ -1,0 +1,192 @@
+"""A trained backbone from whatever file it lies in: our checkpoints, or other people's.
+
+Known are: checkpoints and runs of this package; state dicts of torchvision and timm, as .pth or
+.safetensors; the official SimSiam checkpoint (keys `module.encoder.*`). Nothing in a file is run.
+"""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastsimsiam.backbones import classifier_name, feature_extractor
+from fastsimsiam.checkpoint import FORMAT, CheckpointStore, load
+from fastsimsiam.config import Config
+from fastsimsiam.errors import UserError
+
+Stem = Literal["imagenet", "cifar"]
+_PREFIXES = ("module.encoder.", "module.backbone.", "encoder.", "backbone.", "module.", "")
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_GUESSES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
+_STEMS: tuple[Stem, ...] = ("imagenet", "cifar")
+_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A trained backbone and what is known of it.
+
+    Attributes:
+        backbone: images (B, 3, H, W) to features (B, D); on the CPU, in eval mode.
+        arch: torchvision's name of it.
+        stem: `imagenet` or `cifar`, see `backbones.feature_extractor`.
+        feature_dim: D.
+        image_size: side of the images it was trained on, in pixels.
+        crop_fraction: side of the centred square to evaluate on, over the image's shorter side.
+        path: the file.
+        step: of the training, where the file tells.
+        config: of the training, where it was ours.
+    """
+
+    backbone: nn.Module
+    arch: str
+    stem: Stem
+    feature_dim: int
+    image_size: int
+    crop_fraction: float
+    path: Path
+    step: int | None
+    config: Config | None
+
+
+def load_frozen(
+    path: Path, *, arch: str | None = None, stem: Stem | None = None, image_size: int | None = None
+) -> Frozen:
+    """Reads a backbone.
+
+    Args:
+        path: a file, or the folder of a run (its newest checkpoint).
+        arch, stem: of a state dict that does not tell; None: found out, for ResNets.
+        image_size: side of the images in pixels; None: as in training, or 224.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or its keys are not those of the network.
+    """
+    if path.is_dir():
+        found = CheckpointStore(path, keep=1).paths()
+        if not found:
+            raise UserError(
+                f"there is no checkpoint in {path}: expected {path}/checkpoints/step-*.pt"
+            )
+        path = found[-1]
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}: pass a file, or the folder of a run")
+    stored = _read(path)
+    if stored.get("format") == FORMAT and "method" in stored:
+        return _ours(path, image_size)
+    state = next((stored[key] for key in _WRAPPERS if isinstance(stored.get(key), dict)), stored)
+    state = _without_prefix(state)
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no weights: expected a state dict of a torchvision network")
+    named = stored.get("arch")
+    arch = arch or (named if isinstance(named, str) else None)
+    arch, stem = (arch, stem or "imagenet") if arch else _guess(path, tensors, stem)
+    backbone, feature_dim = feature_extractor(arch, stem)
+    _fill(backbone, tensors, arch, path)
+    return Frozen(
+        backbone=backbone.eval(), arch=arch, stem=stem, feature_dim=feature_dim,
+        image_size=image_size or 224, crop_fraction=224 / 256, path=path,
+        step=None, config=None,
+    )  # fmt: skip
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return {"state_dict": tensors, **about}
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, ImportError,
+    ) as error:  # fmt: skip
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{path} cannot be read as a checkpoint ({reason})") from error
+    except Exception as error:  # safetensors has an exception of its own, of no common kind
+        raise UserError(f"{path} cannot be read as a checkpoint ({error})") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} holds no weights: expected a state dict of a torchvision network")
+    return stored
+
+
+def _ours(path: Path, image_size: int | None) -> Frozen:
+    checkpoint = load(path)
+    config = checkpoint.config
+    backbone, feature_dim = feature_extractor(config.arch, config.stem)
+    prefix = "backbone."
+    backbone.load_state_dict({
+        key.removeprefix(prefix): value
+        for key, value in checkpoint.method.items()
+        if key.startswith(prefix)
+    })  # fmt: skip
+    return Frozen(
+        backbone=backbone.eval(), arch=config.arch, stem=config.stem, feature_dim=feature_dim,
+        image_size=image_size or config.image_size, crop_fraction=config.knn.crop_fraction,
+        path=path, step=checkpoint.step, config=config,
+    )  # fmt: skip
+
+
+def _without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The backbone's entries: those behind the first known prefix that there is."""
+    prefix = next(p for p in _PREFIXES if any(key.startswith(p) for key in state) or not p)
+    return {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
+
+
+def _guess(path: Path, tensors: Mapping[str, Tensor], stem: Stem | None) -> tuple[str, Stem]:
+    """The ResNet whose every key and shape is there."""
+    for arch in _GUESSES:
+        for candidate in (stem,) if stem else _STEMS:
+            with torch.device("meta"):
+                backbone, _ = feature_extractor(arch, candidate)
+            needed = {key: value.shape for key, value in _needed(backbone).items()}
+            there = {key: tensors[key].shape for key in needed if key in tensors}
+            if needed == there:
+                return arch, candidate
+    raise UserError(
+        f"{path} fits none of {', '.join(_GUESSES)}: pass --arch with torchvision's name of the "
+        f"network (keys of the file: {_some(tensors)})"
+    )
+
+
+def _needed(backbone: nn.Module) -> dict[str, Tensor]:
+    """Entries without which a backbone is not itself: the counters of BatchNorm may be missing."""
+    state = backbone.state_dict()
+    return {key: value for key, value in state.items() if "num_batches_tracked" not in key}
+
+
+def _fill(backbone: nn.Module, tensors: Mapping[str, Tensor], arch: str, path: Path) -> None:
+    classifier = classifier_name(arch)
+    own = backbone.state_dict()
+    # A projector may stand where the classifier was: the official checkpoint has it in `fc`.
+    kept = {k: v for k, v in tensors.items() if not k.startswith(f"{classifier}.")}
+    unexpected = sorted(kept.keys() - own.keys())
+    missing = sorted(_needed(backbone).keys() - kept.keys())
+    if unexpected:
+        raise UserError(
+            f"{path} has keys that a {arch} has not: {_some(unexpected)}: pass another --arch, or a "
+            "file of the backbone alone"
+        )
+    if missing:
+        raise UserError(f"{path} lacks keys of a {arch}: {_some(missing)}: pass another --arch")
+    wrong = sorted(key for key, value in kept.items() if value.shape != own[key].shape)
+    if wrong:
+        raise UserError(
+            f"{path} has other shapes than a {arch}: {_some(wrong)}: pass another --arch or --stem"
+        )
+    backbone.load_state_dict(kept, strict=False)
+
+
+def _some(keys: Any) -> str:
+    names = list(keys)
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest

@@ -1,0 +1,200 @@
+"""The charts as plotly figures. Plotly is loaded when the first one is drawn."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsimsiam.report.runs import Run
+
+# Okabe and Ito's palette as in pictures.py, the strongest on white first; yellow is too faint there.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_SYMBOLS = ("circle", "diamond", "cross", "square", "triangle-up", "x")
+MOST_RUNS = len(_COLOURS)
+"""More could not be told apart."""
+_LEGEND_CLASSES = 24
+_LABEL_LETTERS = 18
+_GRID = "#e3e3e3"
+
+
+def label(text: str, letters: int = _LABEL_LETTERS) -> str:
+    """Text for a chart: short, and without what plotly would take for markup."""
+    return escape(text if len(text) <= letters else text[: letters - 1] + "…")
+
+
+def curves(runs: Sequence[Run]) -> list[tuple[str, str, Any]]:
+    """The charts over epochs: (id, caption, figure); those without a value are left out.
+
+    Args:
+        runs: at most `MOST_RUNS`.
+    """
+    drawn: list[tuple[str, str, Any]] = []
+    for name, caption, axis in (
+        ("loss", "Loss; -1 is perfect agreement of the views", {}),
+        (
+            "knn",
+            "kNN top-1 on the validation split, %; epoch 0 is untrained",
+            {"rangemode": "tozero"},
+        ),
+        (
+            "collapse_std",
+            "Collapse figure, std of z/|z| times √D; 1 is healthy, 0 collapsed",
+            {"range": [0, 1.1]},
+        ),
+        ("lr", "Learning rate", {"rangemode": "tozero"}),
+        ("images_per_second", "Images per second, per device", {"rangemode": "tozero"}),
+        (
+            "data_wait",
+            "Share of the time that training waits for data",
+            {"range": [0, 1], "tickformat": ".0%"},
+        ),
+    ):
+        figure = _knn_curves(runs) if name == "knn" else _one_curve(runs, name)
+        if not figure.data:
+            continue
+        figure.update_yaxes(**axis)
+        figure.update_xaxes(title="epoch")
+        figure.update_layout(hovermode="x unified")
+        drawn.append((name.replace("_", "-"), caption, figure))
+    return drawn
+
+
+def _one_curve(runs: Sequence[Run], name: str) -> Any:
+    figure = _figure()
+    for number, run in enumerate(runs):
+        epochs, values = run.curve(name)
+        if values:
+            figure.add_scatter(
+                x=epochs, y=values, name=label(run.name, 28), showlegend=len(runs) > 1,
+                mode="lines+markers" if len(values) < 3 else "lines",
+                line={"color": _COLOURS[number], "width": 2},
+            )  # fmt: skip
+    return figure
+
+
+def _knn_curves(runs: Sequence[Run]) -> Any:
+    """A line for each k; of several runs, colour is the run and dashes are k."""
+    figure = _figure()
+    for number, run in enumerate(runs):
+        for rank, name in enumerate(run.scores):
+            k = f"k {name.removeprefix('knn_top1_k')}"
+            look = number if len(runs) > 1 else rank
+            epochs, values = run.curve(name)
+            figure.add_scatter(
+                x=epochs, y=values, mode="lines+markers",
+                name=f"{label(run.name, 28)}, {k}" if len(runs) > 1 else k,
+                line={
+                    "color": _COLOURS[look % len(_COLOURS)], "dash": _DASHES[rank % len(_DASHES)],
+                    "width": 2,
+                },
+                marker={"symbol": _SYMBOLS[rank % len(_SYMBOLS)], "size": 7},
+            )  # fmt: skip
+    return figure
+
+
+def class_map(
+    position: npt.NDArray[np.float32], classes: Sequence[str], found: npt.NDArray[np.int64]
+) -> Any:
+    """A map of images, coloured by class; point n carries n, for the thumbnail beside it.
+
+    Args:
+        position: (N, 2).
+        classes: names.
+        found: (N,) class numbers.
+    """
+    figure = _figure()
+    present = np.unique(found)
+    number = np.arange(len(found))
+    common: dict[str, Any] = {"mode": "markers", "hoverinfo": "none"}
+    if len(present) <= _LEGEND_CLASSES:
+        for rank, name in enumerate(present.tolist()):
+            rows = found == name
+            figure.add_scatter(
+                x=position[rows, 0].tolist(), y=position[rows, 1].tolist(),
+                customdata=number[rows].tolist(), name=label(classes[name]),
+                marker=_marker(_look(rank)), **common,
+            )  # fmt: skip
+    else:  # a legend of a thousand names helps nobody; hovering names the class
+        looks = [_look(int(rank)) for rank in np.searchsorted(present, found)]
+        figure.add_scatter(
+            x=position[:, 0].tolist(), y=position[:, 1].tolist(), customdata=number.tolist(),
+            marker=_marker(([colour for colour, _ in looks], [symbol for _, symbol in looks])),
+            showlegend=False, **common,
+        )  # fmt: skip
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    figure.update_layout(hovermode="closest", height=640)
+    return figure
+
+
+def _look(rank: int) -> tuple[str, str]:
+    return (
+        _COLOURS[rank % len(_COLOURS)],
+        _SYMBOLS[(rank // len(_COLOURS)) % len(_SYMBOLS)],
+    )
+
+
+def _marker(look: tuple[Any, Any]) -> dict[str, Any]:
+    edge = {"width": 0.5, "color": "#fff"}
+    return {"color": look[0], "symbol": look[1], "size": 8, "opacity": 0.85, "line": edge}
+
+
+def confusion(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Any:
+    """What was taken for what: shade is the share of the true class, the text is the count.
+
+    Args:
+        counts: (C, C), true class by predicted class.
+        classes: C names.
+    """
+    figure = _figure()
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ticks = list(range(len(classes)))
+    full = [label(name, 60) for name in classes]
+    figure.add_heatmap(
+        z=share.round(4).tolist(),
+        text=[[str(value) if value else "" for value in row] for row in counts.tolist()],
+        customdata=[
+            [[true, taken, count] for taken, count in zip(full, row, strict=True)]
+            for true, row in zip(full, counts.tolist(), strict=True)
+        ],
+        texttemplate="%{text}",
+        hovertemplate="%{customdata[2]} of class %{customdata[0]}<br>taken for %{customdata[1]}"
+        "<br>%{z:.1%} of the class<extra></extra>",
+        colorscale=[[0, "#ffffff"], [1, _COLOURS[0]]],
+        zmin=0, zmax=1, xgap=1, ygap=1,
+        colorbar={"title": {"text": "share"}, "tickformat": ".0%", "thickness": 12},
+    )  # fmt: skip
+    names = [label(name) for name in classes]
+    figure.update_xaxes(title="taken for", tickvals=ticks, ticktext=names, showgrid=False)
+    figure.update_yaxes(
+        title="class", tickvals=ticks, ticktext=names, showgrid=False, autorange="reversed"
+    )
+    figure.update_layout(height=180 + 34 * len(classes), plot_bgcolor="#f2f2f2")
+    return figure
+
+
+def _figure() -> Any:
+    """An empty figure with the page's look."""
+    from plotly.graph_objects import Figure
+
+    figure = Figure(
+        layout={
+            "template": "none",
+            "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
+            "margin": {"l": 48, "r": 12, "t": 8, "b": 40},
+            "height": 320,
+            "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+        }
+    )
+    figure.update_xaxes(gridcolor=_GRID, zeroline=False, automargin=True)
+    figure.update_yaxes(gridcolor=_GRID, zeroline=False, automargin=True)
+    return figure
+
+
+def script_json(figure: Any) -> str:
+    """A figure as JSON that may stand within a script of a page."""
+    text: str = figure.to_json()
+    return text.replace("<", "\\u003c")

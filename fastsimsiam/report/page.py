@@ -1,0 +1,59 @@
+"""One file of HTML from parts, charts and thumbnails; it asks no network for anything."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from fastsimsiam.report.figures import script_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapImages:
+    """What is shown beside the points of the map, one entry each.
+
+    Attributes:
+        jpegs: base64 texts.
+        names: of the files.
+        label: class numbers.
+        taken: class numbers that the neighbours voted for.
+        classes: names of the classes.
+    """
+
+    jpegs: Sequence[str]
+    names: Sequence[str]
+    label: Sequence[int]
+    taken: Sequence[int]
+    classes: Sequence[str]
+
+
+def assemble(title: str, body: str, charts: Mapping[str, Any], images: MapImages | None) -> str:
+    """The page.
+
+    Args:
+        title: plain text.
+        body: HTML, with a place `chart-<id>` for each chart.
+        charts: id -> plotly figure.
+        images: of the chart `map`.
+    """
+    # Here, because plotly is optional.
+    from plotly.offline import get_plotlyjs
+
+    here = files("fastsimsiam.report")
+    figures = ",".join(f"{json.dumps(name)}:{script_json(chart)}" for name, chart in charts.items())
+    stored = json.dumps(vars(images) if images else None).replace("<", "\\u003c")
+    return (
+        '<!DOCTYPE html>\n<html lang="en-GB"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n"
+        f"<style>{(here / 'page.css').read_text()}</style></head>\n"
+        f"<body><main>{body}</main>\n"
+        "<noscript><p>The charts need JavaScript.</p></noscript>\n"
+        '<div id="tip" hidden><img alt=""><p></p></div>\n'
+        f'<script type="application/json" id="charts">{{{figures}}}</script>\n'
+        f'<script type="application/json" id="images">{stored}</script>\n'
+        f"<script>{get_plotlyjs()}</script>\n"
+        f"<script>{(here / 'page.js').read_text()}</script></body></html>\n"
+    )

@@ -1,0 +1,62 @@
+"""Small pictures of a data set's images, as text that a page can hold."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.plan.views import center_boxes
+from fastsimsiam.progress import ImageProgress
+from fastsimsiam.storage.base import Storage
+
+JPEG = "data:image/jpeg;base64,"
+"""What comes before the base64 text of a picture."""
+_QUALITIES = (75, 60, 45, 30)
+
+
+def centre(storage: Storage, index: int, *, side: int, fraction: float) -> Image.Image:
+    """The centred square of an image that the network sees, `side` pixels wide.
+
+    Raises:
+        BadImageError: it cannot be decoded.
+    """
+    pixels = read_rgb(storage, index)
+    sizes = np.array([pixels.shape[:2]], np.int32)
+    top, left, height, width = center_boxes(sizes, fraction)[0].tolist()
+    square = Image.fromarray(pixels[top : top + height, left : left + width])
+    return square.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0)
+
+
+def jpeg(picture: Image.Image, quality: int = 80) -> str:
+    """A picture as the base64 text of a JPEG."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality, optimize=True)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def thumbnails(
+    storage: Storage, index: Sequence[int], *, side: int, fraction: float, most_letters: int
+) -> list[str]:
+    """Small pictures in the best JPEG quality in which all of them fit, as base64 text.
+
+    Args:
+        storage: where the images lie.
+        index: which.
+        side: in pixels.
+        fraction: see `plan.views.center_boxes`.
+        most_letters: of all texts together; the lowest quality may exceed it.
+    """
+    pictures = []
+    with ImageProgress("thumbnails") as progress:
+        for number, sample in enumerate(index, start=1):
+            pictures.append(centre(storage, sample, side=side, fraction=fraction))
+            progress(number, len(index))
+    found: list[str] = []
+    for quality in _QUALITIES:
+        found = [jpeg(picture, quality) for picture in pictures]
+        if sum(map(len, found)) <= most_letters:
+            break
+    return found

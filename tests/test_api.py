@@ -1,0 +1,99 @@
+"""What Python code uses: the five-line examples run, and the loader serves a loop of one's own."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastsimsiam
+from fastsimsiam.config import Config, ViewSpec
+from fastsimsiam.errors import UserError
+
+
+def test_everything_that_is_promised_is_there() -> None:
+    for name in fastsimsiam.__all__:
+        assert callable(getattr(fastsimsiam, name)), name
+    with pytest.raises(AttributeError, match="no attribute 'apex'"):
+        fastsimsiam.apex  # noqa: B018
+
+
+def test_pretrain_score_and_use(tiny_config: Config) -> None:
+    config = fastsimsiam.recipe(
+        "imagenette", data=tiny_config.data, out=tiny_config.out, arch="tiny_resnet", image_size=32,
+        batch_size=16, epochs=1, device="cpu", knn=tiny_config.knn,
+    )  # fmt: skip
+    summary = fastsimsiam.pretrain(config)
+    assert summary.steps == 6
+    scores = fastsimsiam.knn(config.out, config.data, k=(5,))
+    assert set(scores["trained"]) == {5}
+    backbone = fastsimsiam.load_backbone(config.out)
+    assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
+
+
+def test_a_loop_of_ones_own(class_folders: Path) -> None:
+    """A plain PyTorch loop on the fast loader: SimSiam's loss falls."""
+    import tiny_backbone  # noqa: F401 (registers tiny_resnet)
+
+    from fastsimsiam.build import build_method
+
+    config = fastsimsiam.recipe("imagenette", arch="tiny_resnet", image_size=32)
+    method = build_method(replace(config, method=replace(config.method, projector_layers=2)))
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    with fastsimsiam.Loader(
+        class_folders, batch_size=16, image_size=32, device="cpu", workers=1
+    ) as loader:
+        assert len(loader) == 6
+        for _ in range(5):
+            for views, label in loader:
+                assert views[0].shape == (16, 3, 32, 32)
+                assert label.shape == (16,)
+                loss, _ = method(views)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+        assert loader.epoch == 5
+    assert sum(losses[-6:]) < sum(losses[:6])
+
+
+def test_epochs_differ_and_repeat(class_folders: Path) -> None:
+    one_view = (ViewSpec(area=(0.08, 1.0)),)
+    with fastsimsiam.Loader(
+        class_folders, batch_size=16, image_size=32, views=one_view, device="cpu", workers=1
+    ) as loader:
+        first, second = list(loader), list(loader)
+        loader.epoch = 0
+        again = list(loader)
+        assert loader.classes == ["ant", "bee", "cow"]
+    assert len(first[0][0]) == 1
+    assert torch.equal(first[0][0][0], again[0][0][0])
+    assert not torch.equal(first[0][0][0], second[0][0][0])
+    assert abs(first[0][0][0].mean().item()) < 2
+
+
+def test_it_stands_where_a_dataloader_stands(class_folders: Path) -> None:
+    """Iterated afresh for every epoch, with a length, by code that knows nothing of it."""
+
+    def any_trainer(batches: object, module: nn.Module, epochs: int) -> int:
+        count = 0
+        for _ in range(epochs):
+            assert len(batches) == 3  # type: ignore[arg-type]
+            for views, _ in batches:  # type: ignore[attr-defined]
+                module(views[0])
+                count += 1
+        return count
+
+    with fastsimsiam.Loader(
+        class_folders, batch_size=32, image_size=32, device="cpu", workers=1
+    ) as loader:
+        assert any_trainer(loader, nn.Conv2d(3, 4, 3), 2) == 6
+
+
+def test_wrong_arguments_are_said(class_folders: Path) -> None:
+    with pytest.raises(UserError, match="batch_size is 0"):
+        fastsimsiam.Loader(class_folders, batch_size=0)
+    with pytest.raises(UserError, match="fewer than one batch of 1000"):
+        fastsimsiam.Loader(class_folders, batch_size=1000)

@@ -1,0 +1,77 @@
+"""Embedded features are those of the evaluation, image by image, in both formats."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import CPU
+from pyarrow import parquet
+
+from fastsimsiam import embed
+from fastsimsiam.build import build_loader, center_plan
+from fastsimsiam.cli import main
+from fastsimsiam.config import Config
+from fastsimsiam.evaluate.features import extract
+from fastsimsiam.frozen import load_frozen
+from fastsimsiam.pretraining import pretrain
+from fastsimsiam.session import EvalOptions
+from fastsimsiam.storage.class_folder import open_split
+
+ON_CPU = EvalOptions(device="cpu", precision="fp32", workers=1)
+
+
+@pytest.fixture
+def run(tiny_config: Config) -> Config:
+    """A short run."""
+    pretrain(replace(tiny_config, max_steps=2))
+    return tiny_config
+
+
+def test_features_are_those_of_the_evaluation(run: Config, tmp_path: Path) -> None:
+    npz, table = tmp_path / "a.npz", tmp_path / "a.parquet"
+    words = ["--data", str(run.data), "--split", "val", "--device", "cpu", "--precision", "fp32"]
+    assert main(["embed", str(run.out), "--out", str(npz), *words]) == 0
+    assert embed(run.out, run.data, table, split="val", options=ON_CPU) == 24
+    stored = np.load(npz)
+    val = open_split(run.data, "val")
+    loader = build_loader("folder", val, device=CPU, workers=1, on_bad_image="error")
+    unit, label = extract(
+        load_frozen(run.out).backbone, loader,
+        center_plan(val, run.image_size, run.knn.crop_fraction), device=CPU, dtype=torch.float32,
+    )  # fmt: skip
+    loader.close()
+    found = F.normalize(torch.from_numpy(stored["features"]), dim=1)
+    torch.testing.assert_close(found, unit, atol=1e-5, rtol=1e-4)
+    assert stored["label"].tolist() == label.tolist()
+    assert stored["path"].tolist() == list(val.paths)
+    assert stored["classes"].tolist() == ["ant", "bee", "cow"]
+    rows = parquet.read_table(table)
+    assert rows["path"].to_pylist() == list(val.paths)
+    assert rows["class"].to_pylist() == [val.classes[number] for number in val.label]
+    np.testing.assert_array_equal(np.array(rows["features"].to_pylist()), stored["features"])
+    assert sorted(path.name for path in tmp_path.glob("a*")) == ["a.npz", "a.parquet"]
+
+
+def test_broken_images_are_left_out(run: Config, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(run.data / "train", data)
+    broken = data / "bee" / "02.JPEG"
+    broken.write_bytes(broken.read_bytes()[:400])
+    with pytest.raises(Exception, match=r"02\.JPEG"):
+        embed(run.out, data, tmp_path / "a.npz", options=ON_CPU)
+    assert not list(tmp_path.glob("a*"))
+    skipping = replace(ON_CPU, on_bad_image="skip")
+    for name in ("a.npz", "a.parquet"):
+        assert embed(run.out, data, tmp_path / name, options=skipping) == 95
+    assert "bee/02.JPEG" not in np.load(tmp_path / "a.npz")["path"]
+    assert len(np.load(tmp_path / "a.npz")["features"]) == 95
+
+
+def test_wrong_input_is_one_line(run: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    for out, message in (("x.csv", "name it .npz or .parquet"), ("/no/x.npz", "no folder /no")):
+        assert main(["embed", str(run.out), "--data", str(run.data), "--out", out]) == 2
+        assert message in capsys.readouterr().err

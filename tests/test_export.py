@@ -1,0 +1,97 @@
+"""Exported weights give the same features in torchvision, timm and onnxruntime."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fastsimsiam.cli import main
+from fastsimsiam.config import Config
+from fastsimsiam.exporting import export
+from fastsimsiam.frozen import load_frozen
+from fastsimsiam.pretraining import pretrain
+
+
+@pytest.fixture
+def run(tiny_config: Config) -> Path:
+    """A short run of a ResNet-18."""
+    pretrain(replace(tiny_config, arch="resnet18", max_steps=2, batch_size=8))
+    return tiny_config.out
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Three of them."""
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+def expected(run: Path, images: Tensor) -> Tensor:
+    """Features of the checkpoint itself."""
+    with torch.no_grad():
+        found: Tensor = load_frozen(run).backbone(images)
+    return found
+
+
+def test_torchvision_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    assert main(["export", str(run), str(file)]) == 0
+    model = torchvision.models.resnet18()
+    missing, unexpected = model.load_state_dict(load_file(file), strict=False)
+    assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
+    model.fc = nn.Identity()
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), expected(run, images))
+    card = file.with_name("weights.safetensors.md").read_text()
+    for word in (
+        "# resnet18, 512 features",
+        "recipe `imagenette`, 2 steps of 8",
+        '"batch_size": 8',
+    ):
+        assert word in card
+    # What was exported can be read again.
+    assert load_frozen(file).arch == "resnet18"
+
+
+def test_timm_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None:
+    file, _ = export(run, tmp_path / "weights.safetensors", format="timm")
+    model = timm.create_model("resnet18", checkpoint_path=str(file))
+    model.reset_classifier(0)
+    with torch.no_grad():
+        found = model.eval()(images)
+    torch.testing.assert_close(found, expected(run, images), atol=1e-5, rtol=1e-5)
+
+
+def test_onnxruntime_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None:
+    file, card = export(run, tmp_path / "net.onnx", format="onnx")
+    session = onnxruntime.InferenceSession(file)
+    for batch in (images, images[:1]):
+        (found,) = session.run(None, {"images": batch.numpy()})
+        np.testing.assert_allclose(found, expected(run, batch).numpy(), atol=1e-4)
+    assert 'InferenceSession("net.onnx")' in card.read_text()
+    assert sorted(path.name for path in tmp_path.glob("net*")) == ["net.onnx", "net.onnx.md"]
+
+
+def test_what_cannot_be_exported_is_one_line(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+    run = str(tiny_config.out)
+    for words, message in (
+        ([run, str(tmp_path / "x.pth")], "name it NAME.safetensors"),
+        ([run, str(tmp_path / "x.safetensors"), "--format", "onnx"], "name it NAME.onnx"),
+        ([run, "/no/such/x.safetensors"], "there is no folder /no/such"),
+        ([run, str(tmp_path / "x.safetensors"), "--format", "timm"], "only ResNets"),
+        (["/no/run", str(tmp_path / "x.safetensors")], "there is no checkpoint /no/run"),
+    ):
+        assert main(["export", *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not list(tmp_path.glob("x.*"))

@@ -1,0 +1,85 @@
+"""Collapse figures: known values, brute force, and a run."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastsimsiam.cli import main
+from fastsimsiam.config import Config
+from fastsimsiam.evaluate.collapse import alignment, collapse_figures, effective_rank, uniformity
+from fastsimsiam.inspection import verdict
+from fastsimsiam.pretraining import pretrain
+
+
+def test_spread_features_are_healthy() -> None:
+    found = collapse_figures(torch.randn(4000, 32, generator=torch.Generator().manual_seed(0)))
+    assert found.std == pytest.approx(1, abs=0.01)
+    assert found.mean_cosine == pytest.approx(0, abs=1e-3)
+    assert 31 < found.effective_rank <= 32
+    # On a sphere of 32 dimensions: -4 + half the variance of 4 cos, and a little.
+    assert found.uniformity == pytest.approx(-4 + 8 / 32, abs=0.02)
+    assert found.variance_median == pytest.approx(1, abs=0.05)
+    assert found.dead == 0
+
+
+def test_equal_features_are_collapsed() -> None:
+    found = collapse_figures(torch.ones(50, 8))
+    assert found.std == pytest.approx(0, abs=1e-4)
+    assert found.mean_cosine == pytest.approx(1, abs=1e-5)
+    assert found.effective_rank == pytest.approx(1)
+    assert found.uniformity == pytest.approx(0, abs=1e-4)
+    assert found.dead == 1
+
+
+def test_a_plane_has_rank_two() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.randn(500, 2, generator=generator) @ torch.linalg.qr(torch.randn(16, 16))[0][:2]
+    assert effective_rank(plane) == pytest.approx(2, abs=0.01)
+    # Fewer images than dimensions: the other product.
+    assert 1.5 < effective_rank(plane[:10]) <= 2
+
+
+def test_figures_are_those_of_brute_force() -> None:
+    features = torch.randn(1500, 6, generator=torch.Generator().manual_seed(1)) + 0.5
+    unit = F.normalize(features, dim=1).double().numpy()
+    pairs = [(i, j) for i in range(0, 1500, 7) for j in range(1500) if i != j]
+    found = collapse_figures(features)
+    i, j = np.array(pairs).T
+    cosine = (unit[i] * unit[j]).sum(axis=1)
+    assert found.mean_cosine == pytest.approx(cosine.mean(), abs=0.01)
+    squares = ((unit[i] - unit[j]) ** 2).sum(axis=1)
+    assert uniformity(F.normalize(features, dim=1)) == pytest.approx(
+        math.log(np.exp(-2 * squares).mean()), abs=0.01
+    )
+    one, other = torch.tensor([[2.0, 0], [0, 1]]), torch.tensor([[1.0, 0], [1, 0]])
+    assert alignment(one, other) == pytest.approx((0 + 2) / 2)
+
+
+@pytest.mark.parametrize(("std", "word"), [(0.02, "collapsed"), (0.3, "half"), (0.97, "healthy")])
+def test_the_verdict(std: float, word: str) -> None:
+    assert verdict(std).startswith(word)
+
+
+def test_inspect_a_run(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+    capsys.readouterr()
+    file = tmp_path / "inspect.json"
+    words = ["--data", str(tiny_config.data), "--device", "cpu", "--json", str(file)]
+    assert main(["inspect", str(tiny_config.out), *words]) == 0
+    table = capsys.readouterr().out
+    assert "z projection" in table
+    assert "effective rank" in table
+    found = json.loads(file.read_text())
+    assert found["h"]["images"] == found["z"]["images"] == 24
+    assert found["z"]["dim"] == 64
+    assert found["verdict"] == verdict(found["z"]["std"])
+    assert 0 < found["h"]["alignment"] < 2
+    assert main(["inspect", str(tiny_config.out), *words, "--images", "1"]) == 2

@@ -1,0 +1,181 @@
+"""Linear evaluation: LARS against NumPy, learning, resuming, and a backbone that stays as it is."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+from torch import Tensor, nn
+
+from fastsimsiam import linear_probe
+from fastsimsiam.cli import main
+from fastsimsiam.config import Config
+from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.lars import Lars
+from fastsimsiam.evaluate.linear import (
+    LinearConfig,
+    LinearState,
+    accuracy,
+    cached_features,
+    new_state,
+    rate_of_epoch,
+    train,
+)
+from fastsimsiam.pretraining import pretrain
+from fastsimsiam.session import EvalOptions
+
+ON_CPU = EvalOptions(device="cpu", precision="fp32", workers=1)
+
+
+def test_lars_is_as_in_numpy() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(4, 3))
+    bias = np.zeros(3)
+    parameters = [nn.Parameter(torch.from_numpy(w.copy())) for w in (weight, bias)]
+    optimizer = Lars(parameters, lr=0.7, momentum=0.9, weight_decay=0.01, trust=0.02)
+    own = [weight.copy(), bias.copy()]
+    momentum = [np.zeros_like(w) for w in own]
+    for _ in range(5):
+        for number, parameter in enumerate(parameters):
+            g = rng.normal(size=own[number].shape)
+            parameter.grad = torch.from_numpy(g.copy())
+            norm_w, norm_g = np.linalg.norm(own[number]), np.linalg.norm(g)
+            g = g + 0.01 * own[number]
+            if norm_w > 0 and norm_g > 0:
+                g = g * 0.02 * norm_w / (norm_g + 0.01 * norm_w)
+            momentum[number] = 0.9 * momentum[number] + g
+            own[number] = own[number] - 0.7 * momentum[number]
+        optimizer.step()
+    for parameter, expected in zip(parameters, own, strict=True):
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-5)
+
+
+def clusters(images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Features of seven classes that a line can tell apart."""
+    centers = 3 * torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, 7, (images,), generator=generator)
+    return centers[label] + torch.randn(images, 16, generator=generator), label
+
+
+def test_the_layer_learns_what_can_be_learned() -> None:
+    config = LinearConfig(epochs=30, batch_size=64, lr=40.0)
+    state = new_state(16, 7, config, CPU)
+    before = accuracy(state.layer, iter([clusters(500, 2)]))
+    train(state, cached_features(*clusters(640, 1), config), config)
+    top1, top5 = accuracy(state.layer, iter([clusters(300, 2), clusters(200, 3)]))
+    assert before[0] < 40 < 95 < top1 <= top5
+    assert state.losses[-1] < state.losses[0] / 2
+    assert len(state.losses) == 30
+
+
+def test_accuracy_counts_by_hand() -> None:
+    layer = nn.Linear(6, 6, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(6))
+    h = torch.tensor([[6.0, 5, 4, 3, 2, 1]] * 4)
+    label = torch.tensor([0, 1, 4, 5])
+    assert accuracy(layer, iter([(h[:1], label[:1]), (h[1:], label[1:])])) == (25.0, 75.0)
+
+
+def test_the_rate_is_half_a_cosine_by_the_scaling_rule() -> None:
+    config = LinearConfig()
+    assert rate_of_epoch(config, 0) == pytest.approx(1.6)
+    assert rate_of_epoch(config, 45) == pytest.approx(0.8)
+    assert rate_of_epoch(config, 90) == pytest.approx(0)
+    assert (config.epochs, config.batch_size, config.weight_decay) == (90, 4096, 0)
+
+
+def test_a_loss_that_is_not_finite_is_said() -> None:
+    config = LinearConfig(epochs=3, batch_size=4)
+    state = new_state(2, 2, config, CPU)
+
+    def broken(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        yield torch.full((4, 2), float("nan")), torch.zeros(4, dtype=torch.int64)
+
+    with pytest.raises(UserError, match="not finite in epoch 1: lower --lr"):
+        train(state, broken, config)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_from_a_run_to_a_score(
+    cached: bool, tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+    file = tmp_path / "linear.json"
+    words = ["linear", str(tiny_config.out), "--data", str(tiny_config.data), "--epochs", "6"]
+    words += ["--batch-size", "32", "--lr", "1", "--device", "cpu", "--json", str(file)]
+    words += ["--optimizer", "sgd"]
+    capsys.readouterr()
+    assert main([*words, *(["--cached"] if cached else [])]) == 0
+    assert ("not the published protocol" in capsys.readouterr().out) == cached
+    found = json.loads(file.read_text())
+    assert 0 < found["top1"] < found["top5"] == 100  # three classes, of textures drawn alike
+    assert len(found["losses"]) == 6
+    assert found["losses"][-1] < found["losses"][0]
+
+
+def test_a_resumed_evaluation_is_the_uninterrupted_one(tiny_config: Config, tmp_path: Path) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+    config = LinearConfig(epochs=4, batch_size=32)
+
+    def run(out: Path, *, resume: bool = False) -> dict[str, object]:
+        return linear_probe.linear(
+            tiny_config.out, tiny_config.data, config=config, out=out, resume=resume, options=ON_CPU
+        )
+
+    whole = run(tmp_path / "whole")
+
+    class StoppedError(Exception):
+        """As by a signal."""
+
+    def stop(state: LinearState, features: object, config: LinearConfig, after: object) -> None:
+        def interrupted(now: LinearState) -> None:
+            after(now)  # type: ignore[operator]
+            if now.epoch == 2:
+                raise StoppedError
+
+        train(state, features, config, interrupted)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_probe, "train", stop)
+        with pytest.raises(StoppedError):
+            run(tmp_path / "parts")
+    with pytest.raises(UserError, match="already holds a linear evaluation: pass --resume"):
+        run(tmp_path / "parts")
+    resumed = run(tmp_path / "parts", resume=True)
+    assert resumed["losses"] == whole["losses"]
+    assert resumed["top1"] == whole["top1"]
+    config = replace(config, lr=0.5)
+    with pytest.raises(UserError, match="was made with another config"):
+        run(tmp_path / "parts", resume=True)
+
+
+def test_a_backbone_that_changes_is_noticed(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BatchNorm in training mode would follow the data."""
+    pretrain(replace(tiny_config, max_steps=2))
+    training = linear_probe._training
+    monkeypatch.setattr(
+        linear_probe,
+        "_training",
+        lambda session, *rest: (session.frozen.backbone.train(), training(session, *rest))[1],
+    )
+    with pytest.raises(AssertionError, match="the frozen backbone has changed"):
+        linear_probe.linear(
+            tiny_config.out, tiny_config.data, config=LinearConfig(epochs=1, batch_size=32),
+            options=ON_CPU,
+        )  # fmt: skip
+
+
+def test_too_large_a_batch_is_one_line(tiny_config: Config) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+    with pytest.raises(
+        UserError, match="96 images, fewer than one batch of 4096: lower --batch-size"
+    ):
+        linear_probe.linear(tiny_config.out, tiny_config.data, options=ON_CPU)

@@ -1,0 +1,591 @@
+"""The report: what is on the page, what is left out and said so, and how it looks in a browser."""
+
+import base64
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastsimsiam import recipes
+from fastsimsiam.cli import main
+from fastsimsiam.config import Config, KnnConfig, OptimizerConfig, SimSiamConfig, ViewSpec
+from fastsimsiam.config_io import to_dict
+from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.knn import knn_accuracy
+from fastsimsiam.pretraining import pretrain
+from fastsimsiam.report import runs as report_runs
+from fastsimsiam.report.flat_map import flat_map
+from fastsimsiam.report.neighbours import Embedded, _nearest, vote
+from fastsimsiam.report.repeat import command
+from fastsimsiam.report.runs import read_runs, verdict
+from fastsimsiam.report.thumbnails import thumbnails
+from fastsimsiam.report.write import report
+from fastsimsiam.session import EvalOptions
+from fastsimsiam.storage.class_folder import open_split
+
+CURVES = ["loss", "knn", "collapse-std", "lr", "images-per-second", "data-wait"]
+CPU = EvalOptions(device="cpu", workers=2)
+
+
+@dataclass
+class Page(HTMLParser):
+    """A page taken apart.
+
+    Attributes:
+        tags: (name, attributes) of every element.
+        scripts: texts of the scripts by id, and of all others under "".
+        text: what a reader sees.
+    """
+
+    source: str
+    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    scripts: dict[str, str] = field(default_factory=dict)
+    text: str = ""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        super().__init__()
+        self._within = ""
+        self._id = ""
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._within, self._id = tag, dict(attrs).get("id") or ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._within:
+            self._within = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._within == "script":
+            self.scripts[self._id] = self.scripts.get(self._id, "") + data
+        elif not self._within:
+            self.text += data + " "
+
+    @property
+    def charts(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.scripts["charts"])
+        return found
+
+    @property
+    def images(self) -> Any:
+        return json.loads(self.scripts["images"])
+
+
+def read(file: Path) -> Page:
+    return Page(file.read_text())
+
+
+@pytest.fixture
+def config(tiny_config: Config) -> Config:
+    """A run of two epochs, scored thrice."""
+    return replace(tiny_config, knn=KnnConfig(every_epochs=1, k=(5, 20)))
+
+
+@pytest.fixture
+def finished(config: Config) -> Config:
+    pretrain(config)
+    return config
+
+
+def fake_run(folder: Path, config: Config, lines: list[dict[str, float]]) -> Path:
+    """A run's folder without a checkpoint."""
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "summary.json").write_text(json.dumps({"config": to_dict(config)}))
+    return folder
+
+
+def line(step: int, **values: float) -> dict[str, float]:
+    return {"step": step, "epoch": step / 10, "loss": -0.5, "collapse_std": 0.9, **values}
+
+
+def test_one_file_tells_all_of_a_run(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(finished.out), "--device", "cpu"]) == 0
+    file = finished.out / "report.html"
+    assert str(file) in capsys.readouterr().out
+    assert 4e6 < file.stat().st_size < 10e6
+    page = read(file)
+    # Nothing comes over a network, and plotly.js is there once.
+    for _, attributes in page.tags:
+        for key in ("src", "href"):
+            assert (attributes.get(key) or "data:").startswith("data:")
+    assert not [tag for tag, _ in page.tags if tag == "link"]
+    assert page.source.count("plotly.js v") == 1
+    assert (
+        "meta",
+        {"name": "viewport", "content": "width=device-width, initial-scale=1"},
+    ) in page.tags
+    for what in ("imagenette", "tiny_resnet", "96 of 3 classes", "2 of 2, batch 16", "Healthy"):
+        assert what in page.text, what
+    summary = json.loads((finished.out / "summary.json").read_text())
+    score = summary["last"]["knn_top1_k5"]
+    assert f"{score:.1f} %" in page.text
+    assert summary["versions"]["torch"] in page.text
+    assert list(page.charts) == [*CURVES, "map", "confusion"]
+    places = [a["id"] for t, a in page.tags if t == "div" and a.get("class") == "plot"]
+    assert places == [f"chart-{name}" for name in page.charts]
+
+
+def test_pictures_are_of_the_data_and_right(finished: Config) -> None:
+    page = read(report([finished.out], options=CPU))
+    # Confusion: every validation image once, and the diagonal is the score of the training's own kNN.
+    heat = page.charts["confusion"]["data"][0]
+    counts = np.array([[cell[2] for cell in row] for row in heat["customdata"]])
+    assert counts.sum(axis=1).tolist() == [8, 8, 8]
+    summary = json.loads((finished.out / "summary.json").read_text())
+    assert 100 * counts.trace() / 24 == pytest.approx(summary["last"]["knn_top1_k5"])
+    # Map: every validation image once, with its picture and its class.
+    images = page.images
+    numbers = [n for trace in page.charts["map"]["data"] for n in trace["customdata"]]
+    assert sorted(numbers) == list(range(24))
+    assert Counter(images["label"]) == {0: 8, 1: 8, 2: 8}
+    for trace in page.charts["map"]["data"]:
+        assert {images["classes"][images["label"][n]] for n in trace["customdata"]} == {
+            trace["name"]
+        }
+    wrong = sum(a != b for a, b in zip(images["label"], images["taken"], strict=True))
+    assert wrong == 24 - counts.trace()
+    val = open_split(finished.data, "val")
+    for text, name in zip(images["jpegs"], images["names"], strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+            assert picture.size == (56, 56)
+        assert any(path.endswith("/" + name) for path in val.paths)
+    # Gallery: twelve images, six neighbours each, frames as the classes say.
+    frames = Counter(a["class"] for t, a in page.tags if t == "figure" and a["class"] != "chart")
+    assert frames["query"] == 12
+    assert frames["right"] + frames["wrong"] == 72
+    assert f"{frames['right']} of 72 are of the same class" in page.text
+
+
+def test_gallery_frames_neighbours_by_class(finished: Config) -> None:
+    page = read(report([finished.out], options=CPU))
+    own = None
+    alts: list[tuple[str, str]] = []
+    for tag, attributes in page.tags:
+        if tag == "figure":
+            frame = attributes["class"]
+        elif tag == "img" and frame in ("query", "right", "wrong") and attributes.get("alt"):
+            alts.append((frame or "", attributes["alt"] or ""))
+    for frame, name in alts:
+        if frame == "query":
+            own = name
+        else:
+            assert (name == own) == (frame == "right")
+    assert len(alts) == 12 * 7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"data": Path("a folder/it's"), "out": Path("runs/x y"), "max_steps": 7, "workers": 3},
+        {"method": SimSiamConfig(stop_gradient=False, predictor="none", projector_dim=64)},
+        {"optimizer": OptimizerConfig(lr=0.3, schedule="step", warmup_epochs=1e-7)},
+        {"knn": KnnConfig(every_epochs=4, k=(20, 200)), "precision": "bf16", "compile": "off"},
+        {"views": (ViewSpec(blur_sigma=(0.1, 0.6), size=48), ViewSpec(area=(0.05, 1 / 3)))},
+    ],
+)
+@pytest.mark.parametrize("recipe", ["imagenette", "cifar10-800ep"])
+def test_the_command_repeats_the_config(
+    monkeypatch: pytest.MonkeyPatch, recipe: str, changes: dict[str, Any]
+) -> None:
+    config = replace(recipes.get(recipe), **changes)
+    seen = []
+
+    @dataclass
+    class Ended:
+        signal: int = 0
+
+    def pretend(config: Config, **_: object) -> Ended:
+        seen.append(config)
+        return Ended()
+
+    monkeypatch.setattr("fastsimsiam.pretraining.pretrain", pretend)
+    words = shlex.split(command(config)[0].replace("\\\n", ""))
+    assert words[:2] == ["fastsimsiam", "pretrain"]
+    assert main(words[1:]) == 0
+    assert seen == [config]
+    assert bool(changes) == (len(words) > 3)
+
+
+def test_the_command_names_only_what_differs() -> None:
+    spec = ViewSpec(blur_sigma=(0.1, 0.6))
+    config = replace(recipes.get("imagenette"), views=(spec, ViewSpec()), epochs=24)
+    assert command(config)[0].replace("\\\n   ", "") == (
+        "fastsimsiam pretrain imagenette  --epochs 24  --views.0.blur-sigma 0.1 0.6"
+    )
+
+
+def test_no_command_where_none_can_say_it() -> None:
+    config = recipes.get("imagenette")
+    assert command(replace(config, recipe="mine")) == (
+        "",
+        "The recipe mine is none of this version: repeat the run from Python.",
+    )
+    text, remark = command(replace(config, views=(ViewSpec(),) * 3))
+    assert text == ""
+    assert "has 3 views and the recipe 2" in remark
+
+
+def test_names_of_users_are_text(config: Config, class_folders: Path, tmp_path: Path) -> None:
+    nasty = "<img src=x onerror=alert(1)>&amp;\"'"
+    data = tmp_path / "data"
+    shutil.copytree(class_folders, data)
+    for split in ("train", "val"):
+        (data / split / "ant").rename(data / split / nasty)
+    config = replace(config, data=data, out=tmp_path / "<script>alert(2)")
+    pretrain(config)
+    page = read(report([config.out], options=CPU))
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert sum(tag == "script" for tag, _ in page.tags) == 4
+    assert "<script>alert(2)" in page.text
+    assert nasty in [a.get("alt") for _, a in page.tags]
+    assert nasty in page.images["classes"]  # set as textContent
+    # plotly reads markup in names: it gets them escaped.
+    ticks = page.charts["confusion"]["layout"]["yaxis"]["ticktext"]
+    assert ticks[0].startswith("&lt;img src=x on")
+    assert page.charts["map"]["data"][0]["name"].startswith("&lt;img src=x on")
+
+
+def test_what_is_left_out_is_said(
+    finished: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(finished.data, data)
+    moved = replace(finished, data=data, out=tmp_path / "other")
+    pretrain(moved)
+    shutil.rmtree(data)
+    page = read(report([moved.out], options=CPU))
+    assert list(page.charts) == CURVES
+    assert page.images is None
+    wanted = f"There is no data set at {data}; pass --data PATH."
+    assert wanted in page.text
+    assert "--data PATH" in capsys.readouterr().err
+    # With the data named, nothing is left out; it is not the data that the config names.
+    page = read(report([moved.out], data=finished.data, options=CPU))
+    assert list(page.charts) == [*CURVES, "map", "confusion"]
+    assert "was not trained" not in page.text
+    # A folder that is no data set is as good as none; named, it is an error.
+    (data / "train").mkdir(parents=True)
+    assert "files in class folders under" in read(report([moved.out], options=CPU)).text
+    with pytest.raises(UserError, match="files in class folders under"):
+        report([moved.out], data=data, options=CPU)
+
+
+def test_other_data_are_named(finished: Config, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(finished.data, data)
+    next((data / "train" / "ant").iterdir()).unlink()
+    page = read(report([finished.out], data=data, options=CPU))
+    assert f"The network was not trained on the images of {data}." in page.text
+
+
+def test_a_flat_data_set_is_asked_about_itself(config: Config, tmp_path: Path) -> None:
+    data = tmp_path / "flat"
+    shutil.copytree(config.data / "train", data)
+    shutil.copy(data / "bee" / "02.JPEG", data / "bee" / "02-copy.JPEG")
+    config = replace(config, data=data)
+    pretrain(config)
+    page = read(report([config.out], options=CPU))
+    assert list(page.charts) == [name for name in CURVES if name != "knn"] + ["map", "confusion"]
+    assert "training images (there is no val/)" in page.text
+    assert "each without itself" in page.text
+    assert "not evaluated in training" in page.text
+    counts = [cell[2] for row in page.charts["confusion"]["data"][0]["customdata"] for cell in row]
+    assert sum(counts) == 97
+    assert len(page.images["jpegs"]) == 97
+
+
+def test_an_image_is_not_its_own_neighbour() -> None:
+    features = torch.nn.functional.normalize(torch.randn(40, 8), dim=1)
+    features[7] = features[3]  # a copy, which may come before the image itself
+    features[20:32] = features[20]  # more copies than neighbours: the image itself may not be found
+    label = torch.zeros(40, dtype=torch.int64)
+    bank = Embedded(storage=None, index=np.arange(40), features=features, label=label)  # type: ignore[arg-type]
+    own = torch.tensor([3, 7, 0, *range(20, 32)])
+    similarity, position = _nearest(bank.pick(own.numpy()), bank, 5, own)
+    assert position.shape == similarity.shape == (len(own), 5)
+    assert not (position == own[:, None]).any()
+    assert position[0, 0] == 7
+    assert position[1, 0] == 3
+    assert (similarity.diff(dim=1) <= 0).all()
+
+
+def test_votes_are_those_of_the_knn_of_training() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def unit(number: int) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.randn(number, 6, generator=generator), dim=1)
+
+    bank, queries = unit(200), unit(300)
+    label = torch.randint(0, 5, (200,), generator=generator)
+    truth = torch.randint(0, 5, (300,), generator=generator)
+    similarity, position = (queries @ bank.T).topk(20, dim=1)
+    right = (
+        (vote(similarity, label[position], temperature=0.1, num_classes=5) == truth).float().mean()
+    )
+    expected = knn_accuracy(
+        bank, label, queries, truth, k=[20], temperature=0.1, num_classes=5
+    )  # fmt: skip
+    assert right.item() == pytest.approx(expected[20])
+
+
+def test_broken_images_are_left_out(finished: Config, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(finished.data, data)
+    for broken in (data / "train" / "bee" / "05.JPEG", data / "val" / "cow" / "03.JPEG"):
+        broken.write_bytes(broken.read_bytes()[:-60])
+    with pytest.raises(UserError, match="05.JPEG cannot be decoded.*--on-bad-image skip"):
+        report([finished.out], data=data, options=CPU)
+    page = read(report([finished.out], data=data, options=replace(CPU, on_bad_image="skip")))
+    assert len(page.images["jpegs"]) == 23
+    assert "95 " not in page.text  # the heading is of the run, not of this data
+    assert page.text.count("cannot be decoded") == 2
+
+
+def test_several_runs_lie_over_each_other(finished: Config, tmp_path: Path) -> None:
+    other = replace(finished, out=tmp_path / "twin" / "run", seed=1)
+    pretrain(other)
+    page = read(report([finished.out, other.out], out=tmp_path / "new" / "both.html", options=CPU))
+    mine, twin = (f"{config.out.parent.name}/run" for config in (finished, other))
+    traces = page.charts["loss"]["data"]
+    assert len({trace["line"]["color"] for trace in traces}) == 2
+    assert [trace["showlegend"] for trace in traces] == [True, True]
+    assert traces[1]["name"] == twin
+    assert mine in page.text
+    # kNN: colour is the run, dashes are k.
+    knn = page.charts["knn"]["data"]
+    assert [trace["name"].rpartition(", ")[2] for trace in knn] == ["k 5", "k 20"] * 2
+    assert knn[0]["line"]["color"] == knn[1]["line"]["color"] != knn[2]["line"]["color"]
+    assert knn[0]["line"]["dash"] == knn[2]["line"]["dash"] != knn[1]["line"]["dash"]
+    assert sum(a.get("class") == "differs" for t, a in page.tags if t == "tr") == 2  # out, seed
+    one = read(report([finished.out], options=CPU))
+    assert not any(a.get("class") == "differs" for t, a in one.tags if t == "tr")
+    assert [trace["showlegend"] for trace in one.charts["loss"]["data"]] == [False]
+
+
+@pytest.mark.parametrize(
+    ("std", "state", "sentence"),
+    [
+        (0.98, "healthy", "Healthy"),
+        (0.3, "half collapsed", "Half collapsed"),
+        (0.02, "collapsed", "Collapsed"),
+    ],
+)
+def test_the_verdict(tmp_path: Path, std: float, state: str, sentence: str) -> None:
+    lines = [line(1), line(2, collapse_std=std)]
+    folder = fake_run(tmp_path / "run", recipes.get("demo"), lines)
+    assert verdict(read_runs([folder])[0])[0] == state
+    page = read(report([folder]))
+    assert sentence in page.text
+    assert "is no checkpoint" in page.text or "has no checkpoint" in page.text
+    frames = [a["class"] for _, a in page.tags if (a.get("class") or "").startswith("verdict")]
+    assert frames == [f"verdict {state}"]
+
+
+def test_long_curves_are_thinned_to_means(tmp_path: Path) -> None:
+    lines = [line(n, loss=float(n % 2)) for n in range(1, 5001)]
+    folder = fake_run(tmp_path / "run", recipes.get("demo"), lines)
+    epochs, values = read_runs([folder])[0].curve("loss")
+    assert len(epochs) == len(values) <= 600
+    assert epochs[-1] == 500
+    assert np.mean(values) == pytest.approx(0.5, abs=0.01)
+    assert "mean of several log lines" in read(report([folder])).text
+
+
+def test_scores_before_any_log_line_have_their_epoch(finished: Config) -> None:
+    (finished.out / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": step, "knn_top1_k5": 50.0}) + "\n" for step in (0, 6, 12))
+    )
+    run = read_runs([finished.out])[0]
+    assert run.curve("knn_top1_k5")[0] == [0, 1, 2]
+    assert verdict(run)[0] == "unknown"
+
+
+def test_a_line_cut_short_at_the_end_is_passed_over(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", recipes.get("demo"), [line(1), line(2)])
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    assert len(read_runs([folder])[0].lines) == 2
+
+
+def test_wrong_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    demo = recipes.get("demo")
+    good = fake_run(tmp_path / "good", demo, [line(1)])
+    empty = fake_run(tmp_path / "empty", demo, [])
+    damaged = fake_run(tmp_path / "damaged", demo, [line(1), line(2)])
+    text = (damaged / "metrics.jsonl").read_text()
+    (damaged / "metrics.jsonl").write_text("x" + text)
+    young = fake_run(tmp_path / "young", demo, [line(1)])
+    (young / "summary.json").unlink()
+    strange = fake_run(tmp_path / "strange", demo, [line(1)])
+    (strange / "summary.json").write_text("{")
+    (tmp_path / "no-run").mkdir()
+    for words, message in (
+        ([tmp_path / "nowhere"], f"there is no run {tmp_path / 'nowhere'}: pass a folder"),
+        ([tmp_path / "no-run"], f"expected {tmp_path / 'no-run' / 'metrics.jsonl'}"),
+        ([empty], "metrics.jsonl is empty: wait until"),
+        ([damaged], "metrics.jsonl, line 1 is not JSON: remove the line"),
+        ([young], "does not tell its config yet"),
+        ([strange], "summary.json is damaged"),
+        ([good] * 8, "8 runs are more than colours can tell apart: give 1 to 7"),
+        ([good, "--out", tmp_path], f"--out {tmp_path} is a folder"),
+        ([good, "--out", good / "log" / "x.html"], "cannot write --out"),
+        ([], "RUN"),
+    ):
+        (good / "log").write_text("")
+        assert main(["report", *map(str, words)]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert message in lines[0]
+    assert not (good / "report.html").exists()
+
+
+@pytest.mark.parametrize("module", ["plotly", "sklearn"])
+def test_without_its_libraries_it_says_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=r"report needs .*: pip install 'fastsimsiam\[report\]'"):
+        report([tmp_path])
+
+
+def test_importing_loads_neither_plotly_nor_scikit_learn() -> None:
+    parts = ("figures", "flat_map", "neighbours", "page", "repeat", "sections", "write")
+    names = ", ".join(f"fastsimsiam.report.{part}" for part in parts)
+    code = (
+        f"import sys, fastsimsiam.commands.report, {names}\n"
+        "assert not {'plotly', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_map_takes_images_that_differ() -> None:
+    assert flat_map(np.ones((50, 4), np.float32))[0] is None
+    assert flat_map(np.eye(9, dtype=np.float32))[0] is None
+    rng = np.random.default_rng(0)
+    centres = np.repeat(np.eye(3, 16), 20, axis=0)
+    features = (centres + 0.05 * rng.normal(size=centres.shape)).astype(np.float32)
+    position, why_not = flat_map(features)
+    assert why_not == ""
+    assert position is not None
+    same = flat_map(features)[0]
+    assert same is not None
+    assert np.array_equal(position, same)
+    distance = np.linalg.norm(position[:, None] - position[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert (distance.argmin(axis=1) // 20 == np.arange(60) // 20).all()
+
+
+def test_thumbnails_are_made_smaller_to_fit(class_folders: Path) -> None:
+    storage = open_split(class_folders, "train")
+    index = list(range(12))
+    best = thumbnails(storage, index, side=56, fraction=1.0, most_letters=10**9)
+    size = sum(map(len, best))
+    fewer = thumbnails(storage, index, side=56, fraction=1.0, most_letters=size - 1)
+    assert sum(map(len, fewer)) < size
+
+
+def test_two_thousand_thumbnails_leave_the_page_below_ten_megabytes() -> None:
+    from plotly.offline import get_plotlyjs
+
+    from fastsimsiam.report import write
+
+    gallery = 12 * 7 * 7_000
+    rest = 700_000  # views, curves, points of the map, confusion
+    assert len(get_plotlyjs()) + write._MAP_LETTERS + gallery + rest < 10e6
+
+
+def test_few_of_many_classes_are_shown(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastsimsiam.report.write._CONFUSION_CLASSES", 2)
+    monkeypatch.setattr("fastsimsiam.report.figures._LEGEND_CLASSES", 2)
+    page = read(report([finished.out], options=CPU))
+    assert "the 2 classes with the most errors" in page.text
+    assert np.shape(page.charts["confusion"]["data"][0]["z"]) == (2, 2)
+    (points,) = page.charts["map"]["data"]
+    assert len(points["x"]) == len(points["customdata"]) == len(points["marker"]["color"]) == 24
+
+
+def test_no_more_points_than_a_curve_may_have() -> None:
+    assert report_runs._MOST_POINTS == 600
+
+
+def _needed(reason: str) -> None:
+    if os.environ.get("FASTSIMSIAM_REQUIRE_BROWSER"):
+        pytest.fail(f"{reason}, and FASTSIMSIAM_REQUIRE_BROWSER is set")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _needed("playwright is not installed: pip install playwright")
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        _needed("there is no chromium: apt-get install chromium")
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def test_in_a_browser(browser: Any, finished: Config) -> None:
+    file = report([finished.out], options=CPU)
+    told: list[str] = []
+    asked: list[str] = []
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: told.append(f"error: {error}"))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.resolve().as_uri())
+    page.wait_for_selector("#chart-confusion .heatmaplayer image")
+    for name in CURVES:
+        marks = page.locator(f"#chart-{name} .scatterlayer .trace path")
+        assert marks.count() > 0, name
+        assert marks.first.bounding_box() is not None
+    assert page.locator("#chart-map .scatterlayer .point").count() == 24
+    assert page.locator("#chart-confusion .heatmap-label").count() > 0
+    # The tip shows the picture of the point under the pointer.
+    point = page.locator("#chart-map .scatterlayer .point").first
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    assert page.locator("#tip").is_hidden()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    page.wait_for_selector("#tip:not([hidden])")
+    assert page.evaluate("document.querySelector('#tip img').naturalWidth") == 56
+    assert page.locator("#tip p").inner_text().split("\n")[0] in ("ant", "bee", "cow")
+    place = page.locator("#chart-map").bounding_box()
+    page.mouse.move(place["x"] + 2, place["y"] - 20)
+    page.wait_for_selector("#tip", state="hidden")
+    # A phone, and paper.
+    for width in (390, 320):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for name in CURVES:
+            box = page.locator(f"#chart-{name} .main-svg").first.bounding_box()
+            assert box["x"] + box["width"] <= width, name
+    page.emulate_media(media="print")
+    page.pdf(path=finished.out / "report.pdf", format="A4")
+    assert (finished.out / "report.pdf").stat().st_size > 20_000
+    assert told == []
+    assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
+    page.close()
