@@ -99,7 +99,8 @@ import resource, torch
 import torch.nn.functional as F
 from fastsimsiam.evaluate.knn import knn_accuracy, nearest
 generator = torch.Generator().manual_seed(0)
-bank = F.normalize(torch.randn(200_000, 2048, generator=generator), dim=1)
+bank = torch.randn(200_000, 2048, generator=generator)
+bank /= bank.norm(dim=1, keepdim=True)
 queries = F.normalize(torch.randn(5_000, 2048, generator=generator), dim=1)
 label = torch.randint(0, 1000, (200_000,), generator=generator)
 accuracy = knn_accuracy(

@@ -18,6 +18,7 @@ MOST_RUNS = len(_COLOURS)
 _LEGEND_CLASSES = 24
 _LABEL_LETTERS = 18
 _GRID = "#e3e3e3"
+_HEIGHT = 320
 
 
 def label(text: str, letters: int = _LABEL_LETTERS) -> str:
@@ -57,7 +58,9 @@ def curves(runs: Sequence[Run]) -> list[tuple[str, str, Any]]:
             continue
         figure.update_yaxes(**axis)
         figure.update_xaxes(title="epoch")
-        figure.update_layout(hovermode="x unified")
+        # Legends grow downwards, two entries a row on a phone, and would squeeze the plot.
+        entries = sum(trace.showlegend is not False for trace in figure.data)
+        figure.update_layout(hovermode="x unified", height=_HEIGHT + 11 * entries)
         drawn.append((name.replace("_", "-"), caption, figure))
     return drawn
 
@@ -126,7 +129,7 @@ def class_map(
         )  # fmt: skip
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
-    figure.update_layout(hovermode="closest", height=640)
+    figure.update_layout(hovermode="closest", height=640, legend={"y": -0.02})
     return figure
 
 
@@ -185,7 +188,7 @@ def _figure() -> Any:
             "template": "none",
             "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
             "margin": {"l": 48, "r": 12, "t": 8, "b": 40},
-            "height": 320,
+            "height": _HEIGHT,
             "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
         }
     )

@@ -39,11 +39,15 @@
     window.addEventListener("scroll", hide, { passive: true });
   }
 
-  // Paper has another width than the screen, and no plot asks for it by itself.
-  const refit = () => places.forEach((place) => Plotly.Plots.resize(place));
+  // Paper has another width than the screen, and a plot does not follow by itself: A4 less its
+  // margins is 688 pixels wide.
   window.addEventListener("beforeprint", () => {
     document.querySelectorAll("details").forEach((item) => { item.open = true; });
-    refit();
+    places.forEach((place) => {
+      Plotly.relayout(place, { width: place.closest(".charts") ? 330 : 670 });
+    });
   });
-  window.addEventListener("afterprint", refit);
+  window.addEventListener("afterprint", () => {
+    places.forEach((place) => Plotly.relayout(place, { width: null, autosize: true }));
+  });
 })();
