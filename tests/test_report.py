@@ -274,7 +274,7 @@ def test_what_is_left_out_is_said(
     page = read(report([moved.out], options=CPU))
     assert list(page.charts) == CURVES
     assert page.images is None
-    wanted = f"There is no data set at {data}; pass --data PATH."
+    wanted = f"Left out: there is no data set at {data}; pass --data PATH."
     assert wanted in page.text
     assert "--data PATH" in capsys.readouterr().err
     # With the data named, nothing is left out; it is not the data that the config names.
@@ -355,7 +355,7 @@ def test_broken_images_are_left_out(finished: Config, tmp_path: Path) -> None:
         report([finished.out], data=data, options=CPU)
     page = read(report([finished.out], data=data, options=replace(CPU, on_bad_image="skip")))
     assert len(page.images["jpegs"]) == 23
-    assert "95 " not in page.text  # the heading is of the run, not of this data
+    assert "96 of 3 classes" in page.text  # of the run, not of this data
     assert page.text.count("cannot be decoded") == 2
 
 

@@ -145,15 +145,18 @@ def _marker(look: tuple[Any, Any]) -> dict[str, Any]:
     return {"color": look[0], "symbol": look[1], "size": 8, "opacity": 0.85, "line": edge}
 
 
-def confusion(counts: npt.NDArray[np.int64], classes: Sequence[str]) -> Any:
+def confusion(
+    counts: npt.NDArray[np.int64], total: npt.NDArray[np.int64], classes: Sequence[str]
+) -> Any:
     """What was taken for what: shade is the share of the true class, the text is the count.
 
     Args:
         counts: (C, C), true class by predicted class.
+        total: (C,) images of each class, also those taken for a class that is not shown.
         classes: C names.
     """
     figure = _figure()
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    share = counts / np.maximum(total[:, None], 1)
     ticks = list(range(len(classes)))
     full = [label(name, 60) for name in classes]
     figure.add_heatmap(

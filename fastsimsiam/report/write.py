@@ -254,15 +254,17 @@ def _add_map(page: _Page, fraction: float, found: Neighbourhood) -> None:
 
 def _add_confusion(page: _Page, found: Neighbourhood) -> None:
     counts, classes = found.counts(), found.bank.storage.classes
-    wrong = counts.sum(axis=1) - counts.diagonal()
-    what = "training images, each without itself" if found.of_training else "validation images"
-    about = f"{found.accuracy:.1%} of {len(found.label):,} {what}, are right with k {found.k}."
+    total = counts.sum(axis=1)
+    shown = np.arange(len(classes))
+    what = "training images, each without itself," if found.of_training else "validation images"
+    about = f"{found.accuracy:.1%} of {len(found.label):,} {what} are right with k {found.k}."
     if len(classes) > _CONFUSION_CLASSES:
+        wrong = total - counts.diagonal()
         shown = np.sort(np.argsort(-wrong, kind="stable")[:_CONFUSION_CLASSES])
-        counts, classes = counts[np.ix_(shown, shown)], [classes[name] for name in shown.tolist()]
-        about += f" Shown are the {len(classes)} classes with the most errors."
-    page.charts["confusion"] = figures.confusion(counts, classes)
+        about += f" Shown are the {len(shown)} classes with the most errors."
+    names = [classes[number] for number in shown.tolist()]
+    page.charts["confusion"] = figures.confusion(counts[np.ix_(shown, shown)], total[shown], names)
     body = sections.paragraph(about) + sections.chart(
-        "confusion", "Counts; the shade is the share of the class", 160 + 30 * len(classes)
+        "confusion", "Counts; the shade is the share of the class", 160 + 30 * len(names)
     )
     page.body.append(sections.section("confusion", "What is taken for what", body))
