@@ -257,6 +257,8 @@ def test_names_of_users_are_text(config: Config, class_folders: Path, tmp_path: 
     assert "<script>alert(2)" in page.text
     assert nasty in [a.get("alt") for _, a in page.tags]
     assert nasty in page.images["classes"]  # set as textContent
+    # "<!--<script" in a script would swallow the rest of the page.
+    assert "<" not in page.scripts["images"] + page.scripts["charts"]
     # plotly reads markup in names: it gets them escaped.
     ticks = page.charts["confusion"]["layout"]["yaxis"]["ticktext"]
     assert ticks[0].startswith("&lt;img src=x on")
@@ -586,6 +588,14 @@ def test_in_a_browser(browser: Any, finished: Config) -> None:
     page.emulate_media(media="print")
     page.pdf(path=finished.out / "report.pdf", format="A4")
     assert (finished.out / "report.pdf").stat().st_size > 20_000
+    page.emulate_media(media="screen")
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    # No button that uploads a chart, and nothing said or fetched.
+    titles = page.locator("#chart-loss .modebar-btn").evaluate_all(
+        "buttons => buttons.map(button => button.dataset.title)"
+    )
+    assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Reset axes"]
     assert told == []
     assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
     page.close()

@@ -38,7 +38,7 @@ def curves(runs: Sequence[Run]) -> list[tuple[str, str, Any]]:
         (
             "knn",
             "kNN top-1 on the validation split, %; epoch 0 is untrained",
-            {"rangemode": "tozero"},
+            {},
         ),
         (
             "collapse_std",
@@ -171,14 +171,12 @@ def confusion(
         "<br>%{z:.1%} of the class<extra></extra>",
         colorscale=[[0, "#ffffff"], [1, _COLOURS[0]]],
         zmin=0, zmax=1, xgap=1, ygap=1,
-        colorbar={"title": {"text": "share"}, "tickformat": ".0%", "thickness": 12},
+        showscale=False,
     )  # fmt: skip
     names = [label(name) for name in classes]
-    figure.update_xaxes(title="taken for", tickvals=ticks, ticktext=names, showgrid=False)
-    figure.update_yaxes(
-        title="class", tickvals=ticks, ticktext=names, showgrid=False, autorange="reversed"
-    )
-    figure.update_layout(height=180 + 34 * len(classes), plot_bgcolor="#f2f2f2")
+    figure.update_xaxes(tickvals=ticks, ticktext=names, showgrid=False)
+    figure.update_yaxes(tickvals=ticks, ticktext=names, showgrid=False, autorange="reversed")
+    figure.update_layout(height=140 + 34 * len(classes), plot_bgcolor="#f2f2f2")
     return figure
 
 

@@ -5,7 +5,9 @@
   const tip = document.getElementById("tip");
   // A finger that moves over a chart scrolls the page; it does not draw a box to zoom into.
   const touch = window.matchMedia("(pointer: coarse)").matches;
-  const options = { responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover" };
+  const options = { responsive: true, displaylogo: false, displayModeBar: touch ? false : "hover",
+    // The default has a button that uploads the chart to a server.
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
   const places = [];
 
   for (const [name, figure] of Object.entries(charts)) {
@@ -24,7 +26,8 @@
     tip.querySelector("p").textContent = truth + "\n" + judged + "\n" + images.names[number];
     tip.hidden = false;
     const gap = 14;
-    const x = event.event.clientX, y = event.event.clientY;
+    const touches = event.event.changedTouches;
+    const { clientX: x, clientY: y } = touches && touches.length ? touches[0] : event.event;
     const right = x + gap + tip.offsetWidth > document.documentElement.clientWidth;
     const below = y + gap + tip.offsetHeight > window.innerHeight;
     tip.style.left = Math.max(4, right ? x - gap - tip.offsetWidth : x + gap) + "px";
@@ -35,6 +38,7 @@
   const map = document.getElementById("chart-map");
   if (map && images) {
     map.on("plotly_hover", show);
+    map.on("plotly_click", show); // a finger does not hover
     map.on("plotly_unhover", hide);
     window.addEventListener("scroll", hide, { passive: true });
   }

@@ -198,7 +198,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         found.append(("training images", f"{counts[0]:,}{classes}"))
     found.append(("epochs", f"{done:.4g} of {config.epochs}, batch {config.batch_size}"))
     seconds = run.summary.get("seconds")
-    took = f" (took {clock(seconds)})" if isinstance(seconds, (int, float)) else " (not finished)"
+    took = f", took {clock(seconds)}" if isinstance(seconds, (int, float)) else ", not finished"
     found.append(("last written", f"{run.changed:%Y-%m-%d %H:%M}{took}"))
     for name in run.scores:
         values = run.values(name)

@@ -152,7 +152,7 @@ def environment(run: Run) -> str:
     rows = [[name, str(version)] for name, version in versions.items()]
     if run.log:
         rows.append(["chosen", run.log[0]])
-    rows.append(["steps saved", "none" if run.step is None else f"{run.step}"])
+    rows.append(["checkpoint", "none" if run.step is None else f"of step {run.step}"])
     rows += [["warning", line] for line in run.log if line.startswith("WARNING")]
     bad: dict[str, Any] = run.summary.get("bad_images", {})
     if bad:

@@ -265,6 +265,8 @@ def _add_confusion(page: _Page, found: Neighbourhood) -> None:
     names = [classes[number] for number in shown.tolist()]
     page.charts["confusion"] = figures.confusion(counts[np.ix_(shown, shown)], total[shown], names)
     body = sections.paragraph(about) + sections.chart(
-        "confusion", "Counts; the shade is the share of the class", 160 + 30 * len(names)
+        "confusion",
+        "Rows: the class; columns: what it was taken for; shade: share of the class",
+        100 + 26 * len(names),
     )
     page.body.append(sections.section("confusion", "What is taken for what", body))
