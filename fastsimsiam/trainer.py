@@ -4,6 +4,7 @@ Between two log steps the host never waits for the device: the learning rate is 
 figures are summed on the device, and so is the check that the loss is finite.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,19 @@ from fastsimsiam.recorder import Recorder, clock
 from fastsimsiam.schedule import Durations, learning_rate, starting_rate
 
 _COLLAPSED_STD = 0.1
-_COLLAPSED_LOSS = -0.95
+_COLLAPSED_LOSS = -0.9
+
+
+def collapsed_std(batch_size: int) -> float:
+    """Below which the collapse figure of a batch means collapse.
+
+    Behind a BatchNorm not all outputs of a batch can be equal: one is left opposite to all others, and
+    the figure is about 2 / sqrt(batch size).
+
+    Args:
+        batch_size: of which the figure was taken, on one device.
+    """
+    return max(_COLLAPSED_STD, 3.0 / math.sqrt(batch_size))
 
 
 class NonFiniteLossError(UserError):
@@ -238,7 +251,8 @@ class Trainer:
         self._warn_of_collapse(means)
 
     def _warn_of_collapse(self, means: dict[str, float]) -> None:
-        collapsed = means.get("collapse_std", 1.0) < _COLLAPSED_STD
+        least = collapsed_std(self.plan.batch_size)
+        collapsed = means.get("collapse_std", 1.0) < least
         if collapsed and means["loss"] < _COLLAPSED_LOSS and not self._warned:
             self._warned = True
             self.recorder.say(

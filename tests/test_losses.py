@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fastsimsiam.losses import collapse_std, negative_cosine_similarity
+from fastsimsiam.trainer import collapsed_std
 
 
 def naive_loss(p: np.ndarray, z: np.ndarray) -> float:
@@ -56,3 +57,15 @@ def test_collapse_std_is_one_when_healthy_and_zero_when_collapsed() -> None:
     one_axis = torch.zeros(64, 128)
     one_axis[:, 0] = torch.randn(64).sign()
     assert collapse_std(one_axis).item() < 0.2
+
+
+def test_collapse_is_told_at_any_batch_size() -> None:
+    """Behind a BatchNorm the most equal that outputs can be: all alike but one."""
+    for batch in (16, 64, 512, 4096):
+        z = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)).repeat(batch, 1)
+        z[0] = -5 * z[0]
+        normed = torch.nn.BatchNorm1d(32, affine=False)(z)
+        figure = collapse_std(normed).item()
+        assert figure == pytest.approx(2 / batch**0.5, rel=0.1)
+        assert figure < collapsed_std(batch) < 0.8
+    assert collapsed_std(4096) == 0.1
