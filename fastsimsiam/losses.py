@@ -5,6 +5,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+_COLLAPSED_STD = 0.1
+
 
 def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
     """Mean over the batch of -cos(p, z), in float32; a stop-gradient is the caller's.
@@ -32,3 +34,15 @@ def collapse_std(z: Tensor) -> Tensor:
     direction = F.normalize(z.detach().float(), dim=1)
     mean_std: Tensor = direction.std(dim=0, correction=0).mean()
     return mean_std * math.sqrt(z.shape[1])
+
+
+def collapsed_std(batch_size: int) -> float:
+    """Below which the collapse figure of a batch in training means collapse.
+
+    Behind a BatchNorm not all outputs of a batch can be equal: one is left opposite to all others, and
+    the figure is about 2 / sqrt(batch size).
+
+    Args:
+        batch_size: of which the figure was taken, on one device.
+    """
+    return max(_COLLAPSED_STD, 3.0 / math.sqrt(batch_size))

@@ -4,7 +4,6 @@ Between two log steps the host never waits for the device: the learning rate is 
 figures are summed on the device, and so is the check that the loss is finite.
 """
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,26 +19,14 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.evaluators import Evaluator
 from fastsimsiam.interrupt import Interrupt, catch_signals
 from fastsimsiam.loaders.batch import Batch, Loader
+from fastsimsiam.losses import collapsed_std
 from fastsimsiam.methods.base import Method
 from fastsimsiam.optim import ScheduledSGD
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.recorder import Recorder, clock
 from fastsimsiam.schedule import Durations, learning_rate, starting_rate
 
-_COLLAPSED_STD = 0.1
 _COLLAPSED_LOSS = -0.9
-
-
-def collapsed_std(batch_size: int) -> float:
-    """Below which the collapse figure of a batch means collapse.
-
-    Behind a BatchNorm not all outputs of a batch can be equal: one is left opposite to all others, and
-    the figure is about 2 / sqrt(batch size).
-
-    Args:
-        batch_size: of which the figure was taken, on one device.
-    """
-    return max(_COLLAPSED_STD, 3.0 / math.sqrt(batch_size))
 
 
 class NonFiniteLossError(UserError):
@@ -251,8 +238,7 @@ class Trainer:
         self._warn_of_collapse(means)
 
     def _warn_of_collapse(self, means: dict[str, float]) -> None:
-        least = collapsed_std(self.plan.batch_size)
-        collapsed = means.get("collapse_std", 1.0) < least
+        collapsed = means.get("collapse_std", 1.0) < collapsed_std(self.plan.batch_size)
         if collapsed and means["loss"] < _COLLAPSED_LOSS and not self._warned:
             self._warned = True
             self.recorder.say(

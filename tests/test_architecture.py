@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "checkpoint": {"config_io"},
     "config_io": set(),
     "trainer": {
-        "checkpoint", "distributed", "evaluate", "interrupt", "loaders", "methods", "optim", "plan",
-        "recorder", "schedule",
+        "checkpoint", "distributed", "evaluate", "interrupt", "loaders", "losses", "methods", "optim",
+        "plan", "recorder", "schedule",
     },
 }  # fmt: skip
 

@@ -25,11 +25,10 @@ from fastsimsiam.cli import main
 from fastsimsiam.config import Config, KnnConfig, OptimizerConfig, SimSiamConfig, ViewSpec
 from fastsimsiam.config_io import to_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.knn import knn_accuracy
 from fastsimsiam.pretraining import pretrain
 from fastsimsiam.report import runs as report_runs
 from fastsimsiam.report.flat_map import flat_map
-from fastsimsiam.report.neighbours import Embedded, _nearest, vote
+from fastsimsiam.report.neighbours import Embedded, _nearest
 from fastsimsiam.report.repeat import command
 from fastsimsiam.report.runs import read_runs, verdict
 from fastsimsiam.report.thumbnails import thumbnails
@@ -329,25 +328,6 @@ def test_an_image_is_not_its_own_neighbour() -> None:
     assert (similarity.diff(dim=1) <= 0).all()
 
 
-def test_votes_are_those_of_the_knn_of_training() -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def unit(number: int) -> torch.Tensor:
-        return torch.nn.functional.normalize(torch.randn(number, 6, generator=generator), dim=1)
-
-    bank, queries = unit(200), unit(300)
-    label = torch.randint(0, 5, (200,), generator=generator)
-    truth = torch.randint(0, 5, (300,), generator=generator)
-    similarity, position = (queries @ bank.T).topk(20, dim=1)
-    right = (
-        (vote(similarity, label[position], temperature=0.1, num_classes=5) == truth).float().mean()
-    )
-    expected = knn_accuracy(
-        bank, label, queries, truth, k=[20], temperature=0.1, num_classes=5
-    )  # fmt: skip
-    assert right.item() == pytest.approx(expected[20])
-
-
 def test_broken_images_are_left_out(finished: Config, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(finished.data, data)
@@ -399,6 +379,15 @@ def test_the_verdict(tmp_path: Path, std: float, state: str, sentence: str) -> N
     assert "is no checkpoint" in page.text or "has no checkpoint" in page.text
     frames = [a["class"] for _, a in page.tags if (a.get("class") or "").startswith("verdict")]
     assert frames == [f"verdict {state}"]
+
+
+def test_collapse_is_told_at_a_small_batch(tmp_path: Path) -> None:
+    config = replace(recipes.get("imagenette"), batch_size=64)
+    for name, loss, state in (("a", -0.99, "collapsed"), ("b", -0.5, "half collapsed")):
+        folder = fake_run(tmp_path / name, config, [line(1, collapse_std=0.26, loss=loss)])
+        run = read_runs([folder])[0]
+        assert verdict(run)[0] == state
+        assert "below 0.38 is collapsed at batch 64" in verdict(run)[1]
 
 
 def test_long_curves_are_thinned_to_means(tmp_path: Path) -> None:

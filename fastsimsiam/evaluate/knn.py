@@ -69,11 +69,31 @@ def knn_accuracy(
     """
     similarity, position = nearest(queries, bank, max(k))
     label = bank_label[position]
-    # Relative to the nearest one, so that the exponential cannot overflow.
-    weight = ((similarity - similarity[:, :1]) / temperature).exp()
     result = {}
     for count in k:
-        votes = torch.zeros(len(queries), num_classes, device=queries.device)
-        votes.scatter_add_(1, label[:, :count], weight[:, :count])
-        result[count] = (votes.argmax(dim=1) == query_label).float().mean().item()
+        answer = vote(
+            similarity[:, :count],
+            label[:, :count],
+            temperature=temperature,
+            num_classes=num_classes,
+        )
+        result[count] = (answer == query_label).float().mean().item()
     return result
+
+
+def vote(similarity: Tensor, label: Tensor, *, temperature: float, num_classes: int) -> Tensor:
+    """The class that neighbours vote for, weighted by exp(similarity / temperature).
+
+    Args:
+        similarity: (Q, K) cosine similarities, falling.
+        label: (Q, K) classes of the neighbours.
+        temperature: of the weights.
+        num_classes: C.
+
+    Returns:
+        (Q,) class numbers.
+    """
+    # Relative to the nearest one, so that the exponential cannot overflow.
+    weight = ((similarity - similarity[:, :1]) / temperature).exp()
+    votes = torch.zeros(len(label), num_classes, device=label.device)
+    return votes.scatter_add_(1, label, weight).argmax(dim=1)

@@ -42,7 +42,7 @@ def curves(runs: Sequence[Run]) -> list[tuple[str, str, Any]]:
         ),
         (
             "collapse_std",
-            "Collapse figure, std of z/|z| times √D; 1 is healthy, 0 collapsed",
+            "Collapse figure, std of z/|z| times √D; 1 is healthy, near 0 collapsed",
             {"range": [0, 1.1]},
         ),
         ("lr", "Learning rate", {"rangemode": "tozero"}),
@@ -57,7 +57,7 @@ def curves(runs: Sequence[Run]) -> list[tuple[str, str, Any]]:
         if not figure.data:
             continue
         figure.update_yaxes(**axis)
-        figure.update_xaxes(title="epoch")
+        figure.update_xaxes(title={"text": "epoch", "standoff": 6})
         # Legends grow downwards, two entries a row on a phone, and would squeeze the plot.
         entries = sum(trace.showlegend is not False for trace in figure.data)
         figure.update_layout(hovermode="x unified", height=_HEIGHT + 11 * entries)
@@ -129,7 +129,7 @@ def class_map(
         )  # fmt: skip
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
-    figure.update_layout(hovermode="closest", height=640, legend={"y": -0.02})
+    figure.update_layout(hovermode="closest", height=640)
     return figure
 
 
@@ -190,7 +190,14 @@ def _figure() -> Any:
             "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
             "margin": {"l": 48, "r": 12, "t": 8, "b": 40},
             "height": _HEIGHT,
-            "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+            # At the lower edge: below a plot of its height it would run into the axis.
+            "legend": {
+                "orientation": "h",
+                "yref": "container",
+                "y": 0,
+                "yanchor": "bottom",
+                "x": 0,
+            },
         }
     )
     figure.update_xaxes(gridcolor=_GRID, zeroline=False, automargin=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastsimsiam.build import center_plan, usable_k
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import extract
-from fastsimsiam.evaluate.knn import nearest
+from fastsimsiam.evaluate.knn import nearest, vote
 from fastsimsiam.loaders.batch import Loader
 from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.progress import ImageProgress
@@ -145,23 +145,6 @@ def examine(session: Session) -> Neighbourhood:
         k=k,
         of_training=own is not None,
     )
-
-
-def vote(similarity: Tensor, label: Tensor, *, temperature: float, num_classes: int) -> Tensor:
-    """The class that neighbours vote for, weighted as in `evaluate.knn.knn_accuracy`.
-
-    Args:
-        similarity: (Q, K) cosine similarities, falling.
-        label: (Q, K) classes of the neighbours.
-        temperature: of the weights.
-        num_classes: C.
-
-    Returns:
-        (Q,) class numbers.
-    """
-    weight = ((similarity - similarity[:, :1]) / temperature).exp()
-    votes = torch.zeros(len(label), num_classes, device=label.device)
-    return votes.scatter_add_(1, label, weight).argmax(dim=1)
 
 
 def _nearest(asked: Embedded, bank: Embedded, k: int, own: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,11 @@ from fastsimsiam.config import Config
 from fastsimsiam.config_io import from_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.inspection import verdict as in_words
+from fastsimsiam.losses import collapsed_std
 from fastsimsiam.recorder import clock
 
 _ANNOUNCED = re.compile(r"(\d+) images of (\d+) classes")
+_COLLAPSED_LOSS = -0.9
 # A curve is a few hundred pixels wide; a run of ImageNet logs 25,000 lines.
 _MOST_POINTS = 600
 
@@ -180,9 +182,15 @@ def verdict(run: Run) -> tuple[str, str]:
     values = run.values("collapse_std")
     if not values:
         return "unknown", "no verdict: the run has not logged a step yet"
-    text = in_words(values[-1][1])
+    std = values[-1][1]
+    # As the trainer warns: behind a BatchNorm the figure of a batch cannot fall to 0.
+    batch = run.config.batch_size // run.config.accumulate
+    loss = (run.values("loss") or [(0.0, 0.0)])[-1][1]
+    collapsed = std < collapsed_std(batch) and loss < _COLLAPSED_LOSS
+    text = in_words(0.0 if collapsed else std)
     figure = (
-        f"the last std of z/|z| times \u221aD is {values[-1][1]:.2f}; 1 is healthy, 0 collapsed"
+        f"the last std of z/|z| times \u221aD is {std:.2f}; 1 is healthy, below "
+        f"{collapsed_std(batch):.2f} is collapsed at batch {batch}"
     )
     return text.partition(":")[0], f"{text} ({figure})"
 
