@@ -23,7 +23,7 @@ FED = Figures(
     features=12_000, samples=[3_900, 4_000, 3_950], data_wait=0.01, compile_seconds=60,
     loader_name="folder", workers=16, cores=16, decoded_bytes=10**12, device_memory=80 * 10**9,
     device_free=10 * 10**9, mean_pixels=187_500, crop_pixels=224**2, packed=False, has_dali=True,
-    has_ffcv=True, has_compiler=True, precision="bfloat16", compiled="step", batch_size=512,
+    has_compiler=True, precision="bfloat16", compiled="step", batch_size=512,
 )  # fmt: skip
 STARVED = replace(FED, loader=2_000, decode=2_400, train=1_990, data_wait=0.5)
 CPU_ONLY = replace(FED, gpu=False, loader=1_000, step=100, train=91, compiled="colour")

@@ -120,11 +120,12 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
     device, _ = choose_device(config)
     chosen = trial.choose(config, train)
     say(chosen.why)
-    batch_size = config.batch_size if device.type == "cuda" else _batch(config, train, seconds)
-    if batch_size != config.batch_size:
-        say(
-            f"measured with batches of {batch_size}: one of {config.batch_size} takes too long here"
-        )
+    part_of_step = config.batch_size // config.accumulate  # what has to fit the memory at once
+    batch_size = part_of_step
+    if device.type != "cuda":
+        batch_size = _batch(config, part_of_step, train, seconds)
+    if batch_size != part_of_step:
+        say(f"measured with batches of {batch_size}: one of {part_of_step} takes too long here")
     smaller = replace(config, batch_size=batch_size, accumulate=1)
 
     @contextmanager
@@ -162,6 +163,7 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
             rate, _ = parts_allow(loader.images_per_second, step.images_per_second, gpu=gpu)
             steps = max(_FEWEST_STEPS, round(given * rate / batch_size))
             together, data_wait = trial.measure_train(trainer, steps)
+    machine = describe()
     figures = Figures(
         gpu=gpu, storage=storage.images_per_second, decode=decode.images_per_second,
         loader=loader.images_per_second, augment=augment.images_per_second,
@@ -172,8 +174,7 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
         device_memory=torch.cuda.get_device_properties(device).total_memory if gpu else host_memory(),
         device_free=free, mean_pixels=float(np.prod(train.sizes.astype(np.float64), axis=1).mean()),
         crop_pixels=float(config.image_size**2), packed=isinstance(train, Beton),
-        has_dali=describe()["optional"]["dali"], has_ffcv=describe()["optional"]["ffcv"],
-        has_compiler=describe()["optional"]["compiler"],
+        has_dali=machine["optional"]["dali"], has_compiler=machine["optional"]["compiler"],
         precision=str(chosen.dtype).removeprefix("torch."), compiled=chosen.compiled,
         batch_size=config.batch_size,
     )  # fmt: skip
@@ -183,7 +184,7 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
         # Before the first step, every so often, and at the end.
         evaluations = 1 + -(-lengths.stop // lengths.knn_every)
     return Report(
-        machine=describe(), config=config, images=len(train), made_up=made_up,
+        machine=machine, config=config, images=len(train), made_up=made_up,
         measured_batch=batch_size, storage_bytes_per_second=storage_bytes, why=chosen.why,
         figures=figures,
         forecast=forecast(
@@ -207,9 +208,9 @@ def _open(config: Config, made_up: bool) -> tuple[Storage, int]:
     return repeated(open_folders(folder, "train"), images), val_images
 
 
-def _batch(config: Config, train: Storage, seconds: float) -> int:
+def _batch(config: Config, size: int, train: Storage, seconds: float) -> int:
     """The batch size, or that halved until a step fits the time many times."""
-    probe = min(config.batch_size, _PROBE_BATCH, len(train))
+    probe = min(size, _PROBE_BATCH, len(train))
     quick = replace(
         config, batch_size=probe, accumulate=1, compile="off", loader="folder", workers=1
     )
@@ -220,7 +221,6 @@ def _batch(config: Config, train: Storage, seconds: float) -> int:
         started = time.perf_counter()
         trial.one_step(trainer, batch)
         rate = probe / (time.perf_counter() - started)
-    size = config.batch_size
     while size > 2 * probe and size % 2 == 0 and size / rate > _LONGEST_STEP * seconds:
         size //= 2
     return size

@@ -33,7 +33,7 @@ class Figures:
         mean_pixels: of an image.
         crop_pixels: of a view.
         packed: the data set is a packed file.
-        has_dali, has_ffcv, has_compiler: optional parts.
+        has_dali, has_compiler: optional parts.
         precision: `bfloat16` or `float32`.
         compiled: `step`, `colour` or `off`.
         batch_size: images per step.
@@ -60,7 +60,6 @@ class Figures:
     crop_pixels: float
     packed: bool
     has_dali: bool
-    has_ffcv: bool
     has_compiler: bool
     precision: str
     compiled: str
