@@ -59,7 +59,7 @@ def export(
         _write_onnx(frozen, out)
     else:
         require("safetensors", f"--format {format}", _INSTALL)
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         state: dict[str, Tensor] = {
             key: value.contiguous() for key, value in frozen.backbone.state_dict().items()
@@ -72,7 +72,8 @@ def export(
             "format": "pt", "arch": frozen.arch, "stem": frozen.stem,
             "fastsimsiam": fastsimsiam.__version__,
         }  # fmt: skip
-        _written(out, lambda file: save_file(state, file, metadata=about))
+        # Not by its `save_file`, whose files nobody else may read.
+        _written(out, lambda file: file.write_bytes(save(state, metadata=about)))
     card = out.with_name(out.name + ".md")
     _written(card, lambda file: file.write_text(model_card(frozen, out, format)))
     return out, card

@@ -113,7 +113,7 @@ def _projector(session: Session) -> Callable[[Tensor], Tensor] | None:
 
 HEALTHY = {
     "std": ("std x sqrt(D)", "about 1 (collapsed: 0)"),
-    "mean_cosine": ("mean cosine", "near 0 (collapsed: 1)"),
+    "mean_cosine": ("mean cosine", "near 0; after a ReLU, as h is, a half (collapsed: 1)"),
     "effective_rank": ("effective rank", "tens to hundreds (collapsed: 1 or a few)"),
     "uniformity": ("uniformity", "-4 at best (collapsed: 0)"),
     "alignment": ("alignment", "well below 2, as of unrelated views; 0 where collapsed"),

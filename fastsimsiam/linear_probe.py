@@ -83,6 +83,7 @@ def linear(
                 "another --out"
             )
         started = time.perf_counter()
+        features = _training(session, config, cached)
         with ImageProgress("epochs", unit="epochs") as progress:
 
             def after_epoch(now: LinearState) -> None:
@@ -90,14 +91,12 @@ def linear(
                 if file:
                     write_atomically(file, {"identity": identity, **now.state_dict()})
 
-            train(state, _training(session, config, cached), config, after_epoch)
+            train(state, features, config, after_epoch)
         top1, top5 = accuracy(state.layer, _validation(session))
         assert _digest(backbone) == before, "the frozen backbone has changed"
         assert session.val is not None
         return {
-            "protocol": "cached features of centred crops: quick, not the published protocol"
-            if cached
-            else "random crops, as published",
+            "protocol": _protocol(config, cached),
             "top1": top1,
             "top5": top5,
             "losses": state.losses,
@@ -111,6 +110,19 @@ def linear(
             "val_images": len(session.val),
             "image_size": session.config.image_size,
         }
+
+
+def _protocol(config: LinearConfig, cached: bool) -> str:
+    """What was done, and whether the figure compares with published ones."""
+    if cached:
+        return "cached features of centred crops: quick, not the published protocol"
+    published = LinearConfig(seed=config.seed)
+    changed = [
+        f"{key} {value}" for key, value in asdict(config).items() if value != asdict(published)[key]
+    ]
+    if changed:
+        return f"random crops, not the published protocol: {', '.join(changed)}"
+    return "random crops, the published protocol"
 
 
 def _training(session: Session, config: LinearConfig, cached: bool) -> Features:

@@ -39,6 +39,11 @@ def expected(run: Path, images: Tensor) -> Tensor:
     return found
 
 
+def card_mode(file: Path) -> int:
+    """Permissions of the card beside a file: those of any new file."""
+    return file.with_name(file.name + ".md").stat().st_mode
+
+
 def test_torchvision_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     assert main(["export", str(run), str(file)]) == 0
@@ -55,6 +60,7 @@ def test_torchvision_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None
         '"batch_size": 8',
     ):
         assert word in card
+    assert file.stat().st_mode & 0o444 == card_mode(file) & 0o444
     # What was exported can be read again.
     assert load_frozen(file).arch == "resnet18"
 

@@ -112,7 +112,10 @@ def test_from_a_run_to_a_score(
     words += ["--optimizer", "sgd"]
     capsys.readouterr()
     assert main([*words, *(["--cached"] if cached else [])]) == 0
-    assert ("not the published protocol" in capsys.readouterr().out) == cached
+    said = capsys.readouterr().out
+    assert "not the published protocol" in said
+    assert ("cached" in said) == cached
+    assert ("epochs 6, batch_size 32" in said) != cached
     found = json.loads(file.read_text())
     assert 0 < found["top1"] < found["top5"] == 100  # three classes, of textures drawn alike
     assert len(found["losses"]) == 6
@@ -179,3 +182,11 @@ def test_too_large_a_batch_is_one_line(tiny_config: Config) -> None:
         UserError, match="96 images, fewer than one batch of 4096: lower --batch-size"
     ):
         linear_probe.linear(tiny_config.out, tiny_config.data, options=ON_CPU)
+
+
+def test_only_the_published_protocol_is_called_so() -> None:
+    assert (
+        linear_probe._protocol(LinearConfig(seed=3), False)
+        == "random crops, the published protocol"
+    )
+    assert "lr 0.02" in linear_probe._protocol(LinearConfig(lr=0.02), False)
