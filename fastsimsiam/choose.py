@@ -1,6 +1,7 @@
 """What `auto` means on this machine; every choice comes with its reason, for the log."""
 
 import shutil
+from dataclasses import dataclass
 
 import torch
 
@@ -125,3 +126,29 @@ def choose_loader(
     if device.type == "cuda" and cores < _CORES_PER_GPU and has_dali():
         return "dali", f"{why}; {cores:.0f} CPU cores per GPU are few, so the GPU decodes"
     return "folder", why
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What `auto` has made of a config, and why, in a line for the log."""
+
+    device: torch.device
+    dtype: torch.dtype
+    loader: str
+    compiled: CompileName
+    why: str
+
+
+def choose_all(
+    config: Config, storage: Storage, local_rank: int = 0, num_processes: int = 1
+) -> Chosen:
+    """Device, precision, loader and compilation for a run on a training split."""
+    device, why_device = choose_device(config, local_rank)
+    dtype, why_dtype = choose_dtype(config, device)
+    loader, why_loader = choose_loader(config, storage, device, num_processes)
+    compiled, why_compiled = choose_compile(config, len(storage), device, num_processes)
+    why = (
+        f"loader {loader} ({why_loader}); device {device} ({why_device}); precision "
+        f"{str(dtype).removeprefix('torch.')} ({why_dtype}); compile {compiled} ({why_compiled})"
+    )
+    return Chosen(device=device, dtype=dtype, loader=loader, compiled=compiled, why=why)

@@ -13,7 +13,7 @@ import torch
 import fastsimsiam
 from fastsimsiam.build import build_knn, build_loader, build_trainer, fingerprint
 from fastsimsiam.checkpoint import Checkpoint, CheckpointStore, require_same_run
-from fastsimsiam.choose import choose_compile, choose_device, choose_dtype, choose_loader
+from fastsimsiam.choose import choose_all, choose_device
 from fastsimsiam.config import Config
 from fastsimsiam.config_io import to_dict
 from fastsimsiam.distributed import World, join
@@ -63,7 +63,6 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
     """
     device_type = choose_device(config)[0].type
     with join(device_type) as world:
-        device, why_device = choose_device(config, world.local_rank)
         if config.batch_size % (world.size * config.accumulate):
             raise UserError(
                 f"--batch-size {config.batch_size} cannot be shared by {world.size} processes with "
@@ -79,15 +78,10 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
                 resumed_step=checkpoint.step if checkpoint else None,
             )
         ) as recorder:
-            dtype, why_dtype = choose_dtype(config, device)
             train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
-            name, why_loader = choose_loader(config, train, device, world.size)
-            compiled, why_compiled = choose_compile(config, len(train), device, world.size)
-            recorder.say(
-                f"loader {name} ({why_loader}); device {device} ({why_device}); "
-                f"precision {str(dtype).removeprefix('torch.')} ({why_dtype}); "
-                f"compile {compiled} ({why_compiled})"
-            )
+            chosen = choose_all(config, train, world.local_rank, world.size)
+            device, dtype = chosen.device, chosen.dtype
+            recorder.say(chosen.why)
             for warning in warnings:
                 recorder.say(warning)
             if checkpoint:
@@ -95,7 +89,7 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
 
             def loader_of(storage: Storage) -> Loader:
                 return build_loader(
-                    name, storage, device=device, workers=config.workers,
+                    chosen.loader, storage, device=device, workers=config.workers,
                     on_bad_image=config.on_bad_image, folder=config.folder, dali=config.dali,
                     report=_reporter(recorder, "decoding"),
                 )  # fmt: skip
@@ -107,7 +101,7 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
                 trainer = build_trainer(
                     config, train, loader,
                     evaluators=evaluators, store=store, recorder=recorder, device=device,
-                    dtype=dtype, compiled=compiled, world=world,
+                    dtype=dtype, compiled=chosen.compiled, world=world,
                 )  # fmt: skip
                 if checkpoint:
                     trainer.restore(checkpoint)

@@ -1,6 +1,8 @@
 """The doctor: what follows from figures, and figures of a real, tiny run."""
 
 import json
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from fastsimsiam.cores import host_memory
 from fastsimsiam.doctor.examine import examine, in_words
 from fastsimsiam.doctor.made_up import made_up_photographs, repeated
 from fastsimsiam.doctor.verdict import Figures, advice, forecast, holds_back, parts_allow
+from fastsimsiam.errors import UserError
 from fastsimsiam.machine import describe
 from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.trainer import Trainer
 
 # A GPU that is fed well.
 FED = Figures(
@@ -176,3 +180,39 @@ def test_the_machine_is_described() -> None:
     assert found["versions"]["torch"]
     assert set(found["optional"]) == {"ffcv", "dali", "compiler", "matplotlib"}
     json.dumps(found)
+
+
+def short_run(class_folders: Path, **changes: object) -> Config:
+    """A run of two steps in all, of tiny images."""
+    return replace(
+        recipes.get("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
+        batch_size=48, epochs=1, device="cpu", compile="off", loader="folder", workers=1,
+        **changes,
+    )  # fmt: skip
+
+
+def test_a_run_shorter_than_its_measurement_is_foretold(class_folders: Path) -> None:
+    report = examine(short_run(class_folders, knn=KnnConfig(every_epochs=0)), minutes=0.02)
+    assert report.forecast.train == pytest.approx(2 * 48 / report.figures.train)
+
+
+def test_a_signal_ends_the_doctor_too(
+    class_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trainer survives one, saves and returns its number."""
+    monkeypatch.setattr(Trainer, "fit", lambda self: signal.SIGINT)
+    words = ["--recipe", "imagenette", "--data", str(class_folders), "--arch", "tiny_resnet"]
+    words += ["--image-size", "32", "--batch-size", "16", "--device", "cpu", "--loader", "folder"]
+    assert main(["doctor", *words, "--compile", "off", "--minutes", "0.02"]) == 130
+    assert capsys.readouterr().err.endswith("fastsimsiam: interrupted\n")
+
+
+def test_broken_images_are_for_the_loader_to_say(class_folders: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(class_folders / "train", data)
+    broken = data / "bee" / "02.JPEG"
+    broken.write_bytes(broken.read_bytes()[:400])
+    with pytest.raises(UserError, match=r"02\.JPEG"):
+        examine(short_run(data), minutes=0.02)
+    report = examine(short_run(data, on_bad_image="skip"), minutes=0.02)
+    assert report.figures.decode > 0

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fastsimsiam import recipes
-from fastsimsiam.choose import choose_device
+from fastsimsiam.choose import choose_all
 from fastsimsiam.config import Config
 from fastsimsiam.cores import host_memory, num_cores, num_workers
 from fastsimsiam.doctor import trial
@@ -117,8 +117,8 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
     usual = recipes.get(config.recipe).data
     made_up = config.data == usual and not usual.exists()
     train, val_images = _open(config, made_up)
-    device, _ = choose_device(config)
-    chosen = trial.choose(config, train)
+    chosen = choose_all(config, train)
+    device = chosen.device
     say(chosen.why)
     part_of_step = config.batch_size // config.accumulate  # what has to fit the memory at once
     batch_size = part_of_step

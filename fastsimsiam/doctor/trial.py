@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,10 +17,11 @@ import torch
 
 from fastsimsiam.build import build_loader, build_trainer, center_plan
 from fastsimsiam.checkpoint import CheckpointStore
-from fastsimsiam.choose import choose_compile, choose_device, choose_dtype, choose_loader
-from fastsimsiam.config import CompileName, Config
+from fastsimsiam.choose import choose_all, choose_dtype
+from fastsimsiam.config import Config
 from fastsimsiam.cores import num_workers
 from fastsimsiam.distributed import World
+from fastsimsiam.errors import BadImageError
 from fastsimsiam.evaluate.features import extract
 from fastsimsiam.loaders.batch import Batch
 from fastsimsiam.loaders.decode import read_rgb
@@ -33,6 +34,7 @@ from fastsimsiam.trainer import Trainer
 _WARM_UP_STEPS = 4
 _FEWEST_STEPS = 8
 _STORAGE_SECONDS = 5.0
+_FILES = 4096
 _WINDOWS = 12
 
 
@@ -41,36 +43,12 @@ class Rate:
     """How fast something goes.
 
     Attributes:
-        images_per_second: the median of the samples.
-        samples: of equal parts of the measurement, or of each batch.
+        images_per_second: all images over all seconds.
+        samples: the rates of parts of the measurement, where it has parts.
     """
 
     images_per_second: float
     samples: Sequence[float] = field(default_factory=tuple)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """What `auto` has made of a config."""
-
-    device: torch.device
-    dtype: torch.dtype
-    loader: str
-    compiled: CompileName
-    why: str
-
-
-def choose(config: Config, storage: Storage) -> Chosen:
-    """Device, precision, loader and compilation, as `pretrain` chooses them."""
-    device, why_device = choose_device(config)
-    dtype, why_dtype = choose_dtype(config, device)
-    loader, why_loader = choose_loader(config, storage, device)
-    compiled, why_compiled = choose_compile(config, len(storage), device)
-    why = (
-        f"loader {loader} ({why_loader}); device {device} ({why_device}); precision "
-        f"{str(dtype).removeprefix('torch.')} ({why_dtype}); compile {compiled} ({why_compiled})"
-    )
-    return Chosen(device=device, dtype=dtype, loader=loader, compiled=compiled, why=why)
 
 
 @contextmanager
@@ -84,7 +62,7 @@ def trainer_of(
         storage: its training split.
         report: told of the progress of decoding a data set that stays on the device.
     """
-    chosen = choose(config, storage)
+    chosen = choose_all(config, storage)
     with TemporaryDirectory() as folder:
         out = Path(folder)
         recorder = Recorder(out, active=False)
@@ -151,15 +129,19 @@ def measure_storage(storage: Storage, workers: int | None, seconds: float) -> tu
     Returns:
         The rate, and bytes per second.
     """
-    index = list(range(len(storage)))
-    file = storage.root if storage.root.is_file() else None
-    chosen = index if file else index[:: max(1, len(index) // 4096)]
-    for path in [file] if file else [storage.root / storage.paths[number] for number in chosen]:
+    # Made-up photographs repeat; read again, a file would come from the cache.
+    different = list(dict(zip(storage.paths, range(len(storage)), strict=True)).values())
+    chosen = different[:: -(-len(different) // _FILES)]
+    packed = storage.root.is_file()
+    for path in {storage.root if packed else storage.root / storage.paths[n] for n in chosen}:
         _forget(path)
     end = time.perf_counter() + min(seconds, _STORAGE_SECONDS)
 
     def read(number: int) -> int:
-        return len(storage.read(number)) if time.perf_counter() < end else 0
+        # What is broken is for the loader to say.
+        with suppress(BadImageError):
+            return len(storage.read(number)) if time.perf_counter() < end else 0
+        return 0
 
     started = time.perf_counter()
     with ThreadPoolExecutor(num_workers(workers)) as pool:
@@ -172,12 +154,13 @@ def _forget(path: Path) -> None:
     """Asks the system to drop a file from its cache; what it has not written yet stays."""
     if not hasattr(os, "posix_fadvise"):
         return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):  # not every file system can
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
 
 def measure_decode(storage: Storage, workers: int | None, seconds: float) -> Rate:
@@ -188,7 +171,8 @@ def measure_decode(storage: Storage, workers: int | None, seconds: float) -> Rat
     def decode(first: int) -> int:
         done = 0
         while time.perf_counter() < end:
-            read_rgb(storage, (first + done * threads) % len(storage))
+            with suppress(BadImageError):
+                read_rgb(storage, (first + done * threads) % len(storage))
             done += 1
         return done
 
@@ -269,15 +253,19 @@ def measure_train(trainer: Trainer, steps: int) -> tuple[Rate, float]:
 
     Returns:
         The rate, and the share of the time that was spent waiting for data.
+
+    Raises:
+        KeyboardInterrupt: a signal ended it, which the trainer by itself would survive.
     """
     every = max(1, steps // _WINDOWS)
     warm_up = max(_WARM_UP_STEPS, every)
     trainer.config = replace(trainer.config, log_every=every)
+    # The run may have fewer steps than it takes to measure one.
     trainer.lengths = replace(
-        trainer.lengths, stop=min(trainer.lengths.total, warm_up + steps),
-        checkpoint_every=trainer.lengths.total + 1,
-    )  # fmt: skip
-    trainer.fit()
+        trainer.lengths, stop=warm_up + steps, checkpoint_every=warm_up + steps + 1
+    )
+    if trainer.fit():
+        raise KeyboardInterrupt
     return logged(trainer.recorder.history, warm_up, trainer.config.batch_size)[:2]
 
 
@@ -300,5 +288,6 @@ def measure_features(trainer: Trainer, storage: Storage, seconds: float) -> Rate
         )  # fmt: skip
         wait_for(trainer.device)
         rates.append(images / (time.perf_counter() - started))
-        if time.perf_counter() >= end:
-            return Rate(images_per_second=max(rates), samples=rates)
+        if time.perf_counter() >= end and len(rates) > 1:
+            rates = rates[1:]  # the first one warms up
+            return Rate(images_per_second=statistics.harmonic_mean(rates), samples=rates)
