@@ -48,11 +48,31 @@ def load(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: pass a file DIR/checkpoints/step-*.pt")
+    return from_stored(read_stored(path), path)
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """What `torch.save` has put into a file, on the CPU; nothing in it is run.
+
+    Raises:
+        UserError: the file is damaged, or holds something else than a dict.
+    """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} holds no weights: expected a checkpoint or a state dict")
+    return stored
+
+
+def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
+    """A checkpoint from the content of its file.
+
+    Raises:
+        UserError: it is of another package or version.
+    """
+    if stored.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint that this version of fastsimsiam wrote")
     return Checkpoint(
         config=from_dict(stored["config"]),

@@ -1,25 +1,22 @@
 """`fastsimsiam embed`: features of a data set into a file, chunk by chunk."""
 
-import os
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastsimsiam.build import center_plan
+from fastsimsiam.atomic import written_whole
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.linear import centred_features
+from fastsimsiam.evaluate.features import centred_features
 from fastsimsiam.optional import require
 from fastsimsiam.progress import ImageProgress
-from fastsimsiam.session import EvalOptions, Session, evaluating
+from fastsimsiam.session import EvalOptions, Session, Split, evaluating
 
-Split = Literal["train", "val"]
 _SUFFIXES = (".npz", ".parquet")
 
 
@@ -57,16 +54,9 @@ def embed(
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     with evaluating(checkpoint, data, options or EvalOptions(), need_val=split == "val") as session:
-        # Beside the target: a run that is killed leaves nothing under the final name.
-        partial = out.with_name(out.name + ".partial")
-        try:
-            write = _write_npz if out.suffix == ".npz" else _write_parquet
-            count = write(partial, session, split)
-            os.replace(partial, out)
-        except OSError as error:
-            raise UserError(f"cannot write --out {out} ({error.strerror or error})") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write = _write_npz if out.suffix == ".npz" else _write_parquet
+        with written_whole(out, "--out") as file:
+            count = write(file, session, split)
     return count
 
 
@@ -74,25 +64,22 @@ def _chunks(
     session: Session, split: Split
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Features (B, D) of the next images, and their numbers; broken images are left out."""
-    storage, loader = (
-        (session.train, session.train_loader)
-        if split == "train"
-        else (session.val, session.val_loader)
-    )
-    assert storage is not None
-    assert loader is not None
-    plan = center_plan(storage, session.config.image_size, session.frozen.crop_fraction)
+    plan = session.centred(split)
     with ImageProgress("features") as progress:
         for step, (h, batch) in enumerate(
             centred_features(
-                session.frozen.backbone, loader, plan, device=session.device, dtype=session.dtype
+                session.frozen.backbone,
+                session.loader(split),
+                plan,
+                device=session.device,
+                dtype=session.dtype,
             )
         ):
             planned = plan.index(0, step)
             # Another image stands where a broken one would have been.
             whole = batch.index.cpu().numpy() == planned
             yield _to_numpy(h)[whole], planned[whole]
-            progress(int(planned[-1]) + 1, len(storage))
+            progress(int(planned[-1]) + 1, len(plan.label))
 
 
 def _to_numpy(h: Tensor) -> npt.NDArray[np.float32]:
@@ -101,8 +88,7 @@ def _to_numpy(h: Tensor) -> npt.NDArray[np.float32]:
 
 def _about(session: Session, split: Split) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
     """Paths, labels and names of classes."""
-    storage = session.train if split == "train" else session.val
-    assert storage is not None
+    storage = session.splits[split]
     return list(storage.paths), storage.label, list(storage.classes)
 
 

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 import fastsimsiam
+from fastsimsiam.atomic import written_whole
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD
 from fastsimsiam.config_io import to_dict
 from fastsimsiam.errors import UserError
@@ -21,7 +22,6 @@ _SUFFIX: Mapping[Format, str] = {
 }  # fmt: skip
 _INSTALL = "pip install 'fastsimsiam[export]'"
 _TIMM_CLASSES = 1000
-_TIMM_STEM = "a network with the CIFAR stem is none of timm's: export it as torchvision or onnx"
 
 
 def export(
@@ -73,28 +73,21 @@ def export(
             "fastsimsiam": fastsimsiam.__version__,
         }  # fmt: skip
         # Not by its `save_file`, whose files nobody else may read.
-        _written(out, lambda file: file.write_bytes(save(state, metadata=about)))
+        with written_whole(out, "DST") as file:
+            file.write_bytes(save(state, metadata=about))
     card = out.with_name(out.name + ".md")
-    _written(card, lambda file: file.write_text(model_card(frozen, out, format)))
+    with written_whole(card, "card") as file:
+        file.write_text(model_card(frozen, out, format))
     return out, card
-
-
-def _written(out: Path, write: Any) -> None:
-    """Writes beside the target and renames, so that nothing half-written has its name."""
-    partial = out.with_name(out.name + ".partial")
-    try:
-        write(partial)
-        partial.replace(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _require_timm_knows(frozen: Frozen) -> None:
     """Refuses networks whose keys or arithmetic differ from timm's of the same name."""
     if frozen.stem != "imagenet":
-        raise UserError(f"--format timm: {_TIMM_STEM}")
+        raise UserError(
+            "--format timm: a network with the CIFAR stem is none of timm's: export it as torchvision "
+            "or onnx"
+        )
     if not frozen.arch.startswith(("resnet", "resnext", "wide_resnet")):
         raise UserError(
             f"--format timm: only ResNets have the same keys in timm as in torchvision, and this is a "
@@ -110,14 +103,12 @@ def _write_onnx(frozen: Frozen, out: Path) -> None:
     backbone = frozen.backbone.to(memory_format=torch.contiguous_format)
     batch = torch.export.Dim("batch")
 
-    def write(file: Path) -> None:
+    with written_whole(out, "DST") as file:
         torch.onnx.export(
             _Features(backbone).eval(), (example,), str(file), input_names=["images"],
             output_names=["features"], dynamic_shapes={"images": {0: batch}}, dynamo=True,
             external_data=False, verbose=False,
         )  # fmt: skip
-
-    _written(out, write)
 
 
 class _Features(nn.Module):

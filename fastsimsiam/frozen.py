@@ -4,7 +4,6 @@ Known are: checkpoints and runs of this package; state dicts of torchvision and 
 .safetensors; the official SimSiam checkpoint (keys `module.encoder.*`). Nothing in a file is run.
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fastsimsiam.backbones import classifier_name, feature_extractor
-from fastsimsiam.checkpoint import FORMAT, CheckpointStore, load
+from fastsimsiam.checkpoint import Checkpoint, CheckpointStore, from_stored, read_stored
 from fastsimsiam.config import Config
 from fastsimsiam.errors import UserError
+from fastsimsiam.optional import require
 
 Stem = Literal["imagenet", "cifar"]
 _PREFIXES = ("module.encoder.", "module.backbone.", "encoder.", "backbone.", "module.", "")
@@ -76,16 +76,15 @@ def load_frozen(
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: pass a file, or the folder of a run")
     stored = _read(path)
-    if stored.get("format") == FORMAT and "method" in stored:
-        return _ours(path, image_size)
+    if "method" in stored:
+        return _ours(from_stored(stored, path), path, arch, stem, image_size)
     state = next((stored[key] for key in _WRAPPERS if isinstance(stored.get(key), dict)), stored)
     state = _without_prefix(state)
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no weights: expected a state dict of a torchvision network")
     named = stored.get("arch")
-    arch = arch or (named if isinstance(named, str) else None)
-    arch, stem = (arch, stem or "imagenet") if arch else _guess(path, tensors, stem)
+    arch, stem = _fitting(path, tensors, arch or (named if isinstance(named, str) else None), stem)
     backbone, feature_dim = feature_extractor(arch, stem)
     _fill(backbone, tensors, arch, path)
     return Frozen(
@@ -95,31 +94,28 @@ def load_frozen(
     )  # fmt: skip
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix != ".safetensors":
+        return read_stored(path)
+    require("safetensors", str(path), "pip install 'fastsimsiam[export]'")
+    from safetensors import SafetensorError, safe_open
+
     try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return {"state_dict": tensors, **about}
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, ImportError,
-    ) as error:  # fmt: skip
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason})") from error
-    except Exception as error:  # safetensors has an exception of its own, of no common kind
-        raise UserError(f"{path} cannot be read as a checkpoint ({error})") from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} holds no weights: expected a state dict of a torchvision network")
-    return stored
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or no checkpoint ({error})") from error
+    return {"state_dict": tensors, "arch": about.get("arch")}
 
 
-def _ours(path: Path, image_size: int | None) -> Frozen:
-    checkpoint = load(path)
+def _ours(
+    checkpoint: Checkpoint, path: Path, arch: str | None, stem: str | None, image_size: int | None
+) -> Frozen:
     config = checkpoint.config
+    for key, asked, own in (("arch", arch, config.arch), ("stem", stem, config.stem)):
+        if asked not in (None, own):
+            raise UserError(f"--{key} is {asked}, but {path} tells that it is {own}: drop --{key}")
     backbone, feature_dim = feature_extractor(config.arch, config.stem)
     prefix = "backbone."
     backbone.load_state_dict({
@@ -142,16 +138,20 @@ def _without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _guess(path: Path, tensors: Mapping[str, Tensor], stem: Stem | None) -> tuple[str, Stem]:
-    """The ResNet whose every key and shape is there."""
-    for arch in _GUESSES:
-        for candidate in (stem,) if stem else _STEMS:
+def _fitting(
+    path: Path, tensors: Mapping[str, Tensor], arch: str | None, stem: Stem | None
+) -> tuple[str, Stem]:
+    """The network whose every key and shape is there: of those asked for, or of some ResNets."""
+    for name in (arch,) if arch else _GUESSES:
+        for candidate in (stem,) if stem else _STEMS if "resnet" in name else _STEMS[:1]:
             with torch.device("meta"):
-                backbone, _ = feature_extractor(arch, candidate)
+                backbone, _ = feature_extractor(name, candidate)
             needed = {key: value.shape for key, value in _needed(backbone).items()}
             there = {key: tensors[key].shape for key in needed if key in tensors}
             if needed == there:
-                return arch, candidate
+                return name, candidate
+    if arch:
+        return arch, stem or "imagenet"  # what does not fit will be named
     raise UserError(
         f"{path} fits none of {', '.join(_GUESSES)}: pass --arch with torchvision's name of the "
         f"network (keys of the file: {_some(tensors)})"

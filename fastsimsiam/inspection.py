@@ -72,8 +72,7 @@ def verdict(std: float) -> str:
 
 def _views(session: Session, images: int) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
     """Features of two views, batch by batch: `h`, and `z` where there is a projector."""
-    storage = session.val or session.train
-    loader = session.val_loader or session.train_loader
+    storage, loader = session.splits[session.last], session.loader(session.last)
     count = min(images, len(storage))
     batch_size = min(_BATCH, count)
     plan = TrainPlan(

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.build import center_plan
-from fastsimsiam.checkpoint import write_atomically
+from fastsimsiam.checkpoint import read_stored, write_atomically
 from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.features import centred_features
 from fastsimsiam.evaluate.linear import (
     CACHED,
     TRAINING_VIEW,
@@ -21,7 +21,6 @@ from fastsimsiam.evaluate.linear import (
     LinearState,
     accuracy,
     cached_features,
-    centred_features,
     new_state,
     random_crop_features,
     train,
@@ -94,7 +93,6 @@ def linear(
             train(state, features, config, after_epoch)
         top1, top5 = accuracy(state.layer, _validation(session))
         assert _digest(backbone) == before, "the frozen backbone has changed"
-        assert session.val is not None
         return {
             "protocol": _protocol(config, cached),
             "top1": top1,
@@ -107,7 +105,7 @@ def linear(
             "step": session.frozen.step,
             "data": str(data),
             "train_images": len(session.train),
-            "val_images": len(session.val),
+            "val_images": len(session.splits["val"]),
             "image_size": session.config.image_size,
         }
 
@@ -133,13 +131,13 @@ def _training(session: Session, config: LinearConfig, cached: bool) -> Features:
             specs=(TRAINING_VIEW,), image_size=size, batch_size=config.batch_size,
         )  # fmt: skip
         return random_crop_features(
-            backbone, session.train_loader, plan, device=session.device, dtype=session.dtype
+            backbone, session.loader("train"), plan, device=session.device, dtype=session.dtype
         )
-    centred = center_plan(session.train, size, session.frozen.crop_fraction)
+    centred = session.centred("train")
     h, label = [], []
     with ImageProgress("features", unit="batches") as progress:
         for found, batch in centred_features(
-            backbone, session.train_loader, centred, device=session.device, dtype=session.dtype
+            backbone, session.loader("train"), centred, device=session.device, dtype=session.dtype
         ):
             h.append(found.half() if session.device.type == "cuda" else found)
             label.append(batch.label)
@@ -148,12 +146,9 @@ def _training(session: Session, config: LinearConfig, cached: bool) -> Features:
 
 
 def _validation(session: Session) -> Iterator[tuple[Tensor, Tensor]]:
-    assert session.val is not None
-    assert session.val_loader is not None
-    plan = center_plan(session.val, session.config.image_size, session.frozen.crop_fraction)
     for h, batch in centred_features(
-        session.frozen.backbone, session.val_loader, plan, device=session.device,
-        dtype=session.dtype,
+        session.frozen.backbone, session.loader("val"), session.centred("val"),
+        device=session.device, dtype=session.dtype,
     ):  # fmt: skip
         yield h, batch.label
 
@@ -181,7 +176,9 @@ def _identity(
 def _restore(state: LinearState, file: Path, identity: dict[str, Any]) -> None:
     if not file.is_file():
         raise UserError(f"--resume: there is no {file}: drop --resume to start")
-    stored = torch.load(file, map_location=state.layer.weight.device, weights_only=True)
+    stored = read_stored(file)
+    if "identity" not in stored:
+        raise UserError(f"--resume: {file} is no linear evaluation: pass another --out")
     differing = [key for key, value in identity.items() if stored["identity"].get(key) != value]
     if differing:
         raise UserError(

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from fastsimsiam.build import center_plan
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import extract
 from fastsimsiam.evaluate.knn import knn_accuracy
@@ -42,7 +41,6 @@ def knn(
     if temperature <= 0:
         raise UserError(f"--temperature is {temperature}: give more than 0")
     with evaluating(checkpoint, data, options or EvalOptions()) as session:
-        assert session.val is not None
         if max(k) > len(session.train):
             raise UserError(
                 f"--k {max(k)} is more than the {len(session.train)} training images: lower it"
@@ -59,7 +57,7 @@ def knn(
             "data": str(data),
             "temperature": temperature,
             "bank": len(session.train),
-            "queries": len(session.val),
+            "queries": len(session.splits["val"]),
         }
 
 
@@ -67,17 +65,12 @@ def _scores(
     session: Session, backbone: nn.Module, k: Sequence[int], temperature: float
 ) -> dict[int, float]:
     sides = []
-    for loader, storage in (
-        (session.train_loader, session.train), (session.val_loader, session.val),
-    ):  # fmt: skip
-        assert loader is not None
-        assert storage is not None
-        plan = center_plan(storage, session.config.image_size, session.frozen.crop_fraction)
+    for split in session.splits:
         with ImageProgress("features", unit="batches") as progress:
             sides.append(
                 extract(
-                    backbone, loader, plan, device=session.device, dtype=session.dtype,
-                    report=progress,
+                    backbone, session.loader(split), session.centred(split),
+                    device=session.device, dtype=session.dtype, report=progress,
                 )
             )  # fmt: skip
     (bank, bank_label), (queries, query_label) = sides

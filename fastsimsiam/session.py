@@ -1,8 +1,8 @@
 """A frozen backbone beside a data set: what every evaluation of a checkpoint starts from."""
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,14 +11,17 @@ from torch import nn
 
 from fastsimsiam import recipes
 from fastsimsiam.backbones import feature_extractor
-from fastsimsiam.build import build_loader
+from fastsimsiam.build import build_loader, center_plan
 from fastsimsiam.choose import choose_device, choose_dtype, choose_loader
 from fastsimsiam.config import Config, DeviceName, LoaderName, OnBadImage
 from fastsimsiam.frozen import Frozen, Stem, load_frozen
 from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.progress import ImageProgress
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.data_set import has_split, open_split
+
+Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +54,47 @@ class Session:
         frozen: the backbone and what is known of it; on the device.
         config: of its training, or the ImageNet recipe's for weights of elsewhere; with this data,
             image size, loader, device.
-        train, val: the splits; a flat data set has no `val`.
-        train_loader, val_loader: of them.
+        splits: `train`, and `val` where the data set is not flat.
         device, dtype: of the backbone, and of its arithmetic.
+        open_loader: makes the loader of a split.
+        opened: the loaders that have been asked for so far, by split.
     """
 
     frozen: Frozen
     config: Config
-    train: Storage
-    val: Storage | None
-    train_loader: Loader
-    val_loader: Loader | None
+    splits: Mapping[Split, Storage]
     device: torch.device
     dtype: torch.dtype
+    open_loader: Callable[[Storage], Loader]
+    opened: dict[Split, Loader] = field(default_factory=dict)
+
+    @property
+    def train(self) -> Storage:
+        """The training split."""
+        return self.splits["train"]
+
+    @property
+    def last(self) -> Split:
+        """The split to look at: `val` where there is one."""
+        return "val" if "val" in self.splits else "train"
+
+    def loader(self, split: Split) -> Loader:
+        """The loader of a split, opened when first asked for: some decode all of it then."""
+        if split not in self.opened:
+            self.opened[split] = self.open_loader(self.splits[split])
+        return self.opened[split]
+
+    def centred(self, split: Split) -> CenterPlan:
+        """Every image of a split, centred."""
+        fraction = self.frozen.crop_fraction
+        return center_plan(self.splits[split], self.config.image_size, fraction)
 
     @property
     def bad_images(self) -> dict[str, str]:
         """Path -> what is wrong with it, of images that were replaced so far."""
-        others = self.val_loader.bad_images if self.val_loader else {}
-        return {**self.train_loader.bad_images, **others}
+        return {
+            path: why for loader in self.opened.values() for path, why in loader.bad_images.items()
+        }
 
     def untrained(self) -> nn.Module:
         """The same network with the weights it had before training, or might have had."""
@@ -105,28 +130,21 @@ def evaluating(
     )  # fmt: skip
     device, _ = choose_device(config)
     dtype, _ = choose_dtype(config, device)
+    splits: dict[Split, Storage] = {}
     with ImageProgress("reading headers") as progress:
-        train = open_split(data, "train", report=progress)
-        val = (
-            open_split(data, "val", classes=train.classes, report=progress)
-            if need_val or has_split(data, "val")
-            else None
-        )
+        splits["train"] = train = open_split(data, "train", report=progress)
+        if need_val or has_split(data, "val"):
+            splits["val"] = open_split(data, "val", classes=train.classes, report=progress)
     name, _ = choose_loader(config, train, device)
-
-    def loader_of(storage: Storage) -> Loader:
-        return build_loader(
-            name, storage, device=device, workers=options.workers, on_bad_image=options.on_bad_image
-        )
-
     frozen.backbone.to(device).to(memory_format=torch.channels_last)
-    with closing(loader_of(train)) as train_loader:
-        val_loader = loader_of(val) if val else None
-        try:
-            yield Session(
-                frozen=frozen, config=config, train=train, val=val, train_loader=train_loader,
-                val_loader=val_loader, device=device, dtype=dtype,
-            )  # fmt: skip
-        finally:
-            if val_loader:
-                val_loader.close()
+    session = Session(
+        frozen=frozen, config=config, splits=splits, device=device, dtype=dtype,
+        open_loader=lambda storage: build_loader(
+            name, storage, device=device, workers=options.workers, on_bad_image=options.on_bad_image
+        ),
+    )  # fmt: skip
+    try:
+        yield session
+    finally:
+        for loader in session.opened.values():
+            loader.close()

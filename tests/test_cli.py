@@ -250,3 +250,12 @@ def test_views_into_an_impossible_place(
         assert "cannot write --out" in fails(
             capsys, "views", str(class_folders), "--out", str(tmp_path / out)
         )
+
+
+@pytest.mark.parametrize("command", ["knn", "linear", "inspect", "doctor"])
+def test_a_json_that_cannot_be_written_is_said_before_the_work(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    words = [] if command == "doctor" else ["no-checkpoint.pt", "--data", "x"]
+    words += ["--json", "/no/such/folder/x.json"]
+    assert "--json /no/such/folder/x.json: there is no folder" in fails(capsys, command, *words)

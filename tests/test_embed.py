@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from conftest import CPU
 from pyarrow import parquet
 
-from fastsimsiam import embed
+from fastsimsiam import embed, session
 from fastsimsiam.build import build_loader, center_plan
 from fastsimsiam.cli import main
 from fastsimsiam.config import Config
 from fastsimsiam.evaluate.features import extract
 from fastsimsiam.frozen import load_frozen
+from fastsimsiam.loaders.batch import Loader
 from fastsimsiam.pretraining import pretrain
 from fastsimsiam.session import EvalOptions
+from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
 
 ON_CPU = EvalOptions(device="cpu", precision="fp32", workers=1)
@@ -75,3 +77,18 @@ def test_wrong_input_is_one_line(run: Config, capsys: pytest.CaptureFixture[str]
     for out, message in (("x.csv", "name it .npz or .parquet"), ("/no/x.npz", "no folder /no")):
         assert main(["embed", str(run.out), "--data", str(run.data), "--out", out]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_only_what_is_asked_for_is_opened(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader `resident` decodes all of a split when it is opened."""
+    opened: list[int] = []
+
+    def counting(name: str, storage: Storage, **options: object) -> Loader:
+        opened.append(len(storage))
+        return build_loader(name, storage, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(session, "build_loader", counting)
+    embed(run.out, run.data, tmp_path / "a.npz", split="val", options=ON_CPU)
+    assert opened == [24]

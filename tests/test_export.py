@@ -65,6 +65,18 @@ def test_torchvision_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None
     assert load_frozen(file).arch == "resnet18"
 
 
+def test_a_network_with_the_small_stem_can_be_read_again(
+    tiny_config: Config, images: Tensor, tmp_path: Path
+) -> None:
+    pretrain(replace(tiny_config, arch="resnet18", stem="cifar", max_steps=2, batch_size=8))
+    file, card = export(tiny_config.out, tmp_path / "small.safetensors")
+    again = load_frozen(file)
+    assert (again.arch, again.stem) == ("resnet18", "cifar")
+    with torch.no_grad():
+        assert torch.equal(again.backbone(images), expected(tiny_config.out, images))
+    assert "no max-pooling" in card.read_text()
+
+
 def test_timm_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None:
     file, _ = export(run, tmp_path / "weights.safetensors", format="timm")
     model = timm.create_model("resnet18", checkpoint_path=str(file))

@@ -87,6 +87,8 @@ def test_our_own_run_is_read(tiny_config: Config, images: Tensor) -> None:
     assert summary.checkpoint is not None
     frozen = load_frozen(tiny_config.out)
     assert (frozen.step, frozen.image_size, frozen.arch) == (4, 32, "tiny_resnet")
+    with pytest.raises(UserError, match="--arch is resnet18, but .* is tiny_resnet: drop --arch"):
+        load_frozen(tiny_config.out, arch="resnet18")
     backbone = load_backbone(str(summary.checkpoint))
     assert not backbone.training
     with torch.no_grad():
@@ -99,7 +101,8 @@ def test_the_stem_is_found_out(tmp_path: Path) -> None:
     torch.save(made.state_dict(), tmp_path / "cifar.pth")
     assert load_frozen(tmp_path / "cifar.pth").stem == "cifar"
     with pytest.raises(UserError, match="--arch or --stem"):
-        load_frozen(tmp_path / "cifar.pth", arch="resnet18")
+        load_frozen(tmp_path / "cifar.pth", stem="imagenet", arch="resnet18")
+    assert load_frozen(tmp_path / "cifar.pth", arch="resnet18").stem == "cifar"
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,13 +121,13 @@ def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     file.write_bytes(b"no checkpoint at all")
     assert main(["knn", str(file), "--data", "x"]) == 2
     error = capsys.readouterr().err
-    assert "weights.pth cannot be read as a checkpoint" in error
+    assert "weights.pth is damaged or no checkpoint" in error
     assert error.count("\n") == 1
     torch.save([1, 2], file)
     with pytest.raises(UserError, match="holds no weights"):
         load_frozen(file)
     (tmp_path / "x.safetensors").write_bytes(b"12345678abc")
-    with pytest.raises(UserError, match=r"x\.safetensors cannot be read"):
+    with pytest.raises(UserError, match=r"x\.safetensors is damaged"):
         load_frozen(tmp_path / "x.safetensors")
 
 
@@ -135,6 +138,6 @@ class _Evil:
 
 def test_no_code_of_a_file_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": network().state_dict(), "evil": _Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
         load_frozen(tmp_path / "evil.pth")
     assert "was run" not in capsys.readouterr().out

@@ -153,9 +153,13 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(tiny_config: Config, tmp_
     resumed = run(tmp_path / "parts", resume=True)
     assert resumed["losses"] == whole["losses"]
     assert resumed["top1"] == whole["top1"]
+    (tmp_path / "parts" / "linear.pt").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        run(tmp_path / "parts", resume=True)
+    run(tmp_path / "other")
     config = replace(config, lr=0.5)
     with pytest.raises(UserError, match="was made with another config"):
-        run(tmp_path / "parts", resume=True)
+        run(tmp_path / "other", resume=True)
 
 
 def test_a_backbone_that_changes_is_noticed(

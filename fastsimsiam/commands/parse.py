@@ -24,11 +24,14 @@ def parse(
     try:
         with contextlib.redirect_stderr(printed):
             parsed: _Args = tyro.cli(kind, args=words, prog=prog, description=about, **options)
-            return parsed
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UserError(f"{_one_line(printed.getvalue())}; see {prog} --help") from None
+    asked: Path | None = getattr(parsed, "json", None)
+    if asked and not asked.parent.is_dir():  # before hours of work, not after
+        raise UserError(f"--json {asked}: there is no folder {asked.parent}")
+    return parsed
 
 
 def _one_line(box: str) -> str:

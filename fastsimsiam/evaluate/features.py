@@ -1,13 +1,13 @@
 """Frozen features of a data set. Shapes: N images, D features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastsimsiam.augment.photometric import normalise
-from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.batch import Batch, Loader
 from fastsimsiam.plan.batches import CenterPlan
 
 
@@ -39,14 +39,39 @@ def extract(
     was_training = backbone.training
     backbone.eval()
     try:
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            for batch in loader.iterate(plan):
-                image = batch.crops[0][:, 0].permute(0, 3, 1, 2).float() / 255.0
-                h = backbone(normalise(image, dtype)).flatten(1).float()
-                found.append(F.normalize(h, dim=1).to(kept))
-                labels.append(batch.label)
-                if report:
-                    report(len(found), plan.num_batches)
+        for h, batch in centred_features(backbone, loader, plan, device=device, dtype=dtype):
+            found.append(F.normalize(h, dim=1).to(kept))
+            labels.append(batch.label)
+            if report:
+                report(len(found), plan.num_batches)
     finally:
         backbone.train(was_training)
     return torch.cat(found), torch.cat(labels)
+
+
+def centred_features(
+    backbone: nn.Module,
+    loader: Loader,
+    plan: CenterPlan,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Features (B, D) in float32, as they are, and the batch, of every image once.
+
+    Args:
+        backbone: in the mode that it is to be used in; the rest as in `extract`.
+        loader, plan, device, dtype: as in `extract`.
+    """
+    for batch in loader.iterate(plan):
+        image = batch.crops[0][:, 0].permute(0, 3, 1, 2).float() / 255.0
+        yield features_of(backbone, normalise(image, dtype), device, dtype), batch
+
+
+def features_of(
+    backbone: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Features (B, D) in float32 of normalised images (B, 3, S, S), without gradients."""
+    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        h: Tensor = backbone(images).flatten(1).float()
+    return h

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsimsiam.augment.photometric import Photometric, normalise
+from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config import ViewSpec
 from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.features import features_of
 from fastsimsiam.evaluate.lars import Lars
-from fastsimsiam.loaders.batch import Batch, Loader
-from fastsimsiam.plan.batches import CenterPlan, TrainPlan
+from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.plan.batches import TrainPlan
 
 TRAINING_VIEW = ViewSpec(area=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0)
 """RandomResizedCrop as torchvision has it, and a flip."""
@@ -190,23 +191,9 @@ def random_crop_features(
     def features(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in loader.iterate(plan, epoch):
             (view,) = photometric(batch.crops, batch.photometric)
-            yield _forward(backbone, view, device, dtype), batch.label
+            yield features_of(backbone, view, device, dtype), batch.label
 
     return features
-
-
-def centred_features(
-    backbone: nn.Module,
-    loader: Loader,
-    plan: CenterPlan,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Iterator[tuple[Tensor, Batch]]:
-    """Features (B, D) in float32, as they are, and the batch, of every image once."""
-    for batch in loader.iterate(plan):
-        image = batch.crops[0][:, 0].permute(0, 3, 1, 2).float() / 255.0
-        yield _forward(backbone, normalise(image, dtype), device, dtype), batch
 
 
 def cached_features(h: Tensor, label: Tensor, config: LinearConfig) -> Features:
@@ -221,11 +208,3 @@ def cached_features(h: Tensor, label: Tensor, config: LinearConfig) -> Features:
             yield h[rows].float(), label[rows]
 
     return features
-
-
-def _forward(
-    backbone: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        h: Tensor = backbone(images).flatten(1).float()
-    return h

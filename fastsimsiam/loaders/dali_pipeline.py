@@ -61,8 +61,8 @@ def _keep_memory_flat() -> None:
     """Stops glibc from raising the size from which it gives memory back by itself.
 
     DALI allocates every frame anew. Each one freed that is larger than any before raises the size, up
-    to 32 MiB, and frames of all sizes then share heaps that fragment: 700 MiB, 800, 900 after epochs of
-    1,000 photographs. With a size that stays: 590 in all of them.
+    to 32 MiB, and frames of all sizes then share heaps that fragment: 709 MiB, 802, 833 after epochs of
+    1,000 photographs. With a size that stays: 597, 600, 631 (benchmarks/results/loader.json).
     """
     with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such size
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES)

@@ -11,14 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastsimsiam.build import center_plan, usable_k
+from fastsimsiam.build import usable_k
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import extract
 from fastsimsiam.evaluate.knn import nearest, vote
-from fastsimsiam.loaders.batch import Loader
 from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.progress import ImageProgress
-from fastsimsiam.session import Session
+from fastsimsiam.session import Session, Split
 from fastsimsiam.storage.base import Storage
 
 NEIGHBOURS = 6
@@ -118,12 +117,11 @@ def examine(session: Session) -> Neighbourhood:
     Raises:
         UserError: a broken image, or too few of them.
     """
-    train, val = session.train, session.val
+    train = session.train
     knn = session.config.knn
-    bank = _embed(session, session.train_loader, train)
-    if val is not None:
-        assert session.val_loader is not None
-        asked, own = _embed(session, session.val_loader, val), None
+    bank = _embed(session, "train")
+    if session.last == "val":
+        asked, own = _embed(session, "val"), None
     else:
         rows = epoch_order(len(bank.index), 0, 0)[:_MOST_OF_A_FLAT_SET].copy()
         asked, own = bank.pick(rows), torch.as_tensor(rows, device=bank.label.device)
@@ -159,11 +157,11 @@ def _nearest(asked: Embedded, bank: Embedded, k: int, own: Tensor | None) -> tup
     return similarity[others].reshape(shape), position[others].reshape(shape)
 
 
-def _embed(session: Session, loader: Loader, storage: Storage) -> Embedded:
-    plan = center_plan(storage, session.config.image_size, session.frozen.crop_fraction)
+def _embed(session: Session, split: Split) -> Embedded:
+    storage, loader = session.splits[split], session.loader(split)
     with ImageProgress("features", unit="batches") as progress:
         features, label = extract(
-            session.frozen.backbone, loader, plan,
+            session.frozen.backbone, loader, session.centred(split),
             device=session.device, dtype=session.dtype, report=progress,
         )  # fmt: skip
     every = Embedded(storage=storage, index=np.arange(len(storage)), features=features, label=label)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 import fastsimsiam
+from fastsimsiam.atomic import written_whole
 from fastsimsiam.build import fingerprint
 from fastsimsiam.config import Config
 from fastsimsiam.errors import UserError
@@ -94,7 +95,10 @@ def report(
         sections.footer(fastsimsiam.__version__),
     ]
     title = f"{run.config.recipe}: {', '.join(one.name for one in read)}"
-    _write(target, assemble(title, "".join(page.body), page.charts, page.images))
+    with written_whole(target, "--out") as file:
+        file.write_text(
+            assemble(title, "".join(page.body), page.charts, page.images), encoding="utf-8"
+        )
     return target
 
 
@@ -108,16 +112,6 @@ def _require_writable(target: Path) -> None:
         raise UserError(f"cannot write --out {target} ({error.strerror})") from error
     if not os.access(target.parent, os.W_OK):
         raise UserError(f"cannot write --out {target} (no permission): give another --out")
-
-
-def _write(target: Path, text: str) -> None:
-    temporary = target.with_name(target.name + ".partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write --out {target} ({error.strerror})") from error
 
 
 def _add_note(page: _Page, name: str, title: str, *texts: str) -> None:
