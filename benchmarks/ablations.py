@@ -7,7 +7,6 @@ Batches are large: behind the projector's BatchNorm the collapse figure falls to
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.harness import write
-from benchmarks.loss_curves import COLOURS, fastsimsiam
+from benchmarks.loss_curves import COLOURS, curve_of, fastsimsiam
 
 BATCH = 512
 FLAGS = [
@@ -38,16 +37,7 @@ def curve(switches: list[str], data: Path, epochs: int, out: Path) -> dict[str, 
         "pretrain", "imagenette", "--data", str(data), "--out", str(out), "--epochs", str(epochs),
         "--knn.every-epochs", str(epochs), *FLAGS, *switches,
     )  # fmt: skip
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    knn = [line["knn_top1_k20"] for line in lines if "knn_top1_k20" in line]
-    return {
-        "switches": switches,
-        "step": [line["step"] for line in steps],
-        "loss": [line["loss"] for line in steps],
-        "collapse": [line["collapse_std"] for line in steps],
-        "knn_top1_k20": {"first": knn[0], "last": knn[-1]},
-    }
+    return {"switches": switches, **curve_of(out)}
 
 
 def draw(curves: dict[str, Any], out: Path) -> None:

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.harness import parser, run_all, summary, words_of, write
+from benchmarks.harness import conclude, parser, run_all, summary, words_of
 from benchmarks.peers.official import colour
 from fastsimsiam import recipes
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
@@ -176,9 +176,7 @@ def main() -> None:
             for name, runs in samples.items()
         },
     }
-    print(table(result))
-    if args.json:
-        write(args.json, result)
+    conclude(args, result, table)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from benchmarks.harness import add_data, parser, photographs, run_all, summary, words_of, write
+from benchmarks.harness import add_data, conclude, parser, photographs, run_all, summary, words_of
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
 
@@ -183,9 +183,7 @@ def main() -> None:
             for name, runs in samples.items()
         },
     }
-    print(table(result))
-    if args.json:
-        write(args.json, result)
+    conclude(args, result, table)
 
 
 if __name__ == "__main__":

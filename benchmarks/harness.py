@@ -8,7 +8,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ import torch
 from fastsimsiam.cores import num_cores
 from fastsimsiam.doctor.made_up import made_up_photographs
 from fastsimsiam.machine import commit, cpu_name, versions
+
+_MADE_UP = 512
+"""Photographs where there are none: as many as the largest batch of a benchmark."""
 
 
 def machine() -> dict[str, Any]:
@@ -61,7 +64,7 @@ def add_data(made: argparse.ArgumentParser) -> None:
 def photographs(args: argparse.Namespace) -> Path:
     """The folder of `--data`; made-up photographs where there is none."""
     if args.data is None:
-        args.data = made_up_photographs(200)
+        args.data = made_up_photographs(_MADE_UP)
         print(f"no --data: made-up photographs in {args.data}", file=sys.stderr)
     folder: Path = args.data
     return folder
@@ -104,6 +107,15 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
     """Median and spread (largest minus smallest over the median)."""
     median = statistics.median(samples)
     return {"median": median, "spread": (max(samples) - min(samples)) / median}
+
+
+def conclude(
+    args: argparse.Namespace, result: dict[str, Any], table: Callable[[dict[str, Any]], str]
+) -> None:
+    """Prints a result as its table, and writes the file that `--json` asks for."""
+    print(table(result))
+    if args.json:
+        write(args.json, result)
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -54,6 +54,11 @@ def curve(name: str, data: Path, packed: Path, epochs: int, out: Path) -> dict[s
         "--optimizer.lr", str(learning_rate),
         "--knn.every-epochs", str(epochs), *SHORT_RUN,
     )  # fmt: skip
+    return curve_of(out)
+
+
+def curve_of(out: Path) -> dict[str, Any]:
+    """Loss and collapse figure of a run over its steps, and kNN before and after."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     knn = [line["knn_top1_k20"] for line in lines if "knn_top1_k20" in line]

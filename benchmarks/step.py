@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.aten_batch_norm import use_aten
-from benchmarks.harness import parser, run_all, summary, words_of, write
+from benchmarks.harness import conclude, parser, run_all, summary, words_of
 from benchmarks.joint_views import JointSimSiam, join_views
 from benchmarks.roofline import FUSIONS, PARTS, step_cost
 from fastsimsiam import recipes
@@ -329,9 +329,7 @@ def main() -> None:
         "variants": analysed(config, samples, most),
         "samples": samples,
     }
-    print(table(result))
-    if args.json:
-        write(args.json, result)
+    conclude(args, result, table)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.harness import add_data, photographs
 from fastsimsiam.cores import num_cores
 
 
@@ -29,12 +30,12 @@ class Job:
     Attributes:
         name: of its result file.
         words: what follows `python -m`.
-        needs_data: wants `--data`.
+        reads: takes `--data`.
     """
 
     name: str
     words: tuple[str, ...]
-    needs_data: bool = False
+    reads: bool = False
 
 
 def _step(batch_size: int, variants: Sequence[str]) -> Job:
@@ -51,7 +52,7 @@ def _step(batch_size: int, variants: Sequence[str]) -> Job:
 
 
 def _train(name: str, *words: str) -> Job:
-    return Job(name=name, words=("benchmarks.train", "--repeats", "1", *words), needs_data=True)
+    return Job(name=name, words=("benchmarks.train", "--repeats", "1", *words), reads=True)
 
 
 def gpu_jobs() -> list[Job]:
@@ -68,7 +69,7 @@ def gpu_jobs() -> list[Job]:
         Job(
             name="decode",
             words=("benchmarks.decode", "--repeats", "1", "--workers", str(num_cores())),
-            needs_data=True,
+            reads=True,
         ),
         _step(256, ["textbook-amp-nhwc", "textbook-amp", "textbook-fp32", "eager"]),
         _step(256, ["compiled-1x1-matmul"]),
@@ -88,12 +89,12 @@ def cpu_jobs() -> list[Job]:
             name="loader",
             words=("benchmarks.loader", "--repeats", "1", "--images", "400", "--only",
                    "decode", "folder", "reference-crops"),
-            needs_data=True,
+            reads=True,
         ),
         Job(
             name="decode",
             words=("benchmarks.decode", "--repeats", "1", "--images", "400", "--only", "pillow"),
-            needs_data=True,
+            reads=True,
         ),
         Job(name="augment", words=("benchmarks.augment", "--repeats", "1", "--only", "eager")),
         _step(64, ["eager", "textbook-fp32", "textbook-amp-nhwc"]),
@@ -102,10 +103,10 @@ def cpu_jobs() -> list[Job]:
     ]  # fmt: skip
 
 
-def run(job: Job, out: Path, data: Path | None, seconds: float) -> str:
+def run(job: Job, out: Path, data: Path, seconds: float) -> str:
     """Runs a job for so long at most; what became of it."""
     words = [*job.words]
-    if job.needs_data:
+    if job.reads:
         words += ["--data", str(data)]
     if job.words[0].startswith("benchmarks."):
         words += ["--json", str(out / f"{job.name}.json")]
@@ -130,19 +131,16 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, required=True, help="in all")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--data", type=Path, help="class folders of photographs")
+    add_data(parser)
     args = parser.parse_args()
+    data = photographs(args)
     end = time.monotonic() + 60 * args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
     failed = False
     for job in gpu_jobs() if torch.cuda.is_available() else cpu_jobs():
         started = time.monotonic()
-        if job.needs_data and args.data is None:
-            became = "skipped: no --data"
-        elif started >= end:
-            became = "not begun: out of time"
-        else:
-            became = run(job, args.out, args.data, end - started)
+        left = end - started
+        became = run(job, args.out, data, left) if left > 0 else "not begun: out of time"
         failed = failed or became.startswith("failed")
         print(f"{job.name}: {became} ({time.monotonic() - started:.0f} s)", flush=True)
     return int(failed)

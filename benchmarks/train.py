@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import add_data, parser, photographs, run_all, summary, words_of, write
+from benchmarks.harness import add_data, conclude, parser, photographs, run_all, summary, words_of
 from fastsimsiam import recipes
 from fastsimsiam.config import CheckpointConfig, Config, FolderConfig, KnnConfig
 from fastsimsiam.doctor.trial import batches_of, logged, one_step, ready, trainer_of, wait_for
@@ -145,9 +145,7 @@ def main() -> None:
         "share_of_parts": rates["train"]["median"] / allowed,
         "rule": rule,
     }
-    print(table(result))
-    if args.json:
-        write(args.json, result)
+    conclude(args, result, table)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from fastsimsiam.storage.class_folder import open_split
 def test_a_job_ends_with_its_time_and_takes_its_children_along(tmp_path: Path) -> None:
     started = time.monotonic()
     job = Job(name="slow", words=("timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"))
-    assert suite.run(job, tmp_path, None, 1.0) == "out of time"
+    assert suite.run(job, tmp_path, tmp_path, 1.0) == "out of time"
     assert time.monotonic() - started < 10
-    assert suite.run(Job(name="fine", words=("timeit", "1")), tmp_path, None, 30) == "done"
+    assert suite.run(Job(name="fine", words=("timeit", "1")), tmp_path, tmp_path, 30) == "done"
     assert "loops" in (tmp_path / "fine.log").read_text()
-    broken = suite.run(Job(name="broken", words=("no_such_module",)), tmp_path, None, 30)
+    broken = suite.run(Job(name="broken", words=("no_such_module",)), tmp_path, tmp_path, 30)
     assert broken == "failed with code 1: see broken.log"
 
 
@@ -32,16 +32,17 @@ def test_what_does_not_fit_is_named(
     jobs = [
         Job(name="first", words=sleep),
         Job(name="second", words=sleep),
-        Job(name="third", words=sleep, needs_data=True),
+        Job(name="third", words=sleep, reads=True),
     ]
     monkeypatch.setattr(suite, "gpu_jobs", lambda: jobs)
     monkeypatch.setattr(suite, "cpu_jobs", lambda: jobs)
     out = str(tmp_path / "out")
-    monkeypatch.setattr(sys, "argv", ["suite", "--minutes", "0.01", "--out", out])
+    words = ["suite", "--minutes", "0.01", "--out", out, "--data", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
     assert suite.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" (")[0] for line in lines] == [
-        "first: out of time", "second: not begun: out of time", "third: skipped: no --data",
+        "first: out of time", "second: not begun: out of time", "third: not begun: out of time",
     ]  # fmt: skip
 
 
