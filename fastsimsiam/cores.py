@@ -7,6 +7,9 @@ from pathlib import Path
 
 from fastsimsiam.errors import UserError
 
+# Of control groups, version 2 and 1, as a container sees its own.
+_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
 
 def num_cores() -> int:
     """CPU cores this process may use."""
@@ -16,7 +19,7 @@ def num_cores() -> int:
 def host_memory() -> int:
     """Bytes of memory of this machine, or of this process's control group where that has less."""
     least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for file in _MEMORY_LIMITS:
         try:
             least = min(least, int(Path(file).read_text()))
         except (OSError, ValueError):  # not there, or "max"

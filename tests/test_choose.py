@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CPU, require
 
-from fastsimsiam import choose, recipes
+from fastsimsiam import choose, cores, recipes
 from fastsimsiam.config import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.pack import PackOptions, pack
@@ -131,3 +131,13 @@ def test_packed_files_go_through_ffcv(
     name, why = choose.choose_loader(config, beton, GPU)
     assert name == "ffcv"
     assert "read ahead" in why
+
+
+def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(cores, "_MEMORY_LIMITS", (str(tmp_path / "none"), str(limit)))
+    whole = cores.host_memory()
+    limit.write_text("max\n")
+    assert cores.host_memory() == whole
+    limit.write_text(f"{whole // 4}\n")
+    assert cores.host_memory() == whole // 4

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,7 +151,15 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(tiny_config: Config, tmp_
             run(tmp_path / "parts")
     with pytest.raises(UserError, match="already holds a linear evaluation: pass --resume"):
         run(tmp_path / "parts")
-    resumed = run(tmp_path / "parts", resume=True)
+    trained: list[int] = []
+
+    def counted(state: LinearState, features: Any, *rest: Any) -> None:
+        train(state, lambda epoch: (trained.append(epoch), features(epoch))[1], *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear_probe, "train", counted)
+        resumed = run(tmp_path / "parts", resume=True)
+    assert trained == [2, 3]  # it goes on, and does not start anew
     assert resumed["losses"] == whole["losses"]
     assert resumed["top1"] == whole["top1"]
     (tmp_path / "parts" / "linear.pt").write_bytes(b"cut short")

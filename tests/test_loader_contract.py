@@ -3,6 +3,8 @@
 import gc
 import io
 import os
+import platform
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -428,3 +430,37 @@ def test_batches_stay_whole_while_they_are_held(class_folders: Path) -> None:
         del held, batch
         again = {b.crops[0].untyped_storage().data_ptr() for b in loader.iterate(plan, 2)}
     assert again & addresses
+
+
+_LARGE_BLOCKS = """
+import ctypes
+from fastsimsiam.loaders.dali_pipeline import _keep_memory_flat
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+libc.mallinfo2.restype = Info
+def is_mapped():
+    before = libc.mallinfo2().hblks
+    block = libc.malloc(16 << 20)
+    mapped = libc.mallinfo2().hblks > before
+    libc.free(block)
+    return mapped
+{call}
+print(is_mapped(), is_mapped())
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "said"), [("_keep_memory_flat()", "True True"), ("", "True False")]
+)
+def test_large_frames_are_given_back_beside_dali(call: str, said: str) -> None:
+    """Glibc by itself keeps blocks as large as the largest that was freed."""
+    require("dali")
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("there is no glibc")
+    code = _LARGE_BLOCKS.replace("{call}", call)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == said

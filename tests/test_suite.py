@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import require
 
-from benchmarks import augment, decode, loader, suite, train
+from benchmarks import augment, charts, decode, loader, suite, train
 from benchmarks.suite import Job
 from fastsimsiam.doctor.trial import logged
 from fastsimsiam.storage.class_folder import open_split
@@ -107,3 +107,15 @@ def test_each_regime_of_training_runs(name: str, class_folders: Path) -> None:
     assert found["images_per_second"] > 0
     assert 0 < found["cores"] < 64
     json.dumps(found)
+
+
+@pytest.mark.parametrize("regime", ["loader", "step"])
+def test_a_chart_knows_what_it_was_drawn_from(regime: str, tmp_path: Path) -> None:
+    source, picture = tmp_path / "result.json", tmp_path / "chart.png"
+    committed = Path(suite.__file__).parent / "results" / f"{regime}.json"
+    source.write_text(committed.read_text())
+    assert not charts.is_current(source, picture)
+    charts.draw(source, picture)
+    assert charts.is_current(source, picture)
+    source.write_text(committed.read_text() + " ")
+    assert not charts.is_current(source, picture)
