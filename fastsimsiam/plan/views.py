@@ -6,9 +6,9 @@ Distributions are torchvision's (`transforms.RandomResizedCrop`, `ColorJitter`, 
 as the official recipe uses them.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -120,47 +120,53 @@ def draw_views(
     Returns:
         The table of (B, V) parameters.
     """
-    tables = []
-    for view, spec in enumerate(specs):
-        key = keys(hash_words(_VIEW_STREAM, seed, epoch, view), index)
-        u = uniform(key, _SCALAR_SLOTS)
-        jitter = u[:, _JITTER] < spec.jitter
-        blur = u[:, _BLUR] < spec.blur
-        sigma = spec.blur_sigma[0] + (spec.blur_sigma[1] - spec.blur_sigma[0]) * u[:, _SIGMA]
-        tables.append({
-            "box": random_resized_crop(key, sizes, spec.area, spec.ratio),
-            "flip": u[:, _FLIP] < spec.flip,
-            "brightness": np.where(jitter, _factor(u[:, _BRIGHTNESS], spec.brightness), 1.0),
-            "contrast": np.where(jitter, _factor(u[:, _CONTRAST], spec.contrast), 1.0),
-            "saturation": np.where(jitter, _factor(u[:, _SATURATION], spec.saturation), 1.0),
-            "hue": np.where(jitter, (2.0 * u[:, _HUE] - 1.0) * spec.hue, 0.0),
-            "order": np.argsort(u[:, _ORDER], axis=1),
-            "grey": u[:, _GREY] < spec.grey,
-            "blur_sigma": np.where(blur, sigma, 0.0),
-            "solarize": u[:, _SOLARIZE] < spec.solarize,
-        })  # fmt: skip
-    dtypes = {"box": np.int32, "order": np.int64}
-    bools = ("flip", "grey", "solarize")
-    stacked = {
-        name: np.stack([table[name] for table in tables], axis=1).astype(
-            np.bool_ if name in bools else dtypes.get(name, np.float32)
-        )
-        for name in tables[0]
-    }
-    return ViewTable(**stacked)
+    # All views in one go: a batch's table is made of a hundred calls, whose number is what costs.
+    streams = [hash_words(_VIEW_STREAM, seed, epoch, view) for view in range(len(specs))]
+    key = np.stack([keys(stream, index) for stream in streams], axis=1)
+    u = uniform(key.ravel(), _SCALAR_SLOTS).reshape(*key.shape, -1)
+
+    def of(name: str) -> Floats:
+        """A field of the specs, (V,) or (V, 2)."""
+        return np.array([getattr(spec, name) for spec in specs], dtype=np.float64)
+
+    def happens(slot: int, name: str) -> npt.NDArray[np.bool_]:
+        return u[..., slot] < of(name)
+
+    jitter, blur = happens(_JITTER, "jitter"), happens(_BLUR, "blur")
+
+    def where(drawn: npt.NDArray[np.bool_], value: Floats, unchanged: float) -> Any:
+        return np.where(drawn, value, unchanged).astype(np.float32)
+
+    low, high = of("blur_sigma").T
+    rows = np.repeat(np.arange(len(index)), len(specs))
+    box = random_resized_crop(
+        key.ravel(),
+        sizes[rows],
+        np.tile(of("area"), (len(index), 1)),
+        np.tile(of("ratio"), (len(index), 1)),
+    )
+    return ViewTable(
+        box=box.reshape(*key.shape, 4),
+        flip=happens(_FLIP, "flip"),
+        brightness=where(jitter, _factor(u[..., _BRIGHTNESS], of("brightness")), 1.0),
+        contrast=where(jitter, _factor(u[..., _CONTRAST], of("contrast")), 1.0),
+        saturation=where(jitter, _factor(u[..., _SATURATION], of("saturation")), 1.0),
+        hue=where(jitter, (2.0 * u[..., _HUE] - 1.0) * of("hue"), 0.0),
+        order=np.argsort(u[..., _ORDER], axis=-1),
+        grey=happens(_GREY, "grey"),
+        blur_sigma=where(blur, low + (high - low) * u[..., _SIGMA], 0.0),
+        solarize=happens(_SOLARIZE, "solarize"),
+    )
 
 
-def _factor(u: Floats, strength: float) -> Floats:
+def _factor(u: Floats, strength: Floats) -> Floats:
     """Torchvision's ColorJitter range: uniform in [max(0, 1 - strength), 1 + strength]."""
-    low = max(0.0, 1.0 - strength)
+    low = np.maximum(0.0, 1.0 - strength)
     return low + (1.0 + strength - low) * u
 
 
 def random_resized_crop(
-    key: UInts,
-    sizes: npt.NDArray[np.int32],
-    area: tuple[float, float],
-    ratio: tuple[float, float],
+    key: UInts, sizes: npt.NDArray[np.int32], area: Floats, ratio: Floats
 ) -> npt.NDArray[np.int32]:
     """Boxes as `torchvision.transforms.RandomResizedCrop.get_params` draws them.
 
@@ -168,42 +174,55 @@ def random_resized_crop(
     whose ratio lies in the range.
 
     Args:
-        key: (B,) one key per sample.
-        sizes: (B, 2) height and width in pixels.
-        area: smallest and largest share of the image's area.
-        ratio: smallest and largest width / height.
+        key: (N,) one key per view.
+        sizes: (N, 2) height and width of the image in pixels.
+        area: (N, 2) smallest and largest share of the image's area.
+        ratio: (N, 2) smallest and largest width / height.
 
     Returns:
-        (B, 4) int32: top, left, height, width.
+        (N, 4) int32: top, left, height, width.
     """
     # A size of 0 marks a file without a readable header; the loader replaces or reports it.
-    height = np.maximum(sizes[:, 0].astype(np.int64), 1)
-    width = np.maximum(sizes[:, 1].astype(np.int64), 1)
-    box = _fallback_boxes(height, width, ratio)
-    log_ratio = (math.log(ratio[0]), math.log(ratio[1]))
-    todo = np.arange(len(key))
-    for attempt in range(_CROP_ATTEMPTS):
-        u = uniform(key[todo], _CROP_SLOT + 4 * attempt + np.arange(4))
-        h_all, w_all = height[todo], width[todo]
-        target = h_all * w_all * (area[0] + (area[1] - area[0]) * u[:, 0])
-        aspect = np.exp(log_ratio[0] + (log_ratio[1] - log_ratio[0]) * u[:, 1])
-        w = np.rint(np.sqrt(target * aspect)).astype(np.int64)
-        h = np.rint(np.sqrt(target / aspect)).astype(np.int64)
-        fits = (w > 0) & (w <= w_all) & (h > 0) & (h <= h_all)
-        top = (u[:, 2] * (h_all - h + 1)).astype(np.int64)
-        left = (u[:, 3] * (w_all - w + 1)).astype(np.int64)
-        box[todo[fits]] = np.stack([top, left, h, w], axis=1)[fits]
-        todo = todo[~fits]
-        if not len(todo):
-            break
+    frames = np.maximum(sizes, 1).astype(np.int64)
+    boxes, fits = _attempt(key, frames, area, ratio, np.arange(1))
+    box = boxes[:, 0]
+    left = np.flatnonzero(~fits[:, 0])
+    if len(left):
+        others = np.arange(1, _CROP_ATTEMPTS)
+        boxes, fits = _attempt(key[left], frames[left], area[left], ratio[left], others)
+        box[left] = boxes[np.arange(len(left)), fits.argmax(axis=1)]
+        left = left[~fits.any(axis=1)]
+        box[left] = _fallback_boxes(*frames[left].T, *ratio[left].T)
     return box
 
 
+def _attempt(
+    key: UInts,
+    frames: npt.NDArray[np.int64],
+    area: Floats,
+    ratio: Floats,
+    attempts: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Boxes (N, A, 4) of attempts (A,), and whether they lie within the image (N, A)."""
+    slots = _CROP_SLOT + 4 * attempts[:, None] + np.arange(4)
+    u = uniform(key, slots.ravel()).reshape(len(key), *slots.shape)
+    height, width = frames[:, :1], frames[:, 1:]
+    target = height * width * (area[:, :1] + (area[:, 1:] - area[:, :1]) * u[..., 0])
+    low, high = np.log(ratio[:, :1]), np.log(ratio[:, 1:])
+    aspect = np.exp(low + (high - low) * u[..., 1])
+    w = np.rint(np.sqrt(target * aspect)).astype(np.int64)
+    h = np.rint(np.sqrt(target / aspect)).astype(np.int64)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    top, left = u[..., 2] * (height - h + 1), u[..., 3] * (width - w + 1)
+    boxes = np.stack([top.astype(np.int64), left.astype(np.int64), h, w], axis=-1)
+    return boxes.astype(np.int32), fits
+
+
 def _fallback_boxes(
-    height: npt.NDArray[np.int64], width: npt.NDArray[np.int64], ratio: tuple[float, float]
+    height: npt.NDArray[np.int64], width: npt.NDArray[np.int64], narrowest: Floats, widest: Floats
 ) -> npt.NDArray[np.int32]:
-    w = np.where(width > height * ratio[1], np.rint(height * ratio[1]).astype(np.int64), width)
-    h = np.where(width < height * ratio[0], np.rint(width / ratio[0]).astype(np.int64), height)
+    w = np.where(width > height * widest, np.rint(height * widest).astype(np.int64), width)
+    h = np.where(width < height * narrowest, np.rint(width / narrowest).astype(np.int64), height)
     h, w = np.clip(h, 1, height), np.clip(w, 1, width)
     return np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1).astype(np.int32)
 
