@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 # dali is for a torch of CUDA 12, dali-cuda13 for one of CUDA 13, as constraints.txt has it.
 DALI ?= dali-cuda13
 
-.PHONY: help demo test gate check loaders format bench clean
+.PHONY: help demo test gate check loaders browser format bench clean
 
 help:
 	@echo "make demo    pretrain on handwritten digits: three minutes on two CPU cores"
@@ -15,6 +15,7 @@ help:
 	@echo "make gate    compare costs with their thresholds; run nothing else meanwhile"
 	@echo "make check   format, lint and types, as CI does"
 	@echo "make loaders install FFCV (with apt-get) and NVIDIA DALI beside the rest"
+	@echo "make browser install Chromium (with apt-get) and playwright, for the test of the report in one"
 	@echo "make format  mend format and lint"
 	@echo "make bench   measure the loaders and their peers, render tables and charts"
 
@@ -44,6 +45,9 @@ gate: $(BIN)/.installed
 loaders: $(BIN)/.installed
 	scripts/install_ffcv.sh $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[$(DALI)]' $(CONSTRAINTS)
+
+browser: $(BIN)/.installed
+	scripts/install_browser.sh $(BIN)/python
 
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check .

@@ -110,6 +110,8 @@ class SimSiamConfig:
     """Off: only the first view is predicted from the second (paper, section 4.6)."""
     projector_layers: int = 3
     """Linear layers of the projector; 2 on CIFAR-10."""
+    projector_output_bn: Switch = True
+    """Off: BatchNorm in hidden layers only (paper, section 4.4); outputs can then be all alike."""
     projector_dim: int = 2048
     """Width of the projector's hidden layers and of z."""
     predictor_dim: int = 512

@@ -21,9 +21,9 @@ _SUFFIXES = (".npz", ".parquet")
 
 
 def embed(
-    checkpoint: Path,
-    data: Path,
-    out: Path,
+    checkpoint: Path | str,
+    data: Path | str,
+    out: Path | str,
     *,
     split: Split = "train",
     options: EvalOptions | None = None,
@@ -47,6 +47,7 @@ def embed(
     Raises:
         UserError: something in the arguments or the data has to be mended.
     """
+    out = Path(out)
     if out.suffix not in _SUFFIXES:
         raise UserError(f"--out {out}: name it .npz or .parquet")
     if out.suffix == ".parquet":

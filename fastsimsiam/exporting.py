@@ -25,8 +25,8 @@ _TIMM_CLASSES = 1000
 
 
 def export(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: Path | str,
+    out: Path | str,
     *,
     format: Format = "torchvision",
     arch: str | None = None,
@@ -50,11 +50,12 @@ def export(
     Raises:
         UserError: something in the arguments or the checkpoint has to be mended.
     """
+    out = Path(out)
     if out.suffix != _SUFFIX[format]:
         raise UserError(f"DST is {out}: name it NAME{_SUFFIX[format]} for --format {format}")
     if not out.parent.is_dir():
         raise UserError(f"DST is {out}: there is no folder {out.parent}")
-    frozen = load_frozen(checkpoint, arch=arch, stem=stem, image_size=image_size)
+    frozen = load_frozen(Path(checkpoint), arch=arch, stem=stem, image_size=image_size)
     if format == "onnx":
         _write_onnx(frozen, out)
     else:

@@ -3,23 +3,24 @@
 from torch import nn
 
 
-def projector(in_dim: int, dim: int, num_layers: int) -> nn.Sequential:
+def projector(in_dim: int, dim: int, num_layers: int, output_bn: bool = True) -> nn.Sequential:
     """Linear layers with BatchNorm; ReLU after all but the last, whose BatchNorm has no scale.
 
-    The last linear layer has no bias: the BatchNorm behind it would remove it again.
+    Linear layers have no bias: the BatchNorm behind them would remove it again.
 
     Args:
         in_dim: features of the backbone.
         dim: width of all layers.
         num_layers: linear layers, 3 on ImageNet, 2 on CIFAR-10.
+        output_bn: False: the last linear layer has a bias instead of BatchNorm behind it.
     """
     layers: list[nn.Module] = []
     for number in range(num_layers):
         last = number == num_layers - 1
-        layers += [
-            nn.Linear(in_dim if number == 0 else dim, dim, bias=False),
-            nn.BatchNorm1d(dim, affine=not last),
-        ]
+        normed = output_bn or not last
+        layers.append(nn.Linear(in_dim if number == 0 else dim, dim, bias=not normed))
+        if normed:
+            layers.append(nn.BatchNorm1d(dim, affine=not last))
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)

@@ -23,7 +23,11 @@ _WEAK_STD = 0.5
 
 
 def inspect(
-    checkpoint: Path, data: Path, *, images: int = 5000, options: EvalOptions | None = None
+    checkpoint: Path | str,
+    data: Path | str,
+    *,
+    images: int = 5000,
+    options: EvalOptions | None = None,
 ) -> dict[str, Any]:
     """Figures of the features of two random views of each of some images.
 

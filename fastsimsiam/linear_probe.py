@@ -31,8 +31,8 @@ from fastsimsiam.session import EvalOptions, Session, evaluating
 
 
 def linear(
-    checkpoint: Path,
-    data: Path,
+    checkpoint: Path | str,
+    data: Path | str,
     *,
     config: LinearConfig | None = None,
     cached: bool = False,

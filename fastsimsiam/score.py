@@ -14,8 +14,8 @@ from fastsimsiam.session import EvalOptions, Session, evaluating
 
 
 def knn(
-    checkpoint: Path,
-    data: Path,
+    checkpoint: Path | str,
+    data: Path | str,
     *,
     k: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.1,

@@ -105,7 +105,7 @@ class Session:
 
 @contextmanager
 def evaluating(
-    checkpoint: Path, data: Path, options: EvalOptions, *, need_val: bool = True
+    checkpoint: Path | str, data: Path | str, options: EvalOptions, *, need_val: bool = True
 ) -> Iterator[Session]:
     """Opens a checkpoint and a data set, and closes what was opened.
 
@@ -118,8 +118,9 @@ def evaluating(
     Raises:
         UserError: something in the arguments, the file or the data has to be mended.
     """
+    data = Path(data)
     frozen = load_frozen(
-        checkpoint, arch=options.arch, stem=options.stem, image_size=options.image_size
+        Path(checkpoint), arch=options.arch, stem=options.stem, image_size=options.image_size
     )
     config = replace(
         frozen.config or recipes.get("imagenet-100ep"),

@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${1:-.venv/bin/python}"
 say() { echo "install_ffcv: $*" >&2; }
+. scripts/apt.sh
 
 if [ ! -x "$(command -v "$python" || true)" ]; then
   say "there is no Python at $python: run make test first, or pass one"
@@ -28,18 +29,7 @@ if [ ${#missing[@]} -gt 0 ] || [ ! -x "$(command -v g++ || true)" ]; then
     say "apt-get; install them by hand, with conda say: see the head of this file"
     exit 2
   fi
-  sudo=""
-  if [ "$(id -u)" -ne 0 ]; then
-    if [ ! -x "$(command -v sudo || true)" ]; then
-      say "cannot install Debian packages without root: ask for"
-      say "apt-get install g++ libopencv-dev libturbojpeg0-dev pkg-config"
-      exit 2
-    fi
-    sudo="sudo"
-  fi
-  $sudo apt-get update -qq
-  $sudo env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y -qq g++ libopencv-dev libturbojpeg0-dev pkg-config >/dev/null
+  apt_install g++ libopencv-dev libturbojpeg0-dev pkg-config
 fi
 # FFCV imports distutils, which Python 3.12 leaves to setuptools.
 "$python" -m pip install --quiet setuptools wheel

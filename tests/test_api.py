@@ -1,15 +1,22 @@
 """What Python code uses: the five-line examples run, and the loader serves a loop of one's own."""
 
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_backbone  # noqa: F401 (registers tiny_resnet)
 import torch
 from torch import nn
 
 import fastsimsiam
 from fastsimsiam.config import Config, ViewSpec
 from fastsimsiam.errors import UserError
+from fastsimsiam.linear_probe import LinearConfig
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_everything_that_is_promised_is_there() -> None:
@@ -34,8 +41,6 @@ def test_pretrain_score_and_use(tiny_config: Config) -> None:
 
 def test_a_loop_of_ones_own(class_folders: Path) -> None:
     """A plain PyTorch loop on the fast loader: SimSiam's loss falls."""
-    import tiny_backbone  # noqa: F401 (registers tiny_resnet)
-
     from fastsimsiam.build import build_method
 
     config = fastsimsiam.recipe("imagenette", arch="tiny_resnet", image_size=32)
@@ -97,3 +102,40 @@ def test_wrong_arguments_are_said(class_folders: Path) -> None:
         fastsimsiam.Loader(class_folders, batch_size=0)
     with pytest.raises(UserError, match="fewer than one batch of 1000"):
         fastsimsiam.Loader(class_folders, batch_size=1000)
+
+
+def test_the_readmes_python_runs(class_folders: Path, tmp_path: Path) -> None:
+    """The README's block itself, cut down to what a CPU does in seconds."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for written, small in (
+        ('data="data/imagenette", out="runs/imagenette", epochs=200',
+         f'data="{class_folders}", out="{tmp_path / "run"}", epochs=1, arch="tiny_resnet", '
+         f'image_size=32, batch_size=16, device="cpu"'),
+        ('"data/imagenette", batch_size=256, image_size=128',
+         f'"{class_folders}", batch_size=16, image_size=32, device="cpu"'),
+        ('"runs/imagenette"', f'"{tmp_path / "run"}"'),
+        ('"data/imagenette"', f'"{class_folders}"'),
+        ("cached=True", "cached=True, config=layer"),
+        ("range(100)", "range(2)"),
+    ):  # fmt: skip
+        assert written in block
+        block = block.replace(written, small)
+    found: dict[str, object] = {"layer": LinearConfig(batch_size=16, epochs=2)}
+    exec(block, found)
+    assert isinstance(found["backbone"], nn.Module)
+    assert [tuple(view.shape) for view in found["views"]] == [(16, 3, 32, 32)] * 2  # type: ignore[attr-defined]
+
+
+def test_the_lightning_example_runs(class_folders: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, ROOT / "examples" / "lightning_loop.py", "--data", class_folders,
+            "--epochs", "12",
+        ],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    scores = re.search(r"\{'loss': (-[\d.]+), 'collapse_std': ([\d.]+)\}", done.stdout)
+    assert scores, done.stdout
+    assert float(scores[1]) < -0.02
+    assert float(scores[2]) > 0.5

@@ -43,6 +43,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "no-predictor": lambda: simsiam(predictor="none"),
     "fixed-predictor": lambda: simsiam(predictor="fixed"),
     "asymmetric": lambda: simsiam(symmetric=False),
+    "hidden-bn": lambda: simsiam(projector_output_bn=False),
 }
 
 

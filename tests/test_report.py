@@ -528,10 +528,10 @@ def browser() -> Iterator[Any]:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        _needed("playwright is not installed: pip install playwright")
+        _needed("playwright is not installed: make browser")
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
-        _needed("there is no chromium: apt-get install chromium")
+        _needed("there is no chromium: make browser")
     with sync_playwright() as play:
         opened = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield opened

@@ -25,7 +25,9 @@ class SimSiam(Method):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.projector = projector(feature_dim, config.projector_dim, config.projector_layers)
+        self.projector = projector(
+            feature_dim, config.projector_dim, config.projector_layers, config.projector_output_bn
+        )
         self.predictor: nn.Module = nn.Identity()
         if config.predictor != "none":
             self.predictor = predictor(config.projector_dim, config.predictor_dim)

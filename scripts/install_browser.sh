@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Installs what the report's test in a browser needs: Chromium (Debian), and playwright into an environment.
+#
+#     scripts/install_browser.sh [PYTHON]      PYTHON: the environment's, .venv/bin/python by default
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python="${1:-.venv/bin/python}"
+say() { echo "install_browser: $*" >&2; }
+. scripts/apt.sh
+
+if [ ! -x "$(command -v chromium || command -v chromium-browser || true)" ]; then
+  apt_install chromium
+fi
+"$python" -m pip install --quiet -e '.[browser]' -c constraints.txt
+say "$(chromium --version 2>/dev/null || echo Chromium) and playwright are installed"
