@@ -47,29 +47,28 @@ def curve(switches: list[str], data: Path, epochs: int, out: Path) -> dict[str, 
 
 def draw(curves: dict[str, Any], out: Path) -> None:
     """Loss and collapse figure by step, side by side."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
     for colour, (name, found) in zip(COLOURS, curves.items(), strict=False):
         knn = found["knn_top1_k20"]
+        label = f"{name} (kNN {knn['first']:.1f} → {knn['last']:.1f} %)"
         style = "--" if HIDDEN_BN[0] in found["switches"] else "-"
-        panels[0].plot(found["step"], found["loss"], style, color=colour, label=name)
-        panels[1].plot(
-            found["step"], found["collapse"], style, color=colour,
-            label=f"{name} (kNN {knn['first']:.1f} → {knn['last']:.1f} %)",
-        )  # fmt: skip
-    panels[0].set_title("loss (-1 is perfect agreement)", fontsize=10)
-    panels[1].set_title(
-        "std of z/|z| times sqrt(D): 1 healthy, 0 collapsed (dotted: the least behind BN)",
-        fontsize=10,
-    )
+        for panel, figures in zip(panels, ("loss", "collapse"), strict=True):
+            panel.plot(found["step"], found[figures], style, color=colour, label=label)
+    panels[0].set_title("loss (-1: views agree perfectly)", fontsize=10)
+    panels[1].set_title("std of z/|z| times sqrt(D) (1: healthy, 0: collapsed)", fontsize=10)
     panels[1].axhline(2 / BATCH**0.5, color="black", linewidth=0.8, linestyle=":")
+    panels[1].text(0, 2 / BATCH**0.5, "the least behind BN ", va="bottom", fontsize=8)
     panels[1].set_ylim(0, 1.1)
-    panels[1].legend(frameon=False, fontsize=8)
     for panel in panels:
         panel.set_xlabel("step")
         panel.grid(alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
+        fontsize=9,
+    )  # fmt: skip
     figure.savefig(out, dpi=110)
 
 

@@ -1,6 +1,6 @@
-"""A recipe as far as the machine allows: scores, their curve, and the minutes it took.
+r"""A recipe as far as the machine allows: scores, their curve, and the minutes it took.
 
-    python -m benchmarks.training cifar10-800ep --data CIFAR10 --out RUN --json FILE.json \\
+    python -m benchmarks.training cifar10-800ep --data CIFAR10 --out RUN --json FILE.json \
         [--png FILE.png] [--linear] -- --epochs 20 --arch resnet18 ...
 
 What follows `--` goes to `fastsimsiam pretrain`. RUN may be one that was cut off: it is gone on with.
