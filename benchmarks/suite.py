@@ -121,6 +121,10 @@ def run(job: Job, out: Path, data: Path, seconds: float) -> str:
             os.killpg(process.pid, signal.SIGKILL)  # with the processes it has started
             process.wait()
             return "out of time"
+        except BaseException:  # Ctrl-C does not reach a session of its own
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
     return "done" if code == 0 else f"failed with code {code}: see {job.name}.log"
 
 

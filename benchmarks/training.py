@@ -18,6 +18,9 @@ from typing import Any
 
 from benchmarks.harness import write
 
+LINEAR: list[str] = []
+"""Further flags of the linear evaluation."""
+
 
 def fastsimsiam(*arguments: object) -> None:
     """Runs the command line."""
@@ -30,6 +33,7 @@ def result_of(out: Path, flags: list[str]) -> dict[str, Any]:
     found = json.loads((out / "summary.json").read_text())
     for key in ("data", "out"):
         found["config"][key] = Path(found["config"][key]).name
+    found["bad_images"] = len(found["bad_images"])
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return {
         "regime": "training", "flags": flags, **found, "minutes": round(found["seconds"] / 60, 1),
@@ -48,17 +52,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file that receives the result")
     parser.add_argument("--png", type=Path, help="file that receives the curves")
     parser.add_argument("--linear", action="store_true", help="score by `linear --cached` too")
-    parser.add_argument("flags", nargs="*", help="of `fastsimsiam pretrain`, behind --")
-    args = parser.parse_args()
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    args, flags = parser.parse_args(words[:end]), words[end + 1 :]
     resume = ["--resume"] if (args.out / "checkpoints").exists() else []
-    fastsimsiam(
-        "pretrain", args.recipe, "--data", args.data, "--out", args.out, *args.flags, *resume
-    )
-    result = result_of(args.out, args.flags)
+    fastsimsiam("pretrain", args.recipe, "--data", args.data, "--out", args.out, *flags, *resume)
+    result = result_of(args.out, flags)
     if args.linear:
         scores = args.out / "linear.json"
-        fastsimsiam("linear", args.out, "--data", args.data, "--cached", "--json", scores)
-        result["linear_cached"] = json.loads(scores.read_text())
+        fastsimsiam("linear", args.out, "--data", args.data, "--cached", "--json", scores, *LINEAR)
+        found = json.loads(scores.read_text())
+        result["linear_cached"] = {
+            key: found[key] for key in ("protocol", "config", "top1", "top5")
+        }
     write(args.json, result)
     if args.png:
         shutil.copyfile(args.out / "curves.png", args.png)

@@ -4,7 +4,8 @@
     python examples/lightning_loop.py --data data/digits --epochs 2
 
 `fastsimsiam.Loader` stands where a DataLoader stands. Its views lie on the device already, cut,
-jittered and normalised; under DDP every rank gets its own share, without Lightning's sampler.
+jittered and normalised. It is made in `train_dataloader`, when Lightning has started torch.distributed:
+then every rank gets its own share, without Lightning's sampler.
 """
 
 import argparse
@@ -18,26 +19,43 @@ from torch import Tensor
 
 import fastsimsiam
 from fastsimsiam.build import build_method
-from fastsimsiam.config import Config
+from fastsimsiam.config import Config, DeviceName
 
 
 class SimSiamModule(lightning.LightningModule):
     """Any module that takes a tuple of views will do; this one trains fastsimsiam's SimSiam."""
 
-    def __init__(self, config: Config) -> None:
-        """Makes the network that `config` describes."""
+    def __init__(self, config: Config, device: DeviceName) -> None:
+        """Makes the network that `config` describes; the views will lie on `device`."""
         super().__init__()
         self.config = config
+        self.views_on = device
         self.method = build_method(config)
+
+    def train_dataloader(self) -> fastsimsiam.Loader:
+        """The fast loader; `batch_size` is of all ranks together."""
+        self.loader = fastsimsiam.Loader(
+            self.config.data,
+            batch_size=self.config.batch_size,
+            image_size=self.config.image_size,
+            views=self.config.views,
+            device=self.views_on,
+        )
+        return self.loader
+
+    def teardown(self, stage: str) -> None:
+        """Ends the loader's threads."""
+        self.loader.close()
 
     def training_step(self, batch: tuple[tuple[Tensor, ...], Tensor], _: int) -> Tensor:
         """The loss of a batch: its views, one tensor (B, 3, S, S) each, and labels (B,)."""
         views, _labels = batch
         loss, scores = self.method(views)
-        self.log(
-            "loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(views[0])
-        )
-        self.log_dict(scores, on_step=False, on_epoch=True, batch_size=len(views[0]))
+        figures = {"loss": loss, **scores}
+        self.log_dict(
+            figures, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(views[0]),
+            sync_dist=True,
+        )  # fmt: skip
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -69,19 +87,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of class folders")
     parser.add_argument("--recipe", default="demo", help="see `fastsimsiam recipes` (demo)")
     parser.add_argument("--epochs", type=int, default=2, help="(2)")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on a CPU (1)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(auto)")
     args = parser.parse_args()
-    config = fastsimsiam.recipe(args.recipe, epochs=args.epochs)
+    config = fastsimsiam.recipe(args.recipe, data=args.data, epochs=args.epochs)
     trainer = lightning.Trainer(
-        max_epochs=args.epochs, logger=False, enable_checkpointing=False, devices=1
-    )
-    with fastsimsiam.Loader(
-        args.data,
-        batch_size=config.batch_size,
-        image_size=config.image_size,
-        views=config.views,
-    ) as loader:
-        trainer.fit(SimSiamModule(config), loader)
-    print({name: round(float(value), 4) for name, value in trainer.callback_metrics.items()})
+        max_epochs=args.epochs, logger=False, enable_checkpointing=False, devices=args.devices,
+        accelerator=args.device,
+    )  # fmt: skip
+    trainer.fit(SimSiamModule(config, args.device))
+    if trainer.is_global_zero:
+        print({name: round(float(value), 4) for name, value in trainer.callback_metrics.items()})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from fastsimsiam.config import Config, DeviceName, LoaderName, OnBadImage, ViewS
 from fastsimsiam.errors import UserError
 from fastsimsiam.frozen import Stem, load_frozen
 from fastsimsiam.plan.batches import TrainPlan
-from fastsimsiam.storage.data_set import open_split
+from fastsimsiam.storage.data_set import has_split, open_split
 
 
 def recipe(name: str, **changes: Any) -> Config:
@@ -103,6 +103,10 @@ class Loader:
         Raises:
             UserError: something in the arguments or the data has to be mended.
         """
+        if image_size < 1:
+            raise UserError(f"image_size is {image_size}: give 1 or more")
+        if not views:
+            raise UserError("views is empty: give a ViewSpec for each view")
         rank, world_size = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -112,7 +116,10 @@ class Loader:
             recipes.get("imagenet-100ep"), data=Path(data), loader=loader, device=device,
             workers=workers,
         )  # fmt: skip
-        storage = open_split(config.data, split)
+        classes = None
+        if split != "train" and has_split(config.data, "train"):
+            classes = open_split(config.data, "train").classes  # labels mean the same in both
+        storage = open_split(config.data, split, classes=classes)
         self.classes = list(storage.classes)
         self.epoch = 0
         where, _ = choose_device(config, rank % max(1, torch.cuda.device_count()))

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Checkpoint:
         method: state dict of the method.
         optimizer: state dict of the optimiser.
         rng: torch's generator states, for networks with dropout.
+        seconds: that the run took until then, of all its parts together.
     """
 
     config: Config
@@ -38,6 +40,7 @@ class Checkpoint:
     method: dict[str, Any]
     optimizer: dict[str, Any]
     rng: dict[str, torch.Tensor]
+    seconds: float = 0.0
 
 
 def load(path: Path) -> Checkpoint:
@@ -59,8 +62,17 @@ def read_stored(path: Path) -> dict[str, Any]:
     """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    # Whatever the unpickler makes of the bytes of some other file.
+    except (
+        RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error,
+        pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        raise UserError(
+            f"{path} is damaged or no checkpoint: expected what torch.save wrote of tensors and plain "
+            "values, since nothing else is read from a file"
+        ) from error
     if not isinstance(stored, dict):
         raise UserError(f"{path} holds no weights: expected a checkpoint or a state dict")
     return stored
@@ -81,6 +93,7 @@ def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
         method=stored["method"],
         optimizer=stored["optimizer"],
         rng=stored["rng"],
+        seconds=stored.get("seconds", 0.0),
     )
 
 
@@ -100,6 +113,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             "method": checkpoint.method,
             "optimizer": checkpoint.optimizer,
             "rng": checkpoint.rng,
+            "seconds": checkpoint.seconds,
         },
     )
 

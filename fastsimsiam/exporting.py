@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import fastsimsiam
 from fastsimsiam.atomic import written_whole
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD
+from fastsimsiam.backbones import classifier_name
 from fastsimsiam.config_io import to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.frozen import Frozen, Stem, load_frozen
@@ -56,6 +57,7 @@ def export(
     if not out.parent.is_dir():
         raise UserError(f"DST is {out}: there is no folder {out.parent}")
     frozen = load_frozen(Path(checkpoint), arch=arch, stem=stem, image_size=image_size)
+    card = model_card(frozen, out, format)
     if format == "onnx":
         _write_onnx(frozen, out)
     else:
@@ -76,10 +78,10 @@ def export(
         # Not by its `save_file`, whose files nobody else may read.
         with written_whole(out, "DST") as file:
             file.write_bytes(save(state, metadata=about))
-    card = out.with_name(out.name + ".md")
-    with written_whole(card, "card") as file:
-        file.write_text(model_card(frozen, out, format))
-    return out, card
+    beside = out.with_name(out.name + ".md")
+    with written_whole(beside, "card") as file:
+        file.write_text(card)
+    return out, beside
 
 
 def _require_timm_knows(frozen: Frozen) -> None:
@@ -126,16 +128,20 @@ class _Features(nn.Module):
 
 
 _USE: Mapping[Format, str] = {
-    "torchvision": """import torchvision
+    "torchvision": """import torch
+import torchvision
 from safetensors.torch import load_file
 
 model = torchvision.models.{arch}()
-model.load_state_dict(load_file("{file}"), strict=False)   # all but the last layer
+{stem}model.{classifier} = torch.nn.Identity()   # features instead of classes
+model.load_state_dict(load_file("{file}"))
+model.eval()
 """,
     "timm": """import timm
 
 model = timm.create_model("{arch}", checkpoint_path="{file}")
 model.reset_classifier(0)   # features; the file's last layer is all zeros
+model.eval()
 """,
     "onnx": """import onnxruntime
 
@@ -143,11 +149,20 @@ session = onnxruntime.InferenceSession("{file}")
 (features,) = session.run(None, {{"images": images}})   # float32 (B, 3, {size}, {size})
 """,
 }
+_CIFAR_STEM = """model.conv1 = torch.nn.Conv2d(3, {width}, 3, padding=1, bias=False)
+model.maxpool = torch.nn.Identity()
+"""
 
 
 def model_card(frozen: Frozen, out: Path, format: Format) -> str:
     """What the weights are, in Markdown: use, recipe, data, scores, versions."""
-    use = _USE[format].format(arch=frozen.arch, file=out.name, size=frozen.image_size)
+    stem = ""
+    if frozen.stem == "cifar":
+        stem = _CIFAR_STEM.format(width=frozen.backbone.get_submodule("conv1").out_channels)
+    use = _USE[format].format(
+        arch=frozen.arch, file=out.name, size=frozen.image_size, stem=stem,
+        classifier=classifier_name(frozen.arch),
+    )  # fmt: skip
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
     lines = [
         f"# {frozen.arch}, {frozen.feature_dim} features",
@@ -184,7 +199,10 @@ def _run_lines(frozen: Frozen) -> list[str]:
     summary = frozen.path.parent.parent / "summary.json"
     if not summary.is_file():
         return []
-    stored = json.loads(summary.read_text())
+    try:
+        stored = json.loads(summary.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{summary} is damaged ({error}): remove it") from error
     lines = []
     if stored.get("steps") == frozen.step:
         scores = {k: v for k, v in stored["last"].items() if k.startswith("knn_")}

@@ -73,6 +73,8 @@ def load_frozen(
                 f"there is no checkpoint in {path}: expected {path}/checkpoints/step-*.pt"
             )
         path = found[-1]
+    if image_size is not None and image_size < 1:
+        raise UserError(f"--image-size is {image_size}: give 1 or more")
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: pass a file, or the folder of a run")
     stored = _read(path)

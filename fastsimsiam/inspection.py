@@ -78,6 +78,10 @@ def _views(session: Session, images: int) -> dict[str, tuple[list[Tensor], list[
     """Features of two views, batch by batch: `h`, and `z` where there is a projector."""
     storage, loader = session.splits[session.last], session.loader(session.last)
     count = min(images, len(storage))
+    if count < 2:
+        raise UserError(
+            f"{session.config.data} has {count} image to look at: two or more are needed"
+        )
     batch_size = min(_BATCH, count)
     plan = TrainPlan(
         label=storage.label, sizes=storage.sizes, seed=session.config.seed,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import fastsimsiam
+from fastsimsiam.atomic import written_whole
 from fastsimsiam.build import build_knn, build_loader, build_trainer, fingerprint
 from fastsimsiam.checkpoint import Checkpoint, CheckpointStore, require_same_run
 from fastsimsiam.choose import choose_all, choose_device
@@ -106,7 +107,6 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
                 if checkpoint:
                     trainer.restore(checkpoint)
                 _announce(recorder, config, train, trainer.lengths.stop, trainer.step)
-                started = time.perf_counter()
                 try:
                     with profiled(profile, config.out, device, recorder.say) as after_step:
                         trainer.after_step = after_step
@@ -133,7 +133,7 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
                 bad_images=bad_images,
             )
             if world.is_main:
-                _conclude(recorder, config, summary, trainer.data, time.perf_counter() - started)
+                _conclude(recorder, config, summary, trainer.data, trainer.elapsed())
             return summary
 
 
@@ -232,7 +232,8 @@ def _conclude(
         "commit": commit(),
         "versions": {"fastsimsiam": fastsimsiam.__version__, **versions()},
     }
-    (config.out / "summary.json").write_text(json.dumps(stored, indent=2) + "\n")
+    with written_whole(config.out / "summary.json", "the summary") as file:
+        file.write_text(json.dumps(stored, indent=2) + "\n")
     drawn = draw_curves(recorder.history, config.out / "curves.png")
     recorder.say(f"done in {clock(seconds)}: {summary.checkpoint}")
     recorder.say(drawn)

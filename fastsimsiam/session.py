@@ -14,6 +14,7 @@ from fastsimsiam.backbones import feature_extractor
 from fastsimsiam.build import build_loader, center_plan
 from fastsimsiam.choose import choose_device, choose_dtype, choose_loader
 from fastsimsiam.config import Config, DeviceName, LoaderName, OnBadImage
+from fastsimsiam.errors import UserError
 from fastsimsiam.frozen import Frozen, Stem, load_frozen
 from fastsimsiam.loaders.batch import Loader
 from fastsimsiam.plan.batches import CenterPlan
@@ -146,6 +147,10 @@ def evaluating(
     )  # fmt: skip
     try:
         yield session
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU's memory is too small for what lies there: free it, or pass --device cpu"
+        ) from error
     finally:
         for loader in session.opened.values():
             loader.close()

@@ -32,7 +32,8 @@ def show_views(
     if num_images < 1:
         raise UserError(f"--images is {num_images}: give 1 or more")
     config = recipes.get(recipe)
-    config = replace(config, image_size=image_size or config.image_size)
+    if image_size is not None:
+        config = replace(config, image_size=image_size)
     storage = _single_image(path) if path.is_file() else open_split(path, "train")
     storage.require_readable()
     index = epoch_order(len(storage), seed, 0)[:num_images].tolist()

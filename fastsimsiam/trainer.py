@@ -74,6 +74,7 @@ class Trainer:
         world: this process among the others.
         step: optimiser steps done.
         after_step: called after each of them.
+        seconds: that the run took before this process took it up.
     """
 
     config: Config
@@ -91,6 +92,7 @@ class Trainer:
     world: World
     step: int = 0
     after_step: Callable[[], None] = lambda: None
+    seconds: float = 0.0
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from a checkpoint."""
@@ -100,6 +102,7 @@ class Trainer:
         if "cuda" in checkpoint.rng and self.device.type == "cuda":
             torch.cuda.set_rng_state(checkpoint.rng["cuda"], self.device)
         self.step = checkpoint.step
+        self.seconds = checkpoint.seconds
 
     def fit(self) -> int:
         """Trains to the end of the run.
@@ -111,6 +114,7 @@ class Trainer:
             NonFiniteLossError: names the step, its learning rate and the last good checkpoint.
             UserError: an image is broken or the disk is full; the state is saved where possible.
         """
+        self._started = time.perf_counter()
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
         self._saved_step = self.step if self.step else -1
         self._warned = False
@@ -280,6 +284,10 @@ class Trainer:
             self.recorder.say(f"{when}: {text}  ({clock(time.perf_counter() - started)})")
         self.world.wait()
 
+    def elapsed(self) -> float:
+        """Seconds that the run took until now, those before a resume included."""
+        return self.seconds + time.perf_counter() - self._started
+
     def _save(self) -> None:
         if self.step in (0, self._saved_step):
             return
@@ -297,6 +305,7 @@ class Trainer:
                     method=self.method.state_dict(),
                     optimizer=self.optimizer.state_dict(),
                     rng=rng,
+                    seconds=self.elapsed(),
                 )
             )
         self._saved_step = self.step

@@ -1,6 +1,7 @@
 """What Python code uses: the five-line examples run, and the loader serves a loop of one's own."""
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -97,7 +98,21 @@ def test_it_stands_where_a_dataloader_stands(class_folders: Path) -> None:
         assert any_trainer(loader, nn.Conv2d(3, 4, 3), 2) == 6
 
 
+def test_labels_mean_the_same_in_both_splits(class_folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(class_folders, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "val" / "bee")
+    with fastsimsiam.Loader(
+        tmp_path / "data", batch_size=16, image_size=32, split="val", device="cpu", workers=1
+    ) as loader:
+        assert loader.classes == ["ant", "bee", "cow"]
+        assert {int(label) for _, labels in loader for label in labels} == {0, 2}
+
+
 def test_wrong_arguments_are_said(class_folders: Path) -> None:
+    with pytest.raises(UserError, match="image_size is 0"):
+        fastsimsiam.Loader(class_folders, batch_size=8, image_size=0)
+    with pytest.raises(UserError, match="views is empty"):
+        fastsimsiam.Loader(class_folders, batch_size=8, views=())
     with pytest.raises(UserError, match="batch_size is 0"):
         fastsimsiam.Loader(class_folders, batch_size=0)
     with pytest.raises(UserError, match="fewer than one batch of 1000"):
@@ -130,7 +145,7 @@ def test_the_lightning_example_runs(class_folders: Path) -> None:
     done = subprocess.run(
         [
             sys.executable, ROOT / "examples" / "lightning_loop.py", "--data", class_folders,
-            "--epochs", "12",
+            "--epochs", "12", "--device", "cpu",
         ],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip

@@ -42,6 +42,7 @@ CPU_ONLY = replace(FED, gpu=False, loader=1_000, step=100, train=91, compiled="c
         (replace(STARVED, loader_name="resident"), "loader"),
         (CPU_ONLY, "step"),
         (replace(CPU_ONLY, loader=50, decode=60, train=33), "decode"),
+        (replace(CPU_ONLY, loader=1_200, step=500, train=353, loader_name="resident"), "step"),
     ],
 )
 def test_what_holds_back(figures: Figures, what: str) -> None:
@@ -74,6 +75,13 @@ def test_advice_fits_what_there_is() -> None:
     assert advised(CPU_ONLY, "a GPU")
     assert advised(replace(CPU_ONLY, compiled="off", has_compiler=False), "install g++")
     assert advised(replace(FED, loader_name="reference"), "--loader auto")
+
+
+def test_on_a_cpu_the_smaller_part_is_thought_of_too() -> None:
+    shared = replace(CPU_ONLY, loader=240, step=100, train=70, decoded_bytes=10**9)
+    assert advised(shared, "a GPU")
+    assert advised(shared, "--loader resident")
+    assert not advised(replace(CPU_ONLY, decoded_bytes=10**9), "--loader resident")
 
 
 def test_parts_take_turns_on_a_cpu_and_run_side_by_side_on_a_gpu() -> None:
@@ -194,6 +202,12 @@ def short_run(class_folders: Path, **changes: object) -> Config:
 def test_a_run_shorter_than_its_measurement_is_foretold(class_folders: Path) -> None:
     report = examine(short_run(class_folders, knn=KnnConfig(every_epochs=0)), minutes=0.02)
     assert report.forecast.train == pytest.approx(2 * 48 / report.figures.train)
+
+
+def test_a_run_that_would_be_refused_is_not_foretold(class_folders: Path) -> None:
+    config = replace(short_run(class_folders), batch_size=128)
+    with pytest.raises(UserError, match="has 96 images, fewer than one batch of 128"):
+        examine(config, minutes=0.02)
 
 
 def test_a_signal_ends_the_doctor_too(

@@ -1,7 +1,9 @@
 """Exported weights give the same features in torchvision, timm and onnxruntime."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from fastsimsiam.cli import main
 from fastsimsiam.config import Config
+from fastsimsiam.errors import UserError
 from fastsimsiam.exporting import export
 from fastsimsiam.frozen import load_frozen
 from fastsimsiam.pretraining import pretrain
@@ -39,12 +42,23 @@ def expected(run: Path, images: Tensor) -> Tensor:
     return found
 
 
+def run_card(card: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Runs a card's code as it is printed, where its file lies."""
+    monkeypatch.chdir(folder)
+    (block,) = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(block, found)
+    return found
+
+
 def card_mode(file: Path) -> int:
     """Permissions of the card beside a file: those of any new file."""
     return file.with_name(file.name + ".md").stat().st_mode
 
 
-def test_torchvision_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None:
+def test_torchvision_takes_it(
+    run: Path, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "weights.safetensors"
     assert main(["export", str(run), str(file)]) == 0
     model = torchvision.models.resnet18()
@@ -60,13 +74,16 @@ def test_torchvision_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None
         '"batch_size": 8',
     ):
         assert word in card
+    model = run_card(file.with_name(file.name + ".md"), tmp_path, monkeypatch)["model"]
+    with torch.no_grad():
+        assert torch.equal(model(images), expected(run, images))
     assert file.stat().st_mode & 0o444 == card_mode(file) & 0o444
     # What was exported can be read again.
     assert load_frozen(file).arch == "resnet18"
 
 
 def test_a_network_with_the_small_stem_can_be_read_again(
-    tiny_config: Config, images: Tensor, tmp_path: Path
+    tiny_config: Config, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrain(replace(tiny_config, arch="resnet18", stem="cifar", max_steps=2, batch_size=8))
     file, card = export(tiny_config.out, tmp_path / "small.safetensors")
@@ -74,16 +91,22 @@ def test_a_network_with_the_small_stem_can_be_read_again(
     assert (again.arch, again.stem) == ("resnet18", "cifar")
     with torch.no_grad():
         assert torch.equal(again.backbone(images), expected(tiny_config.out, images))
+        model = run_card(card, tmp_path, monkeypatch)["model"]
+        assert torch.equal(model(images), expected(tiny_config.out, images))
     assert "no max-pooling" in card.read_text()
 
 
-def test_timm_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None:
-    file, _ = export(run, tmp_path / "weights.safetensors", format="timm")
+def test_timm_takes_it(
+    run: Path, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, card = export(run, tmp_path / "weights.safetensors", format="timm")
     model = timm.create_model("resnet18", checkpoint_path=str(file))
     model.reset_classifier(0)
     with torch.no_grad():
         found = model.eval()(images)
-    torch.testing.assert_close(found, expected(run, images), atol=1e-5, rtol=1e-5)
+        again = run_card(card, tmp_path, monkeypatch)["model"](images)
+    for features in (found, again):
+        torch.testing.assert_close(features, expected(run, images), atol=1e-5, rtol=1e-5)
 
 
 def test_onnxruntime_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None:
@@ -96,6 +119,13 @@ def test_onnxruntime_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.glob("net*")) == ["net.onnx", "net.onnx.md"]
 
 
+def test_a_damaged_summary_leaves_no_half_an_export(run: Path, tmp_path: Path) -> None:
+    (run / "summary.json").write_text('{"config": {')
+    with pytest.raises(UserError, match=r"summary\.json is damaged"):
+        export(run, tmp_path / "x.safetensors")
+    assert not list(tmp_path.glob("x.*"))
+
+
 def test_what_cannot_be_exported_is_one_line(
     tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +136,7 @@ def test_what_cannot_be_exported_is_one_line(
         ([run, str(tmp_path / "x.safetensors"), "--format", "onnx"], "name it NAME.onnx"),
         ([run, "/no/such/x.safetensors"], "there is no folder /no/such"),
         ([run, str(tmp_path / "x.safetensors"), "--format", "timm"], "only ResNets"),
+        ([run, str(tmp_path / "x.safetensors"), "--image-size", "0"], "--image-size is 0"),
         (["/no/run", str(tmp_path / "x.safetensors")], "there is no checkpoint /no/run"),
     ):
         assert main(["export", *words]) == 2

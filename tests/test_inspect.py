@@ -83,3 +83,16 @@ def test_inspect_a_run(
     assert found["verdict"] == verdict(found["z"]["std"])
     assert 0 < found["h"]["alignment"] < 2
     assert main(["inspect", str(tiny_config.out), *words, "--images", "1"]) == 2
+
+
+def test_one_image_is_too_few(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+    for split in ("train", "val"):
+        (tmp_path / split / "ant").mkdir(parents=True)
+        source = tiny_config.data / "train" / "ant" / "02.JPEG"
+        (tmp_path / split / "ant" / "a.JPEG").write_bytes(source.read_bytes())
+    capsys.readouterr()
+    assert main(["inspect", str(tiny_config.out), "--data", str(tmp_path)]) == 2
+    assert "has 1 image to look at" in capsys.readouterr().err

@@ -189,6 +189,25 @@ def test_a_backbone_that_changes_is_noticed(
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("lr", float("nan")), ("momentum", -1.0), ("momentum", 1.0), ("weight_decay", -1.0)],
+)
+def test_values_out_of_range_are_named(key: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"--{key.replace('_', '-')} is {value}: give"):
+        LinearConfig(**{key: value})
+
+
+def test_large_batches_pass_in_pieces(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+    config = LinearConfig(epochs=1, batch_size=48, lr=10.0)
+    options = EvalOptions(device="cpu")
+    whole = linear_probe.linear(tiny_config.out, tiny_config.data, config=config, options=options)
+    monkeypatch.setattr("fastsimsiam.evaluate.linear._PIECE", 20)
+    pieces = linear_probe.linear(tiny_config.out, tiny_config.data, config=config, options=options)
+    assert pieces["losses"] == pytest.approx(whole["losses"], rel=1e-3)
+
+
 def test_too_large_a_batch_is_one_line(tiny_config: Config) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     with pytest.raises(

@@ -157,6 +157,17 @@ def test_resume_without_a_checkpoint_is_refused(tiny_config: Config) -> None:
         pretrain(tiny_config, resume=True)
 
 
+def test_the_time_of_all_parts_is_told(tiny_config: Config) -> None:
+    pretrain(replace(tiny_config, max_steps=3))
+    (file,) = CheckpointStore(tiny_config.out, keep=1).paths()
+    state = load(file)
+    assert 0 < state.seconds < 60
+    CheckpointStore(tiny_config.out, keep=1).save(replace(state, seconds=state.seconds + 1000))
+    pretrain(tiny_config, resume=True)
+    told = json.loads((tiny_config.out / "summary.json").read_text())["seconds"]
+    assert 1000 + state.seconds < told < 1100
+
+
 def test_a_finished_run_can_be_resumed(tiny_config: Config) -> None:
     pretrain(tiny_config)
     assert pretrain(tiny_config, resume=True).steps == 12

@@ -1,6 +1,9 @@
 """The suite ends in time and leaves what is done; the training regime adds up."""
 
+import importlib
 import json
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -8,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import require
 
-from benchmarks import augment, charts, decode, loader, suite, train
+from benchmarks import augment, charts, decode, loader, suite, train, training
 from benchmarks.suite import Job
 from fastsimsiam.doctor.trial import logged
 from fastsimsiam.storage.class_folder import open_split
@@ -23,6 +26,23 @@ def test_a_job_ends_with_its_time_and_takes_its_children_along(tmp_path: Path) -
     assert "loops" in (tmp_path / "fine.log").read_text()
     broken = suite.run(Job(name="broken", words=("no_such_module",)), tmp_path, tmp_path, 30)
     assert broken == "failed with code 1: see broken.log"
+
+
+def test_an_interrupt_takes_the_job_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            started.append(self)
+            if len(started) == 1:
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    job = Job(name="slow", words=("timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)"))
+    with pytest.raises(KeyboardInterrupt):
+        suite.run(job, tmp_path, tmp_path, 30)
+    assert started[0].returncode == -signal.SIGKILL
 
 
 def test_what_does_not_fit_is_named(
@@ -46,10 +66,17 @@ def test_what_does_not_fit_is_named(
     ]  # fmt: skip
 
 
-def test_every_job_is_a_benchmark_with_known_variants() -> None:
+def test_every_job_is_understood(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each benchmark parses the words it would be run with, and stops at --help."""
     for job in suite.gpu_jobs() + suite.cpu_jobs():
-        module = job.words[0].replace(".", "/") + ".py"
-        assert job.words[0] == "pytest" or (Path(suite.__file__).parents[1] / module).is_file()
+        if job.words[0] == "pytest":
+            continue
+        monkeypatch.setattr(sys, "argv", [*job.words, "--help"])
+        with pytest.raises(SystemExit) as end:
+            importlib.import_module(job.words[0]).main()
+        assert end.value.code == 0, f"{job.words}: {capsys.readouterr().err}"
     names = [job.name for job in suite.gpu_jobs()]
     assert len(set(names)) == len(names)
 
@@ -119,3 +146,22 @@ def test_a_chart_knows_what_it_was_drawn_from(regime: str, tmp_path: Path) -> No
     assert charts.is_current(source, picture)
     source.write_text(committed.read_text() + " ")
     assert not charts.is_current(source, picture)
+
+
+def test_a_recipe_is_run_and_published(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words of the docstring, cut down; run again, it goes on and adds the times up."""
+    file, out = tmp_path / "result.json", tmp_path / "run"
+    words = ["imagenette", "--data", class_folders, "--out", out, "--json", file, "--linear", "--"]
+    words += ["--arch", "resnet18", "--image-size", 32, "--batch-size", 16, "--epochs", 1]
+    words += ["--device", "cpu", "--max-steps", 2, "--knn.every-epochs", 0]
+    monkeypatch.setattr(training, "LINEAR", ["--batch-size", "16", "--epochs", "2"])
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["training", *map(str, words)])
+        training.main()
+        found = json.loads(file.read_text())
+        assert found["steps"] == 2
+        assert found["seconds"] > 0
+        assert 0 < found["linear_cached"]["top1"] <= 100
+        assert str(tmp_path) not in file.read_text()

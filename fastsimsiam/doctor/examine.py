@@ -117,6 +117,11 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
     usual = recipes.get(config.recipe).data
     made_up = config.data == usual and not usual.exists()
     train, val_images = _open(config, made_up)
+    if len(train) < config.batch_size:  # the batch is measured in part, where it is large
+        raise UserError(
+            f"the data set has {len(train)} images, fewer than one batch of {config.batch_size}: "
+            "lower --batch-size"
+        )
     chosen = choose_all(config, train)
     device = chosen.device
     say(chosen.why)

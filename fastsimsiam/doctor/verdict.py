@@ -128,7 +128,7 @@ def holds_back(figures: Figures) -> tuple[str, str]:
             f"the training step: the loader could feed {figures.loader / figures.step:.1f} times as "
             f"much (data-wait {figures.data_wait:.0%}; {idle:.0%} below the step alone)"
         )
-    if not figures.gpu and share < _LARGE_SHARE:
+    if not figures.gpu and figures.loader >= figures.step:
         return "step", (
             f"the training step on the CPU: {1 - share:.0%} of the time, the loader takes {share:.0%}"
         )
@@ -154,6 +154,8 @@ def advice(figures: Figures) -> list[str]:
         found += _feed_advice(figures, what)
     elif what == "step":
         found += _step_advice(figures)
+        if not figures.gpu and figures.train / figures.loader >= _LARGE_SHARE:
+            found += _feed_advice(figures, what)
     if figures.loader_name == "reference":
         found.append("--loader auto: the loader reference is slow, and there to compare with")
     return found

@@ -23,6 +23,8 @@ from fastsimsiam.plan.batches import TrainPlan
 
 TRAINING_VIEW = ViewSpec(area=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0)
 """RandomResizedCrop as torchvision has it, and a flip."""
+_PIECE = 256
+"""Images that go through the backbone at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,12 @@ class LinearConfig:
         for name, value in (("epochs", self.epochs), ("batch-size", self.batch_size)):
             if value < 1:
                 raise UserError(f"--{name} is {value}: give 1 or more")
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise UserError(f"--lr is {self.lr}: give more than 0")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"--momentum is {self.momentum}: give 0 to below 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"--weight-decay is {self.weight_decay}: give 0 or more")
 
 
 CACHED = LinearConfig(batch_size=256, optimizer="sgd")
@@ -190,8 +196,16 @@ def random_crop_features(
 
     def features(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in loader.iterate(plan, epoch):
-            (view,) = photometric(batch.crops, batch.photometric)
-            yield features_of(backbone, view, device, dtype), batch.label
+            found = []
+            # In pieces: a batch of the published size would take tens of gigabytes at once.
+            for first in range(0, len(batch.label), _PIECE):
+                rows = slice(first, first + _PIECE)
+                (view,) = photometric(
+                    tuple(crops[rows] for crops in batch.crops),
+                    {name: values[rows] for name, values in batch.photometric.items()},
+                )
+                found.append(features_of(backbone, view, device, dtype))
+            yield torch.cat(found), batch.label
 
     return features
 
