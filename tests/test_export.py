@@ -1,5 +1,6 @@
 """Exported weights give the same features in torchvision, timm and onnxruntime."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,15 @@ def test_onnxruntime_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None
         np.testing.assert_allclose(found, expected(run, batch).numpy(), atol=1e-4)
     assert 'InferenceSession("net.onnx")' in card.read_text()
     assert sorted(path.name for path in tmp_path.glob("net*")) == ["net.onnx", "net.onnx.md"]
+
+
+def test_the_card_tells_scores_data_and_commit(run: Path, tmp_path: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"commit": "abc1234", "last": {"knn_top1_k5": 12.345}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    _, card = export(run, tmp_path / "x.safetensors")
+    for line in ("- commit: abc1234", "- knn_top1_k5: 12.35 %", f"- data: {summary['data']}"):
+        assert f"{line}\n" in card.read_text()
 
 
 def test_a_damaged_summary_leaves_no_half_an_export(run: Path, tmp_path: Path) -> None:
