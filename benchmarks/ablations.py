@@ -16,8 +16,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.harness import write
-from benchmarks.loss_curves import COLOURS, curve_of, fastsimsiam
+from benchmarks.harness import fastsimsiam, write
+from benchmarks.loss_curves import COLOURS, curve_of
 
 BATCH = 256
 FLAGS = [

@@ -93,6 +93,12 @@ def run_all(
     return found
 
 
+def fastsimsiam(*arguments: object) -> None:
+    """Runs the command line; raises where it fails."""
+    words = [str(argument) for argument in arguments]
+    subprocess.run([sys.executable, "-m", "fastsimsiam", *words], check=True)
+
+
 def words_of(args: argparse.Namespace, keys: Sequence[str]) -> list[str]:
     """Options of a command line, as words for another one; those that are None are left out."""
     return [

@@ -9,8 +9,6 @@ rate differs by a millionth, one from another seed, which sees other views.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.harness import write
+from benchmarks.harness import fastsimsiam, write
 
 LEARNING_RATE = 0.3
 # Loader, seed, learning rate.
@@ -38,11 +36,6 @@ SHORT_RUN = [
 ]  # fmt: skip
 # Okabe and Ito's palette, told apart with any colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#000000", "#999999")
-
-
-def fastsimsiam(*arguments: str) -> None:
-    """Runs the command line."""
-    subprocess.run([sys.executable, "-m", "fastsimsiam", *arguments], check=True)
 
 
 def curve(name: str, data: Path, packed: Path, epochs: int, out: Path) -> dict[str, Any]:

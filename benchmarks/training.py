@@ -11,21 +11,11 @@ The result file has what is to be published of a run: its config, metrics by ste
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import write
-
-LINEAR: list[str] = []
-"""Further flags of the linear evaluation."""
-
-
-def fastsimsiam(*arguments: object) -> None:
-    """Runs the command line."""
-    words = [str(argument) for argument in arguments]
-    subprocess.run([sys.executable, "-m", "fastsimsiam", *words], check=True)
+from benchmarks.harness import fastsimsiam, write
 
 
 def result_of(out: Path, flags: list[str]) -> dict[str, Any]:
@@ -51,7 +41,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
     parser.add_argument("--json", type=Path, required=True, help="file that receives the result")
     parser.add_argument("--png", type=Path, help="file that receives the curves")
-    parser.add_argument("--linear", action="store_true", help="score by `linear --cached` too")
+    parser.add_argument(
+        "--linear", type=int, nargs="?", const=256, metavar="BATCH",
+        help="score by `linear --cached` too, with batches of so many images (256)",
+    )  # fmt: skip
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     args, flags = parser.parse_args(words[:end]), words[end + 1 :]
@@ -60,7 +53,10 @@ def main() -> None:
     result = result_of(args.out, flags)
     if args.linear:
         scores = args.out / "linear.json"
-        fastsimsiam("linear", args.out, "--data", args.data, "--cached", "--json", scores, *LINEAR)
+        fastsimsiam(
+            "linear", args.out, "--data", args.data, "--cached", "--json", scores,
+            "--batch-size", args.linear,
+        )  # fmt: skip
         found = json.loads(scores.read_text())
         result["linear_cached"] = {
             key: found[key] for key in ("protocol", "config", "top1", "top5")

@@ -25,7 +25,7 @@ from fastsimsiam.evaluate.linear import (
     random_crop_features,
     train,
 )
-from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.plan.batches import TrainPlan, require_a_batch
 from fastsimsiam.progress import ImageProgress
 from fastsimsiam.session import EvalOptions, Session, evaluating
 
@@ -61,11 +61,7 @@ def linear(
     if resume and out is None:
         raise UserError("--resume needs --out, the folder of what is to be resumed")
     with evaluating(checkpoint, data, options or EvalOptions()) as session:
-        if len(session.train) < config.batch_size:
-            raise UserError(
-                f"the data set has {len(session.train)} images, fewer than one batch of "
-                f"{config.batch_size}: lower --batch-size"
-            )
+        require_a_batch(len(session.train), config.batch_size)
         backbone = session.frozen.backbone
         backbone.requires_grad_(False)
         before = _digest(backbone)

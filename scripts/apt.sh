@@ -3,7 +3,7 @@
 # apt_install PACKAGE...: with apt-get, as root or through sudo; ends the script with 2 where it cannot.
 apt_install() {
   if [ ! -x "$(command -v apt-get || true)" ]; then
-    say "knows only apt-get, and needs $*: install them by hand"
+    say "knows only apt-get, and needs $*: install them by hand (see the head of $0)"
     exit 2
   fi
   local sudo=""

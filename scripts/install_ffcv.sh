@@ -24,11 +24,6 @@ for name in opencv4 libturbojpeg; do
   pkg-config --exists "$name" 2>/dev/null || missing+=("$name")
 done
 if [ ${#missing[@]} -gt 0 ] || [ ! -x "$(command -v g++ || true)" ]; then
-  if [ ! -x "$(command -v apt-get || true)" ]; then
-    say "needs a C++ compiler, pkg-config, OpenCV and libjpeg-turbo with their headers, and knows only"
-    say "apt-get; install them by hand, with conda say: see the head of this file"
-    exit 2
-  fi
   apt_install g++ libopencv-dev libturbojpeg0-dev pkg-config
 fi
 # FFCV imports distutils, which Python 3.12 leaves to setuptools.

@@ -208,6 +208,21 @@ def test_large_batches_pass_in_pieces(tiny_config: Config, monkeypatch: pytest.M
     assert pieces["losses"] == pytest.approx(whole["losses"], rel=1e-3)
 
 
+def test_too_little_memory_is_one_line(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(linear_probe, "train", full)
+    capsys.readouterr()
+    words = ["--data", str(tiny_config.data), "--device", "cpu", "--batch-size", "16"]
+    assert main(["linear", str(tiny_config.out), *words]) == 2
+    assert "the GPU's memory is too small" in capsys.readouterr().err
+
+
 def test_too_large_a_batch_is_one_line(tiny_config: Config) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     with pytest.raises(

@@ -166,6 +166,33 @@ def test_unequal_views_need_nothing_special() -> None:
     assert not views.solarize[:, 0].any()
 
 
+def test_views_are_those_of_earlier_versions() -> None:
+    """A run that another version goes on with sees the same views; a thin image falls back."""
+    sizes = np.array([(375, 500), (500, 375), (3, 2000), (90, 60), (1, 1)], np.int32)
+    specs = [ViewSpec(), ViewSpec(area=(0.05, 0.3), solarize=0.5)]
+    index = np.array([0, 5, 17, 400_000, 1_281_166])
+    table = draw_views(specs, seed=7, epoch=3, index=index, sizes=sizes)
+    assert table.box.tolist() == [
+        [[41, 86, 319, 396], [0, 239, 239, 180]], [[86, 35, 405, 326], [280, 115, 169, 166]],
+        [[0, 998, 3, 4], [0, 998, 3, 4]], [[12, 1, 58, 59], [52, 5, 34, 32]],
+        [[0, 0, 1, 1], [0, 0, 1, 1]],
+    ]  # fmt: skip
+    assert table.order[:2].tolist() == [
+        [[1, 3, 0, 2], [1, 2, 0, 3]], [[0, 1, 3, 2], [1, 2, 0, 3]]
+    ]  # fmt: skip
+    assert table.flip.tolist() == [[0, 0], [1, 0], [0, 1], [0, 1], [0, 0]]
+    assert table.grey.tolist() == [[0, 0], [1, 0], [0, 0], [1, 0], [0, 0]]
+    assert table.solarize.tolist() == [[0, 0], [0, 1], [0, 1], [0, 1], [0, 0]]
+    np.testing.assert_allclose(
+        table.hue[:3], [[0.04429, -0.02214], [-0.07669, 0.05647], [0.07336, -0.07601]], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        table.blur_sigma,
+        [[1.20456, 0.93676], [0.39549, 0], [0, 0], [1.25726, 0], [0, 0]],
+        atol=1e-5,
+    )
+
+
 def test_epoch_order_is_a_permutation_that_changes() -> None:
     first, second = epoch_order(1000, 0, 0), epoch_order(1000, 0, 1)
     assert sorted(first) == list(range(1000))

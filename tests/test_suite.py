@@ -153,10 +153,20 @@ def test_a_recipe_is_run_and_published(
 ) -> None:
     """The words of the docstring, cut down; run again, it goes on and adds the times up."""
     file, out = tmp_path / "result.json", tmp_path / "run"
-    words = ["imagenette", "--data", class_folders, "--out", out, "--json", file, "--linear", "--"]
+    words = [
+        "imagenette",
+        "--data",
+        class_folders,
+        "--out",
+        out,
+        "--json",
+        file,
+        "--linear",
+        16,
+        "--",
+    ]
     words += ["--arch", "resnet18", "--image-size", 32, "--batch-size", 16, "--epochs", 1]
     words += ["--device", "cpu", "--max-steps", 2, "--knn.every-epochs", 0]
-    monkeypatch.setattr(training, "LINEAR", ["--batch-size", "16", "--epochs", "2"])
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", ["training", *map(str, words)])
         training.main()

@@ -26,6 +26,7 @@ from fastsimsiam.doctor.verdict import (
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
 from fastsimsiam.machine import describe
+from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.schedule import durations
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import Beton
@@ -117,11 +118,7 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
     usual = recipes.get(config.recipe).data
     made_up = config.data == usual and not usual.exists()
     train, val_images = _open(config, made_up)
-    if len(train) < config.batch_size:  # the batch is measured in part, where it is large
-        raise UserError(
-            f"the data set has {len(train)} images, fewer than one batch of {config.batch_size}: "
-            "lower --batch-size"
-        )
+    require_a_batch(len(train), config.batch_size)  # of large batches a part is measured
     chosen = choose_all(config, train)
     device = chosen.device
     say(chosen.why)

@@ -103,6 +103,19 @@ class _SamplePool(ABC):
         return self.rows(epoch, np.array([number % len(self.label)]))
 
 
+def require_a_batch(images: int, batch_size: int) -> None:
+    """Refuses a batch that a data set cannot fill once.
+
+    Raises:
+        UserError: `images` are fewer than `batch_size`.
+    """
+    if images < batch_size:
+        raise UserError(
+            f"the data set has {images} images, fewer than one batch of {batch_size}: lower "
+            "--batch-size"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan(_SamplePool):
     """Shuffled batches of random views; the last, incomplete batch of an epoch is dropped.
@@ -126,12 +139,7 @@ class TrainPlan(_SamplePool):
 
     def __post_init__(self) -> None:
         """Refuses a batch that the data set cannot fill once."""
-        step_size = self.batch_size * self.world_size * self.round_to
-        if len(self.label) < step_size:
-            raise UserError(
-                f"the data set has {len(self.label)} images, fewer than one batch of {step_size}: "
-                f"lower --batch-size"
-            )
+        require_a_batch(len(self.label), self.batch_size * self.world_size * self.round_to)
 
     @property
     def num_batches(self) -> int:

@@ -8,6 +8,7 @@ as the official recipe uses them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,13 @@ def without_photometric(box: npt.NDArray[np.int32]) -> ViewTable:
     )
 
 
+@lru_cache(maxsize=16)
+def _columns(specs: tuple[ViewSpec, ...]) -> dict[str, Floats]:
+    """Each field of the specs as an array, (V,) or (V, 2): a run asks for them with every batch."""
+    names = [field.name for field in fields(ViewSpec) if field.name != "size"]
+    return {name: np.array([getattr(spec, name) for spec in specs], np.float64) for name in names}
+
+
 def draw_views(
     specs: Sequence[ViewSpec],
     *,
@@ -125,33 +133,31 @@ def draw_views(
     key = np.stack([keys(stream, index) for stream in streams], axis=1)
     u = uniform(key.ravel(), _SCALAR_SLOTS).reshape(*key.shape, -1)
 
-    def of(name: str) -> Floats:
-        """A field of the specs, (V,) or (V, 2)."""
-        return np.array([getattr(spec, name) for spec in specs], dtype=np.float64)
+    of = _columns(tuple(specs))
 
     def happens(slot: int, name: str) -> npt.NDArray[np.bool_]:
-        return u[..., slot] < of(name)
+        return u[..., slot] < of[name]
 
     jitter, blur = happens(_JITTER, "jitter"), happens(_BLUR, "blur")
 
     def where(drawn: npt.NDArray[np.bool_], value: Floats, unchanged: float) -> Any:
         return np.where(drawn, value, unchanged).astype(np.float32)
 
-    low, high = of("blur_sigma").T
+    low, high = of["blur_sigma"].T
     rows = np.repeat(np.arange(len(index)), len(specs))
     box = random_resized_crop(
         key.ravel(),
         sizes[rows],
-        np.tile(of("area"), (len(index), 1)),
-        np.tile(of("ratio"), (len(index), 1)),
+        np.tile(of["area"], (len(index), 1)),
+        np.tile(of["ratio"], (len(index), 1)),
     )
     return ViewTable(
         box=box.reshape(*key.shape, 4),
         flip=happens(_FLIP, "flip"),
-        brightness=where(jitter, _factor(u[..., _BRIGHTNESS], of("brightness")), 1.0),
-        contrast=where(jitter, _factor(u[..., _CONTRAST], of("contrast")), 1.0),
-        saturation=where(jitter, _factor(u[..., _SATURATION], of("saturation")), 1.0),
-        hue=where(jitter, (2.0 * u[..., _HUE] - 1.0) * of("hue"), 0.0),
+        brightness=where(jitter, _factor(u[..., _BRIGHTNESS], of["brightness"]), 1.0),
+        contrast=where(jitter, _factor(u[..., _CONTRAST], of["contrast"]), 1.0),
+        saturation=where(jitter, _factor(u[..., _SATURATION], of["saturation"]), 1.0),
+        hue=where(jitter, (2.0 * u[..., _HUE] - 1.0) * of["hue"], 0.0),
         order=np.argsort(u[..., _ORDER], axis=-1),
         grey=happens(_GREY, "grey"),
         blur_sigma=where(blur, low + (high - low) * u[..., _SIGMA], 0.0),
