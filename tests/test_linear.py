@@ -27,7 +27,7 @@ from fastsimsiam.evaluate.linear import (
     train,
 )
 from fastsimsiam.pretraining import pretrain
-from fastsimsiam.session import EvalOptions
+from fastsimsiam.session import EvalOptions, evaluating
 
 ON_CPU = EvalOptions(device="cpu", precision="fp32", workers=1)
 
@@ -200,12 +200,19 @@ def test_values_out_of_range_are_named(key: str, value: float) -> None:
 
 def test_large_batches_pass_in_pieces(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain(replace(tiny_config, max_steps=2))
-    config = LinearConfig(epochs=1, batch_size=48, lr=10.0)
-    options = EvalOptions(device="cpu")
-    whole = linear_probe.linear(tiny_config.out, tiny_config.data, config=config, options=options)
+    config = LinearConfig(batch_size=48)
+
+    def first_batch() -> tuple[Tensor, Tensor]:
+        options = EvalOptions(device="cpu", precision="fp32")
+        with evaluating(tiny_config.out, tiny_config.data, options) as session:
+            return next(linear_probe._training(session, config, cached=False)(0))
+
+    whole, labels = first_batch()
     monkeypatch.setattr("fastsimsiam.evaluate.linear._PIECE", 20)
-    pieces = linear_probe.linear(tiny_config.out, tiny_config.data, config=config, options=options)
-    assert pieces["losses"] == pytest.approx(whole["losses"], rel=1e-3)
+    pieces, same_labels = first_batch()
+    assert whole.shape == (48, 128)
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
+    assert torch.equal(labels, same_labels)
 
 
 def test_too_little_memory_is_one_line(

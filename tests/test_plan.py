@@ -177,6 +177,13 @@ def test_views_are_those_of_earlier_versions() -> None:
         [[0, 998, 3, 4], [0, 998, 3, 4]], [[12, 1, 58, 59], [52, 5, 34, 32]],
         [[0, 0, 1, 1], [0, 0, 1, 1]],
     ]  # fmt: skip
+    # Second and fifth attempts at the first view's box.
+    retried = draw_views(
+        specs, seed=7, epoch=3, index=np.array([18, 19]), sizes=np.array([(200, 500)] * 2, np.int32)
+    )
+    assert retried.box.tolist() == [
+        [[7, 188, 168, 154], [31, 57, 148, 165]], [[7, 113, 192, 198], [32, 121, 107, 125]]
+    ]  # fmt: skip
     assert table.order[:2].tolist() == [
         [[1, 3, 0, 2], [1, 2, 0, 3]], [[0, 1, 3, 2], [1, 2, 0, 3]]
     ]  # fmt: skip
