@@ -1,9 +1,11 @@
 """Crops cut and resampled on the device, for a whole batch, by two batched matrix products.
 
-Shapes: B batch, V views, S side of the crop, h w largest box of the batch, P pixels of all frames. The
+Shapes: B batch, V views, S side of the crop, h w largest box of a piece, P pixels of all frames. The
 filter is PIL's bilinear one with antialiasing: a triangle as wide as the scale, normalised, zero
 outside of the box.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from fastsimsiam.loaders.batch import size_groups
 
-# Boxes of a batch are resampled in pieces, so that their float copies stay small.
 _PIECE_PIXELS = 1 << 25
+"""Boxes of a batch are resampled in pieces of so many pixels, so that their float copies stay small."""
 
 
 def send(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
@@ -52,16 +54,29 @@ def _crop_group(
 ) -> Tensor:
     batch, views = box.shape[:2]
     flat = box.reshape(-1, 4).astype(np.int64)
-    largest = (int(flat[:, 2].max()), int(flat[:, 3].max()))
-    where = send(flat, frames.device)
-    offset = offset[:, None].expand(-1, views).flatten()
-    width = width[:, None].expand(-1, views).flatten()
-    piece = max(1, _PIECE_PIXELS // (largest[0] * largest[1]))
-    parts = []
-    for first in range(0, len(flat), piece):
-        rows = slice(first, first + piece)
-        parts.append(crop_resize(frames, offset[rows], width[rows], where[rows], largest, side))
-    return torch.cat(parts).view(batch, views, side, side, 3)
+    # All boxes of a piece are padded to its largest, so those of about one size go together.
+    order = np.argsort(flat[:, 2] * flat[:, 3], kind="stable")
+    flat = flat[order]
+    place, where = send(order, frames.device), send(flat, frames.device)
+    offset = offset[:, None].expand(-1, views).flatten()[place]
+    width = width[:, None].expand(-1, views).flatten()[place]
+    crops = torch.empty((len(flat), side, side, 3), dtype=torch.uint8, device=frames.device)
+    for rows, largest in _pieces(flat[:, 2:]):
+        cut = crop_resize(frames, offset[rows], width[rows], where[rows], largest, side)
+        crops.index_copy_(0, place[rows], cut)
+    return crops.view(batch, views, side, side, 3)
+
+
+def _pieces(extent: npt.NDArray[np.int64]) -> Iterator[tuple[slice, tuple[int, int]]]:
+    """Boxes (N, 2) of so many rows and columns, in pieces; with each its largest height and width."""
+    first = 0
+    while first < len(extent):
+        most = np.maximum.accumulate(extent[first:], axis=0)
+        pixels = np.arange(1, len(most) + 1) * most[:, 0] * most[:, 1]
+        count = max(1, int(np.searchsorted(pixels, _PIECE_PIXELS, side="right")))
+        height, width = most[count - 1].tolist()
+        yield slice(first, first + count), (height, width)
+        first += count
 
 
 def _weights(side: int, length: Tensor, longest: int) -> Tensor:
@@ -99,5 +114,7 @@ def crop_resize(
     vertical = _weights(side, box_height, largest[0])
     horizontal = _weights(side, box_width, largest[1])
     patch = torch.bmm(vertical, patch.flatten(2)).view(-1, side, largest[1], 3)
-    patch = torch.matmul(horizontal[:, None], patch)
-    return patch.round_().clamp_(0, 255).to(torch.uint8)
+    # Not as a product that is broadcast over rows: torch would copy the matrices once for each row.
+    patch = torch.bmm(horizontal, patch.transpose(1, 2).reshape(-1, largest[1], side * 3))
+    patch = patch.view(-1, side, side, 3).transpose(1, 2)
+    return patch.round().clamp_(0, 255).to(torch.uint8)

@@ -47,6 +47,10 @@ def decode_on(device: torch.device, files: list[Tensor]) -> list[Tensor]:
     """
     from torchvision.io import ImageReadMode, decode_jpeg
 
+    if device.type == "cuda":
+        # nvJPEG writes at once, on a stream of torchvision's own, into memory that kernels queued on
+        # this one may still read: github.com/pytorch/vision/pull/9606. Only the loader's thread waits.
+        torch.cuda.current_stream(device).synchronize()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it will move to another package, as torchvision says
         planes = decode_jpeg(files, mode=ImageReadMode.RGB, device=device)

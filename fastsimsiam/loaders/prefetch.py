@@ -1,5 +1,6 @@
 """Work for batches to come, on a side stream, while the step is at an earlier one."""
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -10,6 +11,12 @@ from typing import Any
 import torch
 
 from fastsimsiam.loaders.batch import Batch
+
+
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all loaders: memory that was taken for one stream is never handed to another."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def to_device(batches: Iterator[Batch], device: torch.device, depth: int = 2) -> Iterator[Batch]:
@@ -23,7 +30,7 @@ def to_device(batches: Iterator[Batch], device: torch.device, depth: int = 2) ->
     if device.type != "cuda":
         yield from batches
         return
-    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = side_stream(device)
     waiting: deque[tuple[Batch, torch.cuda.Event]] = deque()
     source = iter(batches)
     exhausted = False
@@ -76,7 +83,7 @@ def ahead(
 
     def run() -> None:
         gpu = device.type == "cuda"
-        stream = torch.cuda.Stream(device) if gpu else None  # type: ignore[no-untyped-call]
+        stream = side_stream(device) if gpu else None
         batches = make()
         assert isinstance(batches, Generator)
         try:
