@@ -158,7 +158,7 @@ class Step:
         loss = self._loss(views)
         loss.backward()  # type: ignore[no-untyped-call]
         self._update()
-        return loss.detach()
+        return loss.detach().clone()  # a recorded graph writes into the same memory in its next run
 
     def seconds_of_parts(self, views: tuple[Tensor, ...]) -> dict[str, float]:
         """One step that waits for the device behind every part; `benchmarks.roofline.PARTS`."""

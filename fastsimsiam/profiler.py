@@ -65,7 +65,8 @@ def most_expensive(averages: Sequence[Any], *, gpu: bool) -> list[str]:
     wanted = [
         event
         for event in averages
-        if (not gpu or event.device_type.name == "CUDA")
+        # Annotations span kernels that are counted by themselves.
+        if (not gpu or (event.device_type.name == "CUDA" and not event.is_user_annotation))
         and not event.key.startswith("ProfilerStep")  # the steps themselves
     ]
     times = {
