@@ -28,6 +28,7 @@ from PIL import Image
 
 from benchmarks.harness import add_data, conclude, parser, photographs, run_all, summary, words_of
 from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.optional import has_dali
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
 
 _DALI_BATCH = 32
@@ -169,7 +170,11 @@ def main() -> None:
         print(json.dumps(measure(args.measure, data, args.workers, args.images)))
         return
     gpu = torch.cuda.is_available()
-    names = args.only or [name for name in CONFIGURATIONS if gpu or name not in GPU_ONLY]
+    names = args.only or [
+        name
+        for name in CONFIGURATIONS
+        if (gpu or name not in GPU_ONLY) and (has_dali() or not name.startswith("dali"))
+    ]
     if "ours" not in names:
         names.insert(0, "ours")
     passed = words_of(args, ("data", "workers", "images"))

@@ -98,10 +98,13 @@ def test_memory_is_flat(gpu_config: Config) -> None:
     pretrain(replace(gpu_config, max_steps=6))
     torch.cuda.reset_peak_memory_stats()
     pretrain(replace(gpu_config, out=gpu_config.out / "a", epochs=1))
-    one = torch.cuda.max_memory_allocated()
+    one, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     torch.cuda.reset_peak_memory_stats()
     pretrain(replace(gpu_config, out=gpu_config.out / "b", epochs=8))
     assert torch.cuda.max_memory_allocated() < 1.05 * one
+    assert (
+        torch.cuda.max_memory_reserved() < 1.5 * reserved
+    )  # a stream for every epoch would keep its own
 
 
 def test_resume_continues_on_a_gpu(gpu_config: Config, tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ import sys
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from conftest import textured_image
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastsimsiam.loaders import device_crop
 from fastsimsiam.loaders.crop import crop_views
 from fastsimsiam.loaders.reference_loader import crop_with_pil
 
@@ -90,3 +93,44 @@ def test_a_machine_where_nothing_can_be_kept_compiles_each_time() -> None:
         "assert (out == 7).all()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that a result of an operator has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: D105
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        return result
+
+
+def test_crops_on_a_device_need_no_more_than_the_pixels_of_a_piece(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One large image among small ones, in pieces, whose results go back to their places."""
+    monkeypatch.setattr(device_crop, "_PIECE_PIXELS", 1 << 18)
+    rng = np.random.default_rng(0)
+    extents = [(60, 80)] * 15 + [(600, 800)] + [(80, 60)] * 16
+    frames = [rng.integers(0, 256, (*extent, 3), dtype=np.uint8) for extent in extents]
+    count = np.array([height * width for height, width in extents])
+    box = np.array([[(0, 0, *extent)] * 2 for extent in extents], np.int32)
+    with Largest() as largest:
+        (crops,) = device_crop.crop_views(
+            torch.from_numpy(np.concatenate([frame.reshape(-1, 3) for frame in frames])),
+            torch.from_numpy(np.cumsum(count) - count),
+            torch.tensor([width for _, width in extents]),
+            box,
+            (32, 32),
+        )
+    wanted = np.empty((len(frames), 2, 32, 32, 3), np.uint8)
+    for frame, boxes, out in zip(frames, box, wanted, strict=True):
+        crop_views(frame, boxes, out)
+    assert np.abs(crops.numpy().astype(int) - wanted).max() <= 1
+    # Three float32 colours of the large image, which is a piece of its own.
+    assert largest.bytes <= 600 * 800 * 3 * 4

@@ -28,6 +28,22 @@ def test_a_job_ends_with_its_time_and_takes_its_children_along(tmp_path: Path) -
     assert broken == "failed with code 1: see broken.log"
 
 
+def test_the_suite_goes_on_where_its_time_was_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [Job(name="fine", words=("timeit", "1")), Job(name="broken", words=("no_such_module",))]
+    monkeypatch.setattr(suite, "cpu_jobs", lambda: jobs)
+    monkeypatch.setattr(suite, "gpu_jobs", lambda: jobs)
+    words = ["suite", "--minutes", "1", "--out", str(tmp_path), "--data", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert suite.main() == 1
+    assert "fine: done (" in capsys.readouterr().out
+    assert suite.main() == 1
+    again = capsys.readouterr().out
+    assert "fine: done before" in again
+    assert "broken: failed" in again
+
+
 def test_an_interrupt_takes_the_job_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
@@ -121,6 +137,17 @@ def test_peers_give_every_image_once(name: str, photos: Path) -> None:
     storage = open_split(photos, "train")
     epoch = loader.CONFIGURATIONS[name](storage, 2)
     assert sum(epoch(0, len(storage))) == len(storage) // loader.BATCH * loader.BATCH
+
+
+def test_a_data_set_below_one_batch_is_repeated(class_folders: Path) -> None:
+    words = ["--data", str(class_folders), "--arch", "tiny_resnet", "--image-size", "32"]
+    words += ["--batch-size", "128", "--steps", "1", "--workers", "1", "--compile", "off"]
+    import tiny_backbone  # noqa: F401 (registers tiny_resnet)
+
+    args = train.command_line().parse_args(words)
+    assert len(open_split(class_folders, "train")) < args.batch_size
+    found = train.measure("loader", train.config_of(args), args.steps)
+    assert found["images_per_second"] > 0
 
 
 @pytest.mark.parametrize("name", train.NAMES)
