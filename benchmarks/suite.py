@@ -4,8 +4,9 @@
 
 Each job is a benchmark of its own and leaves a result file as soon as it is done; what the time does
 not suffice for is named. On a GPU: the step's variants at two batch sizes, end to end through each
-loader, and the tests that need one. On a CPU: a quick look at every regime. Jobs whose results lie in
-the folder already are passed over, so that the same words again go on where the time was up.
+loader, and the tests that need one. On a CPU: a quick look at every regime. Jobs that
+are done in this folder are passed over: the same words again go on where the time was up, and another
+folder begins anew.
 """
 
 import argparse

@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 from fastsimsiam.config import Config
 from fastsimsiam.pretraining import pretrain
+from fastsimsiam.profiler import most_expensive
 
 
 def test_a_trace_and_the_most_expensive_are_written(tiny_config: Config) -> None:
@@ -27,3 +29,21 @@ def test_a_run_that_is_too_short_says_so(tiny_config: Config) -> None:
         "--profile 2: the run was too short, it takes 8 steps"
         in (tiny_config.out / "log.txt").read_text()
     )
+
+
+def test_annotations_are_not_kernels() -> None:
+    def event(key: str, device: str, *, time: float, annotation: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            key=key, device_type=SimpleNamespace(name=device), self_device_time_total=time,
+            self_cpu_time_total=0.0, is_user_annotation=annotation,
+        )  # fmt: skip
+
+    events = [
+        event("conv", "CUDA", time=3.0),
+        event("norm", "CUDA", time=1.0),
+        event("Optimizer.step#SGD.step", "CUDA", time=4.0, annotation=True),
+        event("aten::conv2d", "CPU", time=3.0),
+    ]
+    lines = most_expensive(events, gpu=True)
+    assert [line.split()[-1] for line in lines] == ["conv", "norm"]
+    assert [line.split()[0] for line in lines] == ["75.0%", "25.0%"]

@@ -95,32 +95,40 @@ def test_a_machine_where_nothing_can_be_kept_compiles_each_time() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-class Largest(TorchDispatchMode):
-    """The most bytes that a result of an operator has."""
+class Work(TorchDispatchMode):
+    """The most bytes that a result of an operator has, and how many batched products there are."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
+        self.most_bytes = self.products = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: D105
         result = func(*args, **(kwargs or {}))
+        self.products += func is torch.ops.aten.bmm.default
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, torch.Tensor):
-                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+                self.most_bytes = max(self.most_bytes, tensor.numel() * tensor.element_size())
         return result
 
 
-def test_crops_on_a_device_need_no_more_than_the_pixels_of_a_piece(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("extents", "pieces"),
+    [
+        # 40 small boxes to a piece of 2^18 pixels; the large one exceeds it alone, for both views.
+        ([(60, 80)] * 15 + [(600, 800)] + [(80, 60)] * 16, 4),
+        # Two large boxes to a piece, the small ones together; in their own order it would be 16.
+        ([(30, 40), (300, 400)] * 8, 9),
+    ],
+)
+def test_crops_on_a_device_come_in_pieces_of_alike_boxes(
+    extents: list[tuple[int, int]], pieces: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One large image among small ones, in pieces, whose results go back to their places."""
     monkeypatch.setattr(device_crop, "_PIECE_PIXELS", 1 << 18)
     rng = np.random.default_rng(0)
-    extents = [(60, 80)] * 15 + [(600, 800)] + [(80, 60)] * 16
     frames = [rng.integers(0, 256, (*extent, 3), dtype=np.uint8) for extent in extents]
     count = np.array([height * width for height, width in extents])
     box = np.array([[(0, 0, *extent)] * 2 for extent in extents], np.int32)
-    with Largest() as largest:
+    with Work() as work:
         (crops,) = device_crop.crop_views(
             torch.from_numpy(np.concatenate([frame.reshape(-1, 3) for frame in frames])),
             torch.from_numpy(np.cumsum(count) - count),
@@ -132,5 +140,6 @@ def test_crops_on_a_device_need_no_more_than_the_pixels_of_a_piece(
     for frame, boxes, out in zip(frames, box, wanted, strict=True):
         crop_views(frame, boxes, out)
     assert np.abs(crops.numpy().astype(int) - wanted).max() <= 1
-    # Three float32 colours of the large image, which is a piece of its own.
-    assert largest.bytes <= 600 * 800 * 3 * 4
+    assert work.products == 2 * pieces
+    # Three float32 colours of a piece, or of a box that is larger than one.
+    assert work.most_bytes <= max(1 << 18, count.max()) * 3 * 4
