@@ -163,12 +163,13 @@ def main() -> None:
         return
     names = args.only or [name for name in CONFIGURATIONS if not gpu or name not in CPU_ONLY]
     passed = words_of(args, ("image_size", "batch_size", "threads"))
-    samples = run_all("benchmarks.augment", names, args.repeats, passed)
+    samples, failed = run_all("benchmarks.augment", names, args.repeats, passed)
     result = {
         "regime": "augment",
         "image_size": args.image_size,
         "batch_size": args.batch_size,
         "samples": samples,
+        "failed": failed,
         "summary": {
             name: summary(
                 [args.batch_size / statistics.median(run["batch_seconds"]) for run in runs]

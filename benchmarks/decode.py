@@ -178,11 +178,12 @@ def main() -> None:
     if "ours" not in names:
         names.insert(0, "ours")
     passed = words_of(args, ("data", "workers", "images"))
-    samples = run_all("benchmarks.decode", names, args.repeats, passed)
+    samples, failed = run_all("benchmarks.decode", names, args.repeats, passed)
     result = {
         "regime": "decode",
         "workers": args.workers,
         "samples": samples,
+        "failed": failed,
         "summary": {
             name: summary([run["images_per_second"] for run in runs])
             for name, runs in samples.items()

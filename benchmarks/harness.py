@@ -19,6 +19,9 @@ from fastsimsiam.cores import num_cores
 from fastsimsiam.doctor.made_up import made_up_photographs
 from fastsimsiam.machine import commit, cpu_name, versions
 
+LEFT_OUT = 3
+"""Exit code of a benchmark that has a result, but not of all that it was asked for."""
+
 _MADE_UP = 512
 """Photographs where there are none: as many as the largest batch of a benchmark."""
 
@@ -72,25 +75,39 @@ def photographs(args: argparse.Namespace) -> Path:
 
 def run_all(
     module: str, names: Sequence[str], repeats: int, arguments: Sequence[str]
-) -> dict[str, list[dict[str, Any]]]:
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     """Runs `python -m MODULE --measure NAME` for every name, `repeats` times, in shuffled order.
 
     Returns:
-        name -> what each run printed as its last line, a JSON object.
+        name -> what each run printed as its last line, a JSON object; and the names that failed, which
+        are left out with all their runs: the others' figures stand.
+
+    Raises:
+        SystemExit: all have failed.
     """
     jobs = [name for name in names for _ in range(repeats)]
     random.Random(0).shuffle(jobs)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    failed: list[str] = []
     for number, name in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {name}", file=sys.stderr, flush=True)
+        if name in failed:
+            continue
         done = subprocess.run(
             [sys.executable, "-m", module, "--measure", name, *arguments],
             stdout=subprocess.PIPE,
             text=True,
-            check=True,
+            check=False,
         )
+        if done.returncode:
+            print(f"{name}: FAILED with code {done.returncode}, left out", file=sys.stderr)
+            del found[name]
+            failed.append(name)
+            continue
         found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    return found
+    if not found:
+        raise SystemExit(f"{module}: nothing could be measured")
+    return found, failed
 
 
 def fastsimsiam(*arguments: object) -> None:
@@ -118,10 +135,16 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
 def conclude(
     args: argparse.Namespace, result: dict[str, Any], table: Callable[[dict[str, Any]], str]
 ) -> None:
-    """Prints a result as its table, and writes the file that `--json` asks for."""
-    print(table(result))
+    """Writes the file that `--json` asks for, and prints a result as its table.
+
+    Raises:
+        SystemExit: with LEFT_OUT where the result's `failed` names something.
+    """
     if args.json:
         write(args.json, result)
+    print(table(result))
+    if result["failed"]:
+        sys.exit(LEFT_OUT)
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import add_data, parser, photographs, run_all, summary, words_of, write
+from benchmarks.harness import add_data, conclude, parser, photographs, run_all, summary, words_of
 from benchmarks.memory import PeakMemory
 from benchmarks.peers.official import official_loader
 from fastsimsiam import recipes
@@ -273,6 +273,11 @@ def table(result: dict[str, Any]) -> str:
     )
 
 
+def brief(result: dict[str, Any]) -> str:
+    """Rates and ratios of those that there are; the table wants all."""
+    return json.dumps({"summary": result["summary"], "ratios": result["ratios"]}, indent=1)
+
+
 def main() -> None:
     """Runs the command line."""
     options = parser(__doc__)
@@ -295,8 +300,10 @@ def main() -> None:
         for images in (args.images, args.images // 2, IMAGES_FOR_MEMORY):
             packed(repeated(files, images))  # not within a measurement
     passed = words_of(args, ("data", "workers", "images"))
-    samples = run_all("benchmarks.loader", names, args.repeats, passed)
-    memory = run_all("benchmarks.loader", [f"{name}:memory" for name in names], 1, passed)
+    samples, failed = run_all("benchmarks.loader", names, args.repeats, passed)
+    memory, without = run_all(
+        "benchmarks.loader", [f"{name}:memory" for name in samples], 1, passed
+    )
     rates = {
         name: summary([sample["images_per_second"] for sample in found])
         for name, found in samples.items()
@@ -312,13 +319,9 @@ def main() -> None:
             if one in rates and other in rates
         },
         "memory": {name.removesuffix(":memory"): found[0] for name, found in memory.items()},
+        "failed": failed + without,
     }
-    if args.only:
-        print(json.dumps({"summary": rates, "ratios": result["ratios"]}, indent=1))
-    else:
-        print(table(result))
-    if args.json:
-        write(args.json, result)
+    conclude(args, result, brief if args.only or result["failed"] else table)
 
 
 if __name__ == "__main__":

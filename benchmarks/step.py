@@ -15,13 +15,16 @@ fresh process: some steps to warm up and compile, then timed ones. Variants:
   compiled-1x1-matmul     1x1 convolutions as matrix products
   compiled-autotuned      Inductor times its kernels first (GPU)
   compiled-cuda-graphs    launches recorded once (GPU)
+  compiled-cudnn-guess    convolutions as cuDNN guesses, where all others let it time them first (GPU)
 
 The limit is that of benchmarks/roofline.py with this machine's own ceilings, measured in the same run:
 a matrix product and a copy. All variants compute the same step (tests/test_step_variants.py).
 """
 
+import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -31,7 +34,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.aten_batch_norm import use_aten
-from benchmarks.harness import conclude, parser, run_all, summary, words_of
+from benchmarks.harness import conclude, machine, parser, run_all, summary, words_of
 from benchmarks.joint_views import JointSimSiam, join_views
 from benchmarks.roofline import FUSIONS, PARTS, step_cost
 from fastsimsiam import recipes
@@ -44,7 +47,8 @@ from fastsimsiam.optim import ScheduledSGD
 
 _WARM_UP = 3
 _SAME_LOSS = 0.02
-"""Rounding apart, all variants have the same loss after the same steps."""
+"""Rounding apart, all variants have the same loss behind the warm-up."""
+_SAME = ("arch", "image_size", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,7 @@ class Variant:
         joint: both views at once.
         aten_bn: BatchNorm opaque to the compiler.
         inductor: options of the compiler.
+        cudnn_benchmark: cuDNN times its convolutions and keeps the best, as the trainer has it.
         gpu_only: makes no sense on a CPU.
     """
 
@@ -69,6 +74,7 @@ class Variant:
     joint: bool = False
     aten_bn: bool = False
     inductor: dict[str, Any] = field(default_factory=dict)
+    cudnn_benchmark: bool = True
     gpu_only: bool = False
 
 
@@ -85,6 +91,7 @@ VARIANTS: dict[str, Variant] = {
     "compiled-1x1-matmul": Variant(inductor={"conv_1x1_as_mm": True}),
     "compiled-autotuned": Variant(inductor={"max_autotune": True}, gpu_only=True),
     "compiled-cuda-graphs": Variant(inductor={"triton.cudagraphs": True}, gpu_only=True),
+    "compiled-cudnn-guess": Variant(cudnn_benchmark=False, gpu_only=True),
 }
 
 
@@ -104,6 +111,7 @@ class Step:
 
     def __init__(self, config: Config, variant: Variant, device: torch.device) -> None:
         """Builds method and optimiser."""
+        torch.backends.cudnn.benchmark = variant.cudnn_benchmark
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
         self.method = make_method(config, joint=variant.joint).to(device).to(memory_format=layout)
         if variant.aten_bn:
@@ -197,7 +205,7 @@ def measure(name: str, config: Config, steps: int, device: torch.device) -> dict
     seconds = []
     for _ in range(steps):
         started = time.perf_counter()
-        loss = step(views)
+        step(views)
         wait_for(device)
         seconds.append(time.perf_counter() - started)
     parts = [step.seconds_of_parts(views) for _ in range(steps)]
@@ -239,8 +247,6 @@ def analysed(
 ) -> dict[str, Any]:
     """Images/s, achieved rates and share of the limit of every variant."""
     found = {}
-    losses = {name: runs[0]["loss"] for name, runs in samples.items()}
-    assert max(losses.values()) - min(losses.values()) < _SAME_LOSS, f"not the same step: {losses}"
     for name, runs in samples.items():
         dtype = VARIANTS[name].dtype
         key = "float32" if dtype == torch.float32 else "bfloat16"
@@ -269,6 +275,37 @@ def analysed(
             "peak_mib": max((run["peak_mib"] or 0 for run in runs), default=0),
         }
     return found
+
+
+def unlike_the_others(samples: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The variants that did not compute the same step."""
+    losses = {name: runs[0]["loss"] for name, runs in samples.items()}
+    usual = statistics.median_low(losses.values())
+    return [name for name, loss in losses.items() if not abs(loss - usual) < _SAME_LOSS]
+
+
+def held_in(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The result that `--add` adds to, if there is one.
+
+    Raises:
+        SystemExit: it is of another model or machine.
+    """
+    if not (args.add and args.json and args.json.exists()):
+        return None
+    held: dict[str, Any] = json.loads(args.json.read_text())
+    ours = {key: getattr(args, key) for key in _SAME} | of_machine(machine())
+    theirs = {key: held[key] for key in _SAME} | of_machine(held["machine"])
+    other = [key for key, value in ours.items() if theirs[key] != value]
+    if other:
+        raise SystemExit(
+            f"{args.json} is of another {', '.join(other)}: name another file, or leave out --add"
+        )
+    return held
+
+
+def of_machine(whole: dict[str, Any]) -> dict[str, Any]:
+    """What figures of one table must have in common."""
+    return {key: whole[key] for key in ("cpu", "gpu", "versions")}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -305,6 +342,9 @@ def main() -> None:
     options.add_argument("--batch-size", type=int, default=256 if gpu else 64, help="images")
     options.add_argument("--steps", type=int, default=20 if gpu else 6, help="timed steps of a run")
     options.add_argument("--only", nargs="+", choices=VARIANTS, help="variants (all)")
+    options.add_argument(
+        "--add", action="store_true", help="keep what else the file of --json holds of this machine"
+    )
     args = options.parse_args()
     config = config_of(args.arch, args.image_size, args.batch_size)
     if args.measure:
@@ -315,19 +355,30 @@ def main() -> None:
         )
         print(json.dumps(found))
         return
+    held = held_in(args)
     names = args.only or [name for name, v in VARIANTS.items() if gpu or not v.gpu_only]
     passed = words_of(args, ("arch", "image_size", "batch_size", "steps"))
-    samples = run_all("benchmarks.step", [*names, "ceilings"], args.repeats, passed)
-    found = samples.pop("ceilings")
-    most = {key: max(run[key] for run in found) for key in found[0]}
+    wanted = names if held else [*names, "ceilings"]
+    samples, failed = run_all("benchmarks.step", wanted, args.repeats, passed)
+    if held:
+        most, samples = held["ceilings"], held["samples"] | samples
+        failed += [name for name in held.get("failed", []) if name not in samples]
+    elif "ceilings" in samples:
+        found = samples.pop("ceilings")
+        most = {key: max(run[key] for run in found) for key in found[0]}
+    else:
+        raise SystemExit("ceilings: failed, so nothing can be held against them")
+    for name in unlike_the_others(samples):
+        print(f"{name}: NOT THE SAME STEP, left out: {samples.pop(name)[0]}", file=sys.stderr)
+        failed.append(name)
+    samples = {name: samples[name] for name in VARIANTS if name in samples}
     result = {
         "regime": "step",
-        "arch": args.arch,
-        "image_size": args.image_size,
-        "batch_size": args.batch_size,
+        **{key: getattr(args, key) for key in _SAME},
         "ceilings": most,
         "variants": analysed(config, samples, most),
         "samples": samples,
+        "failed": failed,
     }
     conclude(args, result, table)
 

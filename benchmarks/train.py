@@ -99,6 +99,8 @@ def table(result: dict[str, Any]) -> str:
     for name, figure in result["summary"].items():
         cores = max(run["cores"] for run in result["samples"][name])
         rows.append(f"| {name} | {figure['median']:,.0f} | {figure['spread']:.0%} | {cores:.1f} |")
+    if "share_of_parts" not in result:
+        return "\n".join(rows)
     rows += [
         "",
         f"Training reaches {result['share_of_parts']:.2f} of what its parts allow "
@@ -135,21 +137,25 @@ def main() -> None:
         return
     keys = ("data", "arch", "image_size", "batch_size", "loader", "decoder", "crops", "workers")
     keys += ("compile", "steps")
-    samples = run_all("benchmarks.train", NAMES, args.repeats, words_of(args, keys))
+    samples, failed = run_all("benchmarks.train", NAMES, args.repeats, words_of(args, keys))
     rates = {
         name: summary([run["images_per_second"] for run in runs]) for name, runs in samples.items()
     }
-    gpu = torch.cuda.is_available()
-    allowed, rule = parts_allow(rates["loader"]["median"], rates["step"]["median"], gpu=gpu)
     result = {
         "regime": "train",
         **{key: getattr(args, key) for key in keys if key not in ("data", "workers")},
         "samples": samples,
+        "failed": failed,
         "summary": rates,
-        "parts_allow": allowed,
-        "share_of_parts": rates["train"]["median"] / allowed,
-        "rule": rule,
     }
+    if not failed:
+        gpu = torch.cuda.is_available()
+        allowed, rule = parts_allow(rates["loader"]["median"], rates["step"]["median"], gpu=gpu)
+        result |= {
+            "parts_allow": allowed,
+            "share_of_parts": rates["train"]["median"] / allowed,
+            "rule": rule,
+        }
     conclude(args, result, table)
 
 

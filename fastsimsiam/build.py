@@ -159,6 +159,8 @@ def build_trainer(
         # Untyped in torch; it returns what it is given, with other BatchNorm layers inside.
         convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
         method = cast(Method, convert(method))
+    # Shapes never change, so cuDNN may time its convolutions once and keep the best.
+    torch.backends.cudnn.benchmark = True
     method = method.to(device).to(memory_format=torch.channels_last)
     photometric = Photometric(config.views, plan.view_sizes, dtype)
     compute: nn.Module = TrainStep(photometric, method, device, dtype)

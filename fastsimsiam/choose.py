@@ -1,6 +1,5 @@
 """What `auto` means on this machine; every choice comes with its reason, for the log."""
 
-import shutil
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +8,7 @@ from fastsimsiam.config import CompileName, Config
 from fastsimsiam.cores import host_memory, num_cores
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
+from fastsimsiam.machine import mend_for_compiling
 from fastsimsiam.optional import has_dali
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import Beton
@@ -67,23 +67,23 @@ def choose_compile(
     """
     # torch's SyncBatchNorm picks rows by a mask, a shape that no whole graph can hold.
     several_gpus = device.type == "cuda" and num_processes > 1
-    has_compiler = device.type == "cuda" or shutil.which("g++") is not None
+    mend = mend_for_compiling(device.type)
     if config.compile != "auto":
         if config.compile == "step" and several_gpus:
             raise UserError(
                 "--compile step does not work with several GPUs yet: pass --compile colour"
             )
-        if config.compile != "off" and not has_compiler:
+        if config.compile != "off" and mend:
             raise UserError(
-                f"--compile {config.compile} needs a C++ compiler for a CPU: install g++"
+                f"--compile {config.compile} cannot work here: {mend}, or pass --compile off"
             )
         return config.compile, "asked for"
+    if mend:
+        return "off", f"to compile, {mend}"
     if several_gpus:
         return "colour", "SyncBatchNorm of several GPUs breaks the graph of the step"
     if device.type == "cuda":
         return "step", "it pays on a GPU"
-    if not has_compiler:
-        return "off", "there is no g++"
     planned = config.epochs * images
     if config.max_steps is not None:
         planned = min(planned, config.max_steps * config.batch_size)

@@ -8,6 +8,7 @@ import torch
 from conftest import CPU, require
 
 from fastsimsiam import choose, cores, recipes
+from fastsimsiam import machine as machine_module
 from fastsimsiam.config import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.pack import PackOptions, pack
@@ -54,7 +55,7 @@ def folder(class_folders: Path) -> Storage:
 
 
 def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
-    monkeypatch.setattr(choose.shutil, "which", lambda _: "g++")
+    monkeypatch.setattr(choose, "mend_for_compiling", lambda _: None)
     assert choose.choose_compile(config, 10_000, GPU)[0] == "step"
     assert choose.choose_compile(config, 10_000, GPU, num_processes=2)[0] == "colour"
     assert choose.choose_compile(config, 10_000, CPU)[0] == "colour"
@@ -65,10 +66,28 @@ def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch, config: Config) -> No
     assert choose.choose_compile(asked, 10, CPU) == ("step", "asked for")
     with pytest.raises(UserError, match="pass --compile colour"):
         choose.choose_compile(asked, 10, GPU, num_processes=2)
-    monkeypatch.setattr(choose.shutil, "which", lambda _: None)
-    assert choose.choose_compile(config, 10_000, CPU) == ("off", "there is no g++")
-    with pytest.raises(UserError, match="install g"):
-        choose.choose_compile(asked, 10_000, CPU)
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_what_compiling_lacks_is_named(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, config: Config, tmp_path: Path
+) -> None:
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    asked = replace(config, compile="step")
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(machine_module.sysconfig, "get_paths", lambda _: {"include": str(tmp_path)})
+    monkeypatch.setattr(machine_module.shutil, "which", lambda _: None)
+    compiled, why = choose.choose_compile(config, 10_000, device)
+    assert compiled == "off"
+    assert "install g" in why
+    with pytest.raises(UserError, match="install g.*pass --compile off"):
+        choose.choose_compile(asked, 10_000, device)
+    monkeypatch.setattr(machine_module.shutil, "which", lambda name: name)
+    assert choose.choose_compile(asked, 10_000, device)[0] == "step"
+    (tmp_path / "Python.h").unlink()
+    with pytest.raises(UserError, match="install python3.*-dev, for Python.h"):
+        choose.choose_compile(asked, 10_000, device)
 
 
 def test_what_fits_is_kept(machine: Machine, config: Config, folder: Storage) -> None:

@@ -27,7 +27,7 @@ FED = Figures(
     features=12_000, samples=[3_900, 4_000, 3_950], data_wait=0.01, compile_seconds=60,
     loader_name="folder", workers=16, cores=16, decoded_bytes=10**12, device_memory=80 * 10**9,
     device_free=10 * 10**9, mean_pixels=187_500, crop_pixels=224**2, packed=False, has_dali=True,
-    has_compiler=True, precision="bfloat16", compiled="step", batch_size=512,
+    mend_for_compiling=None, precision="bfloat16", compiled="step", batch_size=512,
 )  # fmt: skip
 STARVED = replace(FED, loader=2_000, decode=2_400, train=1_990, data_wait=0.5)
 CPU_ONLY = replace(FED, gpu=False, loader=1_000, step=100, train=91, compiled="colour")
@@ -73,7 +73,9 @@ def test_advice_fits_what_there_is() -> None:
     assert advised(replace(FED, precision="float32"), "--precision bf16")
     assert advised(replace(FED, compiled="off"), "--compile step")
     assert advised(CPU_ONLY, "a GPU")
-    assert advised(replace(CPU_ONLY, compiled="off", has_compiler=False), "install g++")
+    lacking = replace(CPU_ONLY, compiled="off", mend_for_compiling="install g++")
+    assert advised(lacking, "install g++")
+    assert advised(replace(lacking, gpu=True), "install g++, then --compile step")
     assert advised(replace(FED, loader_name="reference"), "--loader auto")
 
 

@@ -1,5 +1,6 @@
 """The suite ends in time and leaves what is done; the training regime adds up."""
 
+import argparse
 import importlib
 import json
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import require
 
-from benchmarks import augment, charts, decode, loader, suite, train, training
+from benchmarks import augment, charts, decode, harness, loader, step, suite, train, training
 from benchmarks.suite import Job
 from fastsimsiam.doctor.trial import logged
 from fastsimsiam.storage.class_folder import open_split
@@ -42,6 +43,60 @@ def test_the_suite_goes_on_where_its_time_was_up(
     again = capsys.readouterr().out
     assert "fine: done before" in again
     assert "broken: failed" in again
+
+
+def test_what_fails_takes_nothing_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "regime.py").write_text(
+        "import sys\nname = sys.argv[2]\nprint('{}')\nsys.exit({'fine': 0, 'part': 3}.get(name, 1))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    samples, failed = harness.run_all("regime", ["fine", "broken"], 2, [])
+    assert (samples, failed) == ({"fine": [{}, {}]}, ["broken"])
+    assert capfd.readouterr().err.count("broken: FAILED with code 1") == 1
+    args = argparse.Namespace(json=tmp_path / "result.json")
+    with pytest.raises(SystemExit) as end:
+        harness.conclude(args, {"samples": samples, "failed": failed}, str)
+    assert end.value.code == harness.LEFT_OUT
+    assert json.loads(args.json.read_text())["failed"] == ["broken"]
+    with pytest.raises(SystemExit, match="nothing could be measured"):
+        harness.run_all("regime", ["broken"], 1, [])
+    part = Job(name="part", words=("regime", "--measure", "part"))
+    assert suite.run(part, tmp_path, tmp_path, 30) == "failed in part: see part.log"
+    assert (tmp_path / "part.done").exists()
+
+
+def test_variants_of_the_step_add_up_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "step.json"
+    words = [
+        "step",
+        "--arch",
+        "resnet18",
+        "--image-size",
+        "32",
+        "--batch-size",
+        "4",
+        "--steps",
+        "1",
+    ]
+    words += ["--repeats", "1", "--add", "--json", str(file)]
+    for variant in ("eager", "textbook-fp32"):
+        monkeypatch.setattr(sys, "argv", [*words, "--only", variant])
+        step.main()
+    found = json.loads(file.read_text())
+    assert list(found["variants"]) == list(found["samples"]) == ["textbook-fp32", "eager"]
+    monkeypatch.setattr(sys, "argv", [*words, "--image-size", "64", "--only", "eager"])
+    with pytest.raises(SystemExit, match="is of another image_size: name another file"):
+        step.main()
+
+
+def test_another_step_is_left_out() -> None:
+    samples = {name: [{"loss": loss}] for name, loss in (("a", -0.5), ("b", -0.501), ("c", -0.4))}
+    assert step.unlike_the_others(samples) == ["c"]
+    assert step.unlike_the_others(samples | {"c": [{"loss": float("nan")}]}) == ["c"]
 
 
 def test_an_interrupt_takes_the_job_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from fastsimsiam.doctor.verdict import (
 )
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
-from fastsimsiam.machine import describe
+from fastsimsiam.machine import describe, mend_for_compiling
 from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.schedule import durations
 from fastsimsiam.storage.base import Storage
@@ -149,7 +149,9 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
         batches.close()
         try:
             with part("augment") as given:
-                augment = trial.measure_augment(trainer, batch, given)
+                augment = trial.measure_augment(
+                    trainer, batch, given, compile_it=chosen.compiled == "step"
+                )
             with part("step") as given:
                 step, compile_seconds = trial.measure_step(trainer, batch, given)
         except torch.OutOfMemoryError as error:
@@ -176,7 +178,7 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
         device_memory=torch.cuda.get_device_properties(device).total_memory if gpu else host_memory(),
         device_free=free, mean_pixels=float(np.prod(train.sizes.astype(np.float64), axis=1).mean()),
         crop_pixels=float(config.image_size**2), packed=isinstance(train, Beton),
-        has_dali=machine["optional"]["dali"], has_compiler=machine["optional"]["compiler"],
+        has_dali=machine["optional"]["dali"], mend_for_compiling=mend_for_compiling(device.type),
         precision=str(chosen.dtype).removeprefix("torch."), compiled=chosen.compiled,
         batch_size=config.batch_size,
     )  # fmt: skip

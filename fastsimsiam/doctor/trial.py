@@ -191,11 +191,11 @@ def measure_loader(trainer: Trainer, seconds: float) -> Rate:
         batches.close()
 
 
-def measure_augment(trainer: Trainer, batch: Batch, seconds: float) -> Rate:
-    """The colour of one batch, again and again; compiled by itself where the step is compiled."""
+def measure_augment(trainer: Trainer, batch: Batch, seconds: float, *, compile_it: bool) -> Rate:
+    """The colour of one batch, again and again; `compile_it` where the step is compiled as a whole."""
     assert isinstance(trainer.compute, TrainStep)  # one process, so there is no DDP around it
     photometric: Callable[..., object] = trainer.compute.photometric
-    if trainer.device.type == "cuda":
+    if compile_it:
         photometric = torch.compile(trainer.compute.photometric, fullgraph=True, dynamic=False)
 
     def work() -> int:

@@ -33,7 +33,8 @@ class Figures:
         mean_pixels: of an image.
         crop_pixels: of a view.
         packed: the data set is a packed file.
-        has_dali, has_compiler: optional parts.
+        has_dali: an optional part.
+        mend_for_compiling: what to do before torch.compile works here, or None.
         precision: `bfloat16` or `float32`.
         compiled: `step`, `colour` or `off`.
         batch_size: images per step.
@@ -60,7 +61,7 @@ class Figures:
     crop_pixels: float
     packed: bool
     has_dali: bool
-    has_compiler: bool
+    mend_for_compiling: str | None
     precision: str
     compiled: str
     batch_size: int
@@ -202,14 +203,15 @@ def _feed_advice(figures: Figures, what: str) -> list[str]:
 def _step_advice(figures: Figures) -> list[str]:
     if not figures.gpu:
         found = ["a GPU: it takes a training step some hundred times as fast as a few CPU cores"]
-        if figures.compiled == "off" and not figures.has_compiler:
-            found.append("install g++: long runs then compile the colour of the views")
+        if figures.compiled == "off" and figures.mend_for_compiling:
+            found.append(f"{figures.mend_for_compiling}: long runs then compile the views' colour")
         return found
     found = []
     if figures.precision == "float32":
         found.append("--precision bf16, where the GPU computes in it: about twice as fast")
     if figures.compiled != "step":
-        found.append("--compile step: fuses what is left of the step between convolutions")
+        first = f"{figures.mend_for_compiling}, then " if figures.mend_for_compiling else ""
+        found.append(f"{first}--compile step: fuses what is left of the step between convolutions")
     if figures.device_free > 0.5 * figures.device_memory:
         found.append(
             f"a larger --batch-size than {figures.batch_size}: {figures.device_free / 1e9:.0f} GB of "
