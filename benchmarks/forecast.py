@@ -16,22 +16,28 @@ from typing import Any
 from benchmarks.harness import conclude, fastsimsiam
 
 
-def measure(recipe: str, data: Path, flags: list[str], folder: Path) -> dict[str, Any]:
+def measure(
+    recipe: str, data: Path, minutes: float, flags: list[str], folder: Path
+) -> dict[str, Any]:
     """Asks the doctor, then trains.
 
     Args:
         recipe: see `fastsimsiam recipes`.
         data: folder with train/ and val/.
+        minutes: of the doctor's measurement.
         flags: of both commands.
         folder: for what they write.
     """
     told, out = folder / "doctor.json", folder / "run"
-    fastsimsiam("doctor", "--recipe", recipe, "--data", data, *flags, "--json", told)
+    fastsimsiam(
+        "doctor", "--recipe", recipe, "--data", data, "--minutes", minutes, "--json", told, *flags
+    )
     fastsimsiam("pretrain", recipe, "--data", data, *flags, "--out", out)
     doctor = json.loads(told.read_text())
     run = json.loads((out / "summary.json").read_text())
     return {
         "regime": "forecast",
+        "minutes": minutes,
         "steps": run["steps"],
         "forecast": doctor["forecast"],
         "measured_seconds": run["seconds"],
@@ -46,9 +52,10 @@ def table(result: dict[str, Any]) -> str:
     found, doctor = result["forecast"], result["doctor"]
     return (
         f"{doctor['arch']}, {doctor['image_size']} pixels, batch {doctor['batch_size']}, "
-        f"{result['steps']} steps: a minute of measurement foretold {found['seconds']:.0f} s "
-        f"({found['low']:.0f} to {found['high']:.0f}), the run took {result['measured_seconds']:.0f} s: "
-        f"{result['error']:+.1%}."
+        f"{result['steps']} steps: measuring for {result['minutes']:g} minutes foretold "
+        f"{found['seconds']:.0f} s "
+        f"({found['low']:.0f} to {found['high']:.0f}), the run took "
+        f"{result['measured_seconds']:.0f} s: {result['error']:+.1%}."
     )
 
 
@@ -60,9 +67,10 @@ def main() -> None:
     parser.add_argument("recipe", help="see `fastsimsiam recipes`")
     parser.add_argument("--data", type=Path, required=True, help="folder with train/ and val/")
     parser.add_argument("--json", type=Path, help="file that receives the result")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of the doctor (1)")
     args, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        conclude(args, measure(args.recipe, args.data, flags, Path(folder)), table)
+        conclude(args, measure(args.recipe, args.data, args.minutes, flags, Path(folder)), table)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import augment, charts, decode, loader, step, train
+from benchmarks import augment, charts, decode, forecast, loader, step, train
 
 ROOT = Path(__file__).parent
 DOCUMENTS = (ROOT / "README.md", ROOT.parent / "README.md")
@@ -22,6 +22,7 @@ _TABLES = {
     "loader": loader.table,
     "step": step.table,
     "train": train.table,
+    "forecast": forecast.table,
 }
 _MARKED = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DOTALL)
 

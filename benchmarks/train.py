@@ -30,6 +30,9 @@ from fastsimsiam.storage.data_set import open_split
 
 NAMES = ("loader", "step", "train")
 _WARM_UP = 4
+_IMAGENET = 1_281_167
+_IMAGENET_SIZE = 224
+_EPOCHS = 100
 
 
 def config_of(args: argparse.Namespace) -> Config:
@@ -106,6 +109,9 @@ def table(result: dict[str, Any]) -> str:
         f"Training reaches {result['share_of_parts']:.2f} of what its parts allow "
         f"({result['parts_allow']:,.0f} images/s: {result['rule']}).",
     ]
+    if result["image_size"] == _IMAGENET_SIZE:
+        hours = _EPOCHS * _IMAGENET / result["summary"]["train"]["median"] / 3600
+        rows.append(f"At this rate ImageNet's {_EPOCHS} epochs take {hours:,.1f} hours.")
     return "\n".join(rows)
 
 

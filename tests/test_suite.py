@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 from conftest import require
 
-from benchmarks import augment, charts, decode, harness, loader, step, suite, train, training
+from benchmarks import (
+    augment,
+    charts,
+    decode,
+    forecast,
+    harness,
+    loader,
+    step,
+    suite,
+    train,
+    training,
+)
 from benchmarks.suite import Job
 from fastsimsiam.doctor.trial import logged
 from fastsimsiam.storage.class_folder import open_split
@@ -205,6 +216,17 @@ def test_a_data_set_below_one_batch_is_repeated(class_folders: Path) -> None:
     assert found["images_per_second"] > 0
 
 
+def test_training_at_full_size_says_how_long_imagenet_takes() -> None:
+    result = {
+        "arch": "resnet50", "image_size": 224, "batch_size": 256, "loader": "folder",
+        "summary": {name: {"median": 4600.0, "spread": 0.01} for name in train.NAMES},
+        "samples": {name: [{"cores": 1.0}] for name in train.NAMES},
+        "share_of_parts": 1.0, "parts_allow": 4600.0, "rule": "the slower",
+    }  # fmt: skip
+    assert "ImageNet's 100 epochs take 7.7 hours" in train.table(result)
+    assert "hours" not in train.table(result | {"image_size": 64})
+
+
 @pytest.mark.parametrize("name", train.NAMES)
 def test_each_regime_of_training_runs(name: str, class_folders: Path) -> None:
     words = ["--data", str(class_folders), "--arch", "tiny_resnet", "--image-size", "32"]
@@ -216,6 +238,26 @@ def test_each_regime_of_training_runs(name: str, class_folders: Path) -> None:
     assert found["images_per_second"] > 0
     assert 0 < found["cores"] < 64
     json.dumps(found)
+
+
+def test_a_forecast_is_held_against_its_run(class_folders: Path, tmp_path: Path) -> None:
+    flags = ["--arch", "resnet18", "--image-size", "32", "--batch-size", "16", "--max-steps", "2"]
+    flags += [
+        "--device",
+        "cpu",
+        "--knn.every-epochs",
+        "0",
+        "--compile",
+        "off",
+        "--loader",
+        "folder",
+    ]
+    found = forecast.measure("imagenette", class_folders, 0.05, flags, tmp_path)
+    assert found["steps"] == 2
+    assert found["measured_seconds"] > 0
+    assert str(tmp_path) not in json.dumps(found)
+    assert found["error"] > -1
+    assert "2 steps: measuring for 0.05 minutes foretold" in forecast.table(found)
 
 
 @pytest.mark.parametrize("regime", ["loader", "step"])
