@@ -5,6 +5,7 @@
 Configurations, SimSiam's two views of the same batch:
   eager         ours, tensor code as it stands
   compiled      ours, compiled as the trainer has it
+  products      and the blur by products in half precision, instead of shifted sums in float32 (GPU)
   torchvision   torchvision's transforms on uint8 tensors, view by view, as one writes them
   pillow        the official recipe's transforms on PIL images, view by view (CPU)
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from benchmarks.harness import conclude, parser, run_all, summary, words_of
 from benchmarks.peers.official import colour
 from fastsimsiam import recipes
+from fastsimsiam.augment import blur
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 from fastsimsiam.doctor.made_up import photograph
 from fastsimsiam.doctor.trial import wait_for
@@ -64,6 +66,17 @@ def ours(device: torch.device, image_size: int, *, compiled: bool) -> Work:
     return lambda batch: photometric(batch.crops, batch.photometric)
 
 
+def half_products(planes: Tensor, weight: Tensor) -> Tensor:
+    """`blur_by_shifts` on a GPU's matrix units: half precision has 11 bits, and views end with 8."""
+    return blur.blur_by_products(planes.half(), weight).float()
+
+
+def products(device: torch.device, image_size: int) -> Work:
+    """Ours, compiled, with another blur for the rest of this process."""
+    blur.blur_by_shifts = half_products
+    return ours(device, image_size, compiled=True)
+
+
 def torchvision(device: torch.device, image_size: int) -> Work:
     """Torchvision's transforms on tensors. A batch at once would get one draw for all of it."""
     from torchvision.transforms import v2
@@ -98,10 +111,12 @@ def pillow(device: torch.device, image_size: int) -> Work:
 CONFIGURATIONS: dict[str, Callable[[torch.device, int], Work]] = {
     "eager": lambda device, image_size: ours(device, image_size, compiled=False),
     "compiled": lambda device, image_size: ours(device, image_size, compiled=True),
+    "products": products,
     "torchvision": torchvision,
     "pillow": pillow,
 }
 CPU_ONLY = ("pillow",)
+GPU_ONLY = ("products",)
 
 
 def measure(
@@ -161,7 +176,8 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure, args.batch_size, args.image_size, args.threads)))
         return
-    names = args.only or [name for name in CONFIGURATIONS if not gpu or name not in CPU_ONLY]
+    elsewhere = CPU_ONLY if gpu else GPU_ONLY
+    names = args.only or [name for name in CONFIGURATIONS if name not in elsewhere]
     passed = words_of(args, ("image_size", "batch_size", "threads"))
     samples, failed = run_all("benchmarks.augment", names, args.repeats, passed)
     result = {

@@ -7,7 +7,8 @@ fresh process: some steps to warm up and compile, then timed ones. Variants:
   textbook-fp32           what one writes first: float32, NCHW, eager
   textbook-amp            bfloat16 autocast
   textbook-amp-nhwc       and channels_last
-  eager                   ours, not compiled: the same with fused SGD
+  eager                   ours, not compiled: the same with fused SGD; on a CPU, small maps by products
+  eager-convolutions      and without these products (CPU)
   compiled                ours, the whole step one graph
   compiled-foreach-sgd    with foreach SGD
   compiled-joint-views    both views through the network at once, BatchNorm by view
@@ -44,6 +45,7 @@ from fastsimsiam.config import Config
 from fastsimsiam.doctor.trial import wait_for
 from fastsimsiam.methods.base import Method
 from fastsimsiam.optim import ScheduledSGD
+from fastsimsiam.small_maps import use_products
 
 _WARM_UP = 3
 _SAME_LOSS = 0.02
@@ -64,7 +66,8 @@ class Variant:
         aten_bn: BatchNorm opaque to the compiler.
         inductor: options of the compiler.
         cudnn_benchmark: cuDNN times its convolutions and keeps the best, as the trainer has it.
-        gpu_only: makes no sense on a CPU.
+        products: small maps are convolved by products, as the trainer has it on a CPU.
+        only: the device that it makes sense on, where there is but one.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -75,23 +78,25 @@ class Variant:
     aten_bn: bool = False
     inductor: dict[str, Any] = field(default_factory=dict)
     cudnn_benchmark: bool = True
-    gpu_only: bool = False
+    products: bool = True
+    only: Literal["cpu", "cuda"] | None = None
 
 
-_TEXTBOOK = Variant(compiled=False, sgd="plain")
+_TEXTBOOK = Variant(compiled=False, sgd="plain", products=False)
 VARIANTS: dict[str, Variant] = {
     "textbook-fp32": replace(_TEXTBOOK, dtype=torch.float32, channels_last=False),
     "textbook-amp": replace(_TEXTBOOK, channels_last=False),
     "textbook-amp-nhwc": _TEXTBOOK,
     "eager": Variant(compiled=False),
+    "eager-convolutions": Variant(compiled=False, products=False, only="cpu"),
     "compiled": Variant(),
     "compiled-foreach-sgd": Variant(sgd="foreach"),
     "compiled-joint-views": Variant(joint=True),
     "compiled-aten-bn": Variant(aten_bn=True),
     "compiled-1x1-matmul": Variant(inductor={"conv_1x1_as_mm": True}),
-    "compiled-autotuned": Variant(inductor={"max_autotune": True}, gpu_only=True),
-    "compiled-cuda-graphs": Variant(inductor={"triton.cudagraphs": True}, gpu_only=True),
-    "compiled-cudnn-guess": Variant(cudnn_benchmark=False, gpu_only=True),
+    "compiled-autotuned": Variant(inductor={"max_autotune": True}, only="cuda"),
+    "compiled-cuda-graphs": Variant(inductor={"triton.cudagraphs": True}, only="cuda"),
+    "compiled-cudnn-guess": Variant(cudnn_benchmark=False, only="cuda"),
 }
 
 
@@ -114,6 +119,8 @@ class Step:
         torch.backends.cudnn.benchmark = variant.cudnn_benchmark
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
         self.method = make_method(config, joint=variant.joint).to(device).to(memory_format=layout)
+        if variant.products and device.type == "cpu":
+            use_products(self.method)
         if variant.aten_bn:
             use_aten(self.method)
         self._variant, self._device, self._layout = variant, device, layout
@@ -230,6 +237,8 @@ def _best(work: Callable[[], object], device: torch.device) -> float:
 def ceilings(device: torch.device) -> dict[str, float]:
     """What this machine can do at best: matrix products, and a copy (read and written together)."""
     side = 8192 if device.type == "cuda" else 2048
+    if device.type == "cuda":  # torch lets convolutions round float32 to TF32, unlike products
+        torch.set_float32_matmul_precision("high")
     found = {}
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -356,7 +365,7 @@ def main() -> None:
         print(json.dumps(found))
         return
     held = held_in(args)
-    names = args.only or [name for name, v in VARIANTS.items() if gpu or not v.gpu_only]
+    names = args.only or [name for name, v in VARIANTS.items() if v.only in (None, device.type)]
     passed = words_of(args, ("arch", "image_size", "batch_size", "steps"))
     wanted = names if held else [*names, "ceilings"]
     samples, failed = run_all("benchmarks.step", wanted, args.repeats, passed)

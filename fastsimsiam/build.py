@@ -30,6 +30,7 @@ from fastsimsiam.optim import ScheduledSGD
 from fastsimsiam.plan.batches import CenterPlan, TrainPlan
 from fastsimsiam.recorder import Recorder
 from fastsimsiam.schedule import durations
+from fastsimsiam.small_maps import use_products
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.train_step import TrainStep
 from fastsimsiam.trainer import Trainer
@@ -162,6 +163,8 @@ def build_trainer(
     # Shapes never change, so cuDNN may time its convolutions once and keep the best.
     torch.backends.cudnn.benchmark = True
     method = method.to(device).to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        use_products(method)
     photometric = Photometric(config.views, plan.view_sizes, dtype)
     compute: nn.Module = TrainStep(photometric, method, device, dtype)
     if compiled == "step":

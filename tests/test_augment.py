@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
+from benchmarks.augment import half_products
 from fastsimsiam.augment import photometric as photometric_module
 from fastsimsiam.augment.blur import (
     blur_by_products,
@@ -133,6 +134,8 @@ def test_both_blurs_are_the_gaussian() -> None:
     shifts, products = blur_by_shifts(image, weight), blur_by_products(image, weight)
     torch.testing.assert_close(shifts, products, atol=1e-5, rtol=0)
     torch.testing.assert_close(shifts[0], image[0])
+    # A quarter of a grey level; what the network gets is rounded to bfloat16, a whole one.
+    torch.testing.assert_close(half_products(image, weight), shifts, atol=1e-3, rtol=0)
     expected = TF.gaussian_blur(image[2], [13, 13], [2.0, 2.0])
     # torchvision reflects at the edges where PIL, and we, repeat: compare what lies inside.
     torch.testing.assert_close(shifts[2][:, 7:-7, 7:-7], expected[:, 7:-7, 7:-7], atol=1e-5, rtol=0)

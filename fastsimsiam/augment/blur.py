@@ -68,9 +68,9 @@ def _repeat_edges(planes: Tensor, dim: int, radius: int) -> Tensor:
 
 
 def blur_by_products(planes: Tensor, weight: Tensor) -> Tensor:
-    """The same as `blur_by_shifts`, by matrix products."""
+    """The same as `blur_by_shifts`, by matrix products in the dtype of `planes`."""
     num, channels, height, width = planes.shape
-    rows, columns = _band(weight, height), _band(weight, width)
+    rows, columns = (_band(weight, length).to(planes.dtype) for length in (height, width))
     planes = torch.bmm(planes.reshape(num, channels * height, width), columns.transpose(1, 2))
     return torch.matmul(rows[:, None], planes.view(num, channels, height, width))
 
