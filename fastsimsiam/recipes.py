@@ -128,7 +128,7 @@ def demo() -> Config:
         the digits' shape is left to agree on.
     Expected: kNN (k 20) 19 to 38 % of ten classes, as rounding and seed have it, the untrained
         network about 10 %; measured.
-    Time: three to four minutes on two CPU cores; measured.
+    Time: two and a half minutes on two CPU cores; measured.
     """
     view = ViewSpec(area=(0.5, 1.0), flip=0.0, hue=0.5, blur=0.0)
     return Config(
