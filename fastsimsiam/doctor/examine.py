@@ -1,5 +1,6 @@
 """`fastsimsiam doctor`: measures the parts of a run for a minute, and says what follows."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -213,10 +214,23 @@ def _open(config: Config, made_up: bool) -> tuple[Storage, int]:
 
 
 def _batch(config: Config, size: int, train: Storage, seconds: float) -> int:
-    """The batch size, or that halved until a step fits the time many times."""
-    probe = min(size, _PROBE_BATCH, len(train))
+    """The batch size, or that halved until a step fits the time many times.
+
+    From the smallest upwards: the rate of a small batch says too little of that of a large one.
+    """
+    sizes = [size]
+    while sizes[0] > 2 * _PROBE_BATCH and sizes[0] % 2 == 0:
+        sizes.insert(0, sizes[0] // 2)
+    for smaller, larger in itertools.pairwise(sizes):
+        if larger / smaller * _step_seconds(config, smaller, train) > _LONGEST_STEP * seconds:
+            return smaller
+    return size
+
+
+def _step_seconds(config: Config, size: int, train: Storage) -> float:
+    """Duration of a step on a CPU, the first one apart."""
     quick = replace(
-        config, batch_size=probe, accumulate=1, compile="off", loader="folder", workers=1
+        config, batch_size=size, accumulate=1, compile="off", loader="folder", workers=1
     )
     with trial.trainer_of(quick, train) as trainer:
         batch = next(trial.batches_of(trainer))
@@ -224,10 +238,7 @@ def _batch(config: Config, size: int, train: Storage, seconds: float) -> int:
         trial.one_step(trainer, batch)
         started = time.perf_counter()
         trial.one_step(trainer, batch)
-        rate = probe / (time.perf_counter() - started)
-    while size > 2 * probe and size % 2 == 0 and size / rate > _LONGEST_STEP * seconds:
-        size //= 2
-    return size
+        return time.perf_counter() - started
 
 
 def in_words(report: Report) -> str:
