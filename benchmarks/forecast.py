@@ -43,7 +43,6 @@ def measure(
         "measured_seconds": run["seconds"],
         "error": doctor["forecast"]["seconds"] / run["seconds"] - 1,
         "doctor": doctor,
-        "failed": [],
     }
 
 

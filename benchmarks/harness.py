@@ -138,12 +138,12 @@ def conclude(
     """Writes the file that `--json` asks for, and prints a result as its table.
 
     Raises:
-        SystemExit: with LEFT_OUT where the result's `failed` names something.
+        SystemExit: with LEFT_OUT where the result has `failed` and it names something.
     """
     if args.json:
         write(args.json, result)
     print(table(result))
-    if result["failed"]:
+    if result.get("failed"):
         sys.exit(LEFT_OUT)
 
 

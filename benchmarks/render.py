@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import augment, charts, decode, forecast, loader, step, train
+from benchmarks import augment, charts, decode, forecast, loader, small_maps, step, train
 
 ROOT = Path(__file__).parent
 DOCUMENTS = (ROOT / "README.md", ROOT.parent / "README.md")
@@ -23,6 +23,7 @@ _TABLES = {
     "step": step.table,
     "train": train.table,
     "forecast": forecast.table,
+    "small-maps": small_maps.table,
 }
 _MARKED = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DOTALL)
 

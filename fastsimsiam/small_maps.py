@@ -1,7 +1,7 @@
 """Convolutions of small feature maps as one matrix product each, for a CPU.
 
-oneDNN takes 32 ms forward and backward for ResNet-18's 3x3 convolution of 512 channels on 64 maps of
-2x2 pixels, of which the product takes 4 (benchmarks/LOG.md): small images end in such maps.
+Small images end in maps of a few pixels, where oneDNN's convolutions take up to six times as long
+(benchmarks/small_maps.py).
 """
 
 import itertools
@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_LARGEST_MAP = 9
-"""Pixels of an output map: at 4x4 both ways are equally fast."""
-
 
 class SmallMapConv2d(nn.Conv2d):
-    """A convolution with the same parameters and results (but for rounding) that knows both ways."""
+    """A convolution with the same parameters and results (but for rounding) that knows both ways.
+
+    Attributes:
+        largest_map: pixels of an output map up to which it is a product; at 4x4 it depends on channels and dtype.
+    """
+
+    largest_map = 9
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert not isinstance(self.padding, str)
@@ -24,7 +27,7 @@ class SmallMapConv2d(nn.Conv2d):
             // self.stride[side] + 1
             for side in (0, 1)
         )  # fmt: skip
-        if height * width > _LARGEST_MAP:
+        if height * width > self.largest_map:
             output: Tensor = super()._conv_forward(input, weight, bias)
             return output
         return conv_by_product(input, weight, bias, self.stride, self.padding, (height, width))

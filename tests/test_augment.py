@@ -1,7 +1,6 @@
 """The photometric part against torchvision's PIL operations, and what must hold of a graph."""
 
 import os
-import shutil
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,6 +22,7 @@ from fastsimsiam.augment.blur import (
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 from fastsimsiam.config import ViewSpec
 from fastsimsiam.loaders.reference_loader import photometric_with_pil
+from fastsimsiam.machine import mend_for_compiling
 from fastsimsiam.plan.views import ViewTable, draw_views, without_photometric
 
 SIZE = 96
@@ -168,7 +168,7 @@ def test_views_of_several_sizes_come_out_in_order() -> None:
     torch.testing.assert_close(back, crops[0][:, 1].float(), atol=1e-2, rtol=0)
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which compiles for a CPU")
+@pytest.mark.skipif(mend_for_compiling("cpu") is not None, reason="cannot compile for a CPU")
 def test_compiled_alone_it_gives_the_same_from_one_compilation() -> None:
     specs = (ViewSpec(jitter=1.0, solarize=0.5), ViewSpec(size=16, blur=0.0), ViewSpec())
     rng = np.random.default_rng(0)

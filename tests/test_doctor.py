@@ -13,11 +13,13 @@ from fastsimsiam import recipes
 from fastsimsiam.cli import main
 from fastsimsiam.config import Config, KnnConfig
 from fastsimsiam.cores import host_memory
+from fastsimsiam.doctor import examine as examine_module
 from fastsimsiam.doctor.examine import examine, in_words
 from fastsimsiam.doctor.made_up import made_up_photographs, repeated
 from fastsimsiam.doctor.verdict import Figures, advice, forecast, holds_back, parts_allow
 from fastsimsiam.errors import UserError
 from fastsimsiam.machine import describe
+from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.trainer import Trainer
 
@@ -101,6 +103,26 @@ def test_the_forecast_adds_up() -> None:
     unsteady = replace(FED, samples=[2_000, 6_000, 4_000, 4_000])
     wide = forecast(unsteady, steps=1000, evaluations=0, images_per_evaluation=0)
     assert wide.high / wide.seconds == pytest.approx(1 + 2 * 1632.99 / 2 / 4000, rel=1e-3)
+
+
+def test_a_batch_is_halved_only_where_its_own_step_is_too_long(
+    monkeypatch: pytest.MonkeyPatch, class_folders: Path
+) -> None:
+    """What a step costs beside its images must not count against a large batch."""
+    config, storage = recipes.get("imagenette"), open_split(class_folders, "train")
+    tried: list[int] = []
+
+    def seconds(_: Config, size: int, __: Storage) -> float:
+        tried.append(size)
+        return 0.2 + 0.005 * size
+
+    monkeypatch.setattr(examine_module, "_step_seconds", seconds)
+    # A step may take 1.2 s of a minute. By the rate at 8 images, 64 would take 1.9 s; they take 0.5.
+    assert examine_module._batch(config, 64, storage, 60.0) == 64
+    assert tried == [16, 32]
+    assert examine_module._batch(config, 512, storage, 60.0) == 128
+    assert max(tried) == 128
+    assert examine_module._batch(config, 12, storage, 0.001) == 12
 
 
 @pytest.fixture(scope="module")

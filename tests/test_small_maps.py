@@ -38,7 +38,7 @@ def test_the_product_is_the_convolution(
     use_products(ours)
     image = torch.randn(3, 6, side, side + 1, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_maps, "_LARGEST_MAP", 100)
+        patch.setattr(SmallMapConv2d, "largest_map", 100)
         found = run(ours, image)
     wanted = run(plain, image)
     torch.testing.assert_close(found, wanted)

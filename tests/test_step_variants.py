@@ -7,7 +7,8 @@ import tiny_backbone  # noqa: F401 (registers tiny_resnet)
 import torch
 from conftest import CPU
 
-from benchmarks.step import VARIANTS, Step, analysed, config_of, table
+from benchmarks.step import analysed, config_of, table
+from benchmarks.step_variants import VARIANTS, Step
 from fastsimsiam.config import Config, SimSiamConfig
 
 

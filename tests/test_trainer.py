@@ -21,9 +21,11 @@ from fastsimsiam.distributed import World
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.losses import negative_cosine_similarity
+from fastsimsiam.machine import mend_for_compiling
 from fastsimsiam.methods.base import Method, ParameterGroup
 from fastsimsiam.pretraining import pretrain
 from fastsimsiam.recorder import Recorder
+from fastsimsiam.small_maps import SmallMapConv2d
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.trainer import NonFiniteLossError, Trainer
@@ -148,7 +150,16 @@ def trainer(config: Config, **options: object) -> tuple[Trainer, Recorder]:
     return build_trainer(config, storage, loader, **(settings | options)), recorder
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which compiles for a CPU")
+def test_a_cpu_takes_its_small_maps_by_products(tiny_config: Config) -> None:
+    made, recorder = trainer(tiny_config)
+    kinds = {type(layer) for layer in made.method.modules() if isinstance(layer, nn.Conv2d)}
+    assert kinds == {SmallMapConv2d}
+    assert torch.backends.cudnn.benchmark
+    recorder.close()
+    made.loader.close()
+
+
+@pytest.mark.skipif(mend_for_compiling("cpu") is not None, reason="cannot compile for a CPU")
 def test_the_whole_step_compiles_without_break_or_recompile(tiny_config: Config) -> None:
     """Forward and backward in one graph each, also across epochs, learning rates and log steps."""
     torch._dynamo.reset()

@@ -1,0 +1,161 @@
+"""The ways to run a training step that `benchmarks.step` compares; its docstring says what each is."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.aten_batch_norm import use_aten
+from benchmarks.joint_views import JointSimSiam, join_views
+from benchmarks.roofline import PARTS
+from fastsimsiam.backbones import feature_extractor
+from fastsimsiam.build import build_method
+from fastsimsiam.config import Config
+from fastsimsiam.doctor.trial import wait_for
+from fastsimsiam.methods.base import Method
+from fastsimsiam.optim import ScheduledSGD
+from fastsimsiam.small_maps import use_products
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A way to run the step.
+
+    Attributes:
+        dtype: of the network's arithmetic (bfloat16: autocast).
+        channels_last: memory format of views and weights.
+        sgd: `fused` with tensor learning rates, as the trainer has it, or torch's `foreach` or `plain`.
+        compiled: the whole step as one graph.
+        joint: both views at once.
+        aten_bn: BatchNorm opaque to the compiler.
+        inductor: options of the compiler.
+        cudnn_benchmark: cuDNN times its convolutions and keeps the best, as the trainer has it.
+        products: small maps are convolved by products, as the trainer has it on a CPU.
+        only: the device that it makes sense on, where there is but one.
+    """
+
+    dtype: torch.dtype = torch.bfloat16
+    channels_last: bool = True
+    sgd: Literal["fused", "foreach", "plain"] = "fused"
+    compiled: bool = True
+    joint: bool = False
+    aten_bn: bool = False
+    inductor: dict[str, Any] = field(default_factory=dict)
+    cudnn_benchmark: bool = True
+    products: bool = True
+    only: Literal["cpu", "cuda"] | None = None
+
+
+_TEXTBOOK = Variant(compiled=False, sgd="plain", products=False)
+VARIANTS: dict[str, Variant] = {
+    "textbook-fp32": replace(_TEXTBOOK, dtype=torch.float32, channels_last=False),
+    "textbook-amp": replace(_TEXTBOOK, channels_last=False),
+    "textbook-amp-nhwc": _TEXTBOOK,
+    "eager": Variant(compiled=False),
+    "eager-convolutions": Variant(compiled=False, products=False, only="cpu"),
+    "compiled": Variant(),
+    "compiled-foreach-sgd": Variant(sgd="foreach"),
+    "compiled-joint-views": Variant(joint=True),
+    "compiled-aten-bn": Variant(aten_bn=True),
+    "compiled-1x1-matmul": Variant(inductor={"conv_1x1_as_mm": True}),
+    "compiled-autotuned": Variant(inductor={"max_autotune": True}, only="cuda"),
+    "compiled-cuda-graphs": Variant(inductor={"triton.cudagraphs": True}, only="cuda"),
+    "compiled-cudnn-guess": Variant(cudnn_benchmark=False, only="cuda"),
+}
+
+
+def make_method(config: Config, *, joint: bool) -> Method:
+    """The recipe's method, or one that takes both views at once, with the same fresh weights."""
+    if not joint:
+        return build_method(config)
+    torch.manual_seed(config.seed)
+    backbone, feature_dim = feature_extractor(config.arch, config.stem)
+    method = JointSimSiam(backbone, feature_dim, config.method)
+    join_views(method)
+    return method
+
+
+class Step:
+    """A training step of a variant."""
+
+    def __init__(self, config: Config, variant: Variant, device: torch.device) -> None:
+        """Builds method and optimiser."""
+        torch.backends.cudnn.benchmark = variant.cudnn_benchmark
+        layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+        self.method = make_method(config, joint=variant.joint).to(device).to(memory_format=layout)
+        if variant.products and device.type == "cpu":
+            use_products(self.method)
+        if variant.aten_bn:
+            use_aten(self.method)
+        self._variant, self._device, self._layout = variant, device, layout
+        groups = self.method.parameter_groups()
+        rate = config.optimizer.lr * config.batch_size / 256
+        if variant.sgd == "fused":
+            ours = ScheduledSGD(groups, config.optimizer, device)
+            ours.set_rates(rate, rate)
+            self._update: Callable[[], None] = ours.step
+        else:
+            theirs = torch.optim.SGD(
+                [parameter for group in groups for parameter in group.parameters], lr=rate,
+                momentum=config.optimizer.momentum, weight_decay=config.optimizer.weight_decay,
+                foreach=variant.sgd == "foreach",
+            )  # fmt: skip
+
+            def update() -> None:
+                theirs.step()
+                theirs.zero_grad(set_to_none=True)
+
+            self._update = update
+        self._loss = self._forward
+        if variant.compiled:
+            self._loss = torch.compile(
+                self._forward, fullgraph=True, dynamic=False, options=variant.inductor
+            )
+
+    def views(self, config: Config, seed: int) -> tuple[Tensor, ...]:
+        """Two random views of a batch, on the device."""
+        generator = torch.Generator(self._device).manual_seed(seed)
+        shape = (config.batch_size, 3, config.image_size, config.image_size)
+        kind = torch.float32 if self._variant.dtype == torch.float32 else self._variant.dtype
+        return tuple(
+            torch.randn(shape, device=self._device, generator=generator).to(
+                kind, memory_format=self._layout
+            )
+            for _ in range(2)
+        )
+
+    def _forward(self, views: tuple[Tensor, ...]) -> Tensor:
+        enabled = self._variant.dtype != torch.float32
+        with torch.autocast(self._device.type, self._variant.dtype, enabled=enabled):
+            loss: Tensor = self.method(views)[0]
+        return loss
+
+    def __call__(self, views: tuple[Tensor, ...]) -> Tensor:
+        """One step; its loss."""
+        if self._variant.inductor.get("triton.cudagraphs"):
+            torch.compiler.cudagraph_mark_step_begin()
+        loss = self._loss(views)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._update()
+        return loss.detach().clone()  # a recorded graph writes into the same memory in its next run
+
+    def seconds_of_parts(self, views: tuple[Tensor, ...]) -> dict[str, float]:
+        """One step that waits for the device behind every part; `benchmarks.roofline.PARTS`."""
+        at = [time.perf_counter()]
+
+        def passed() -> None:
+            wait_for(self._device)
+            at.append(time.perf_counter())
+
+        if self._variant.inductor.get("triton.cudagraphs"):
+            torch.compiler.cudagraph_mark_step_begin()
+        loss = self._loss(views)
+        passed()
+        loss.backward()  # type: ignore[no-untyped-call]
+        passed()
+        self._update()
+        passed()
+        return {part: end - start for part, start, end in zip(PARTS, at, at[1:], strict=False)}
