@@ -15,7 +15,8 @@ class SmallMapConv2d(nn.Conv2d):
     """A convolution with the same parameters and results (but for rounding) that knows both ways.
 
     Attributes:
-        largest_map: pixels of an output map up to which it is a product; at 4x4 it depends on channels and dtype.
+        largest_map: pixels of an output map up to which it is a product; which way is faster at 4x4
+            depends on channels and dtype.
     """
 
     largest_map = 9
