@@ -8,7 +8,9 @@ fresh process: some steps to warm up and compile, then timed ones. Variants:
   textbook-amp            bfloat16 autocast
   textbook-amp-nhwc       and channels_last
   eager                   ours, not compiled: the same with fused SGD; on a CPU, small maps by products
+                          and freed memory kept
   eager-convolutions      and without these products (CPU)
+  eager-returned-memory   or with freed memory given back to the system (CPU)
   compiled                ours, the whole step one graph
   compiled-foreach-sgd    with foreach SGD
   compiled-joint-views    both views through the network at once, BatchNorm by view

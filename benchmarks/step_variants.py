@@ -15,6 +15,7 @@ from fastsimsiam.backbones import feature_extractor
 from fastsimsiam.build import build_method
 from fastsimsiam.config import Config
 from fastsimsiam.doctor.trial import wait_for
+from fastsimsiam.freed_memory import keep_freed_memory
 from fastsimsiam.methods.base import Method
 from fastsimsiam.optim import ScheduledSGD
 from fastsimsiam.small_maps import use_products
@@ -33,6 +34,7 @@ class Variant:
         aten_bn: BatchNorm opaque to the compiler.
         inductor: options of the compiler.
         cudnn_benchmark: cuDNN times its convolutions and keeps the best, as the trainer has it.
+        keep_memory: what a step has freed stays with the process, as the trainer has it on a CPU.
         products: small maps are convolved by products, as the trainer has it on a CPU.
         only: the device that it makes sense on, where there is but one.
     """
@@ -45,17 +47,19 @@ class Variant:
     aten_bn: bool = False
     inductor: dict[str, Any] = field(default_factory=dict)
     cudnn_benchmark: bool = True
+    keep_memory: bool = True
     products: bool = True
     only: Literal["cpu", "cuda"] | None = None
 
 
-_TEXTBOOK = Variant(compiled=False, sgd="plain", products=False)
+_TEXTBOOK = Variant(compiled=False, sgd="plain", keep_memory=False, products=False)
 VARIANTS: dict[str, Variant] = {
     "textbook-fp32": replace(_TEXTBOOK, dtype=torch.float32, channels_last=False),
     "textbook-amp": replace(_TEXTBOOK, channels_last=False),
     "textbook-amp-nhwc": _TEXTBOOK,
     "eager": Variant(compiled=False),
     "eager-convolutions": Variant(compiled=False, products=False, only="cpu"),
+    "eager-returned-memory": Variant(compiled=False, keep_memory=False, only="cpu"),
     "compiled": Variant(),
     "compiled-foreach-sgd": Variant(sgd="foreach"),
     "compiled-joint-views": Variant(joint=True),
@@ -86,6 +90,8 @@ class Step:
         torch.backends.cudnn.benchmark = variant.cudnn_benchmark
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
         self.method = make_method(config, joint=variant.joint).to(device).to(memory_format=layout)
+        if variant.keep_memory and device.type == "cpu":
+            keep_freed_memory()
         if variant.products and device.type == "cpu":
             use_products(self.method)
         if variant.aten_bn:

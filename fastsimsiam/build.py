@@ -17,6 +17,7 @@ from fastsimsiam.config import CompileName, Config, DaliConfig, FolderConfig, Kn
 from fastsimsiam.distributed import World
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.evaluators import KnnEvaluator
+from fastsimsiam.freed_memory import keep_freed_memory
 from fastsimsiam.loaders.batch import Loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.ffcv_loader import FfcvLoader
@@ -164,6 +165,7 @@ def build_trainer(
     torch.backends.cudnn.benchmark = True
     method = method.to(device).to(memory_format=torch.channels_last)
     if device.type == "cpu":
+        keep_freed_memory()
         use_products(method)
     photometric = Photometric(config.views, plan.view_sizes, dtype)
     compute: nn.Module = TrainStep(photometric, method, device, dtype)

@@ -15,6 +15,7 @@ from fastsimsiam.build import build_loader, center_plan
 from fastsimsiam.choose import choose_device, choose_dtype, choose_loader
 from fastsimsiam.config import Config, DeviceName, LoaderName, OnBadImage
 from fastsimsiam.errors import UserError
+from fastsimsiam.freed_memory import keep_freed_memory
 from fastsimsiam.frozen import Frozen, Stem, load_frozen
 from fastsimsiam.loaders.batch import Loader
 from fastsimsiam.plan.batches import CenterPlan
@@ -131,6 +132,8 @@ def evaluating(
         workers=options.workers,
     )  # fmt: skip
     device, _ = choose_device(config)
+    if device.type == "cpu":
+        keep_freed_memory()
     dtype, _ = choose_dtype(config, device)
     splits: dict[Split, Storage] = {}
     with ImageProgress("reading headers") as progress:

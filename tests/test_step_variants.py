@@ -33,6 +33,7 @@ def run(config: Config, name: str) -> tuple[list[float], dict[str, torch.Tensor]
         "textbook-fp32",
         "textbook-amp-nhwc",
         "eager-convolutions",
+        "eager-returned-memory",
         "compiled-foreach-sgd",
         "compiled-joint-views",
         "compiled-aten-bn",
