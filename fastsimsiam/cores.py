@@ -1,8 +1,6 @@
-"""What this process may take: cores, memory; how many threads to start, and which go first."""
+"""What this process may take: cores, memory; how many threads to start."""
 
 import os
-import sys
-import threading
 from pathlib import Path
 
 from fastsimsiam.errors import UserError
@@ -38,13 +36,3 @@ def num_workers(asked: int | None) -> int:
     if asked < 1:
         raise UserError(f"--workers is {asked}: give 1 or more")
     return asked
-
-
-def give_way() -> None:
-    """Lets this thread run only where others leave a core free.
-
-    For threads that work ahead on a CPU that also trains: OpenMP's threads wait for the last of them,
-    so one that a loader holds up holds up all. Linux alone has a priority for each thread.
-    """
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

@@ -1,7 +1,7 @@
-"""Memory that one step on a CPU has freed stays with the process, for the next one.
+"""Whether memory that was freed stays with the process or goes back to the system.
 
-GNU's C library gives large blocks back to the system, which then hands out cleared pages one by one:
-thousands of page faults a step (`eager-returned-memory` of benchmarks/step.py).
+GNU's C library by itself gives large blocks back, in part. The system then hands out cleared pages, one
+by one: thousands of page faults in each step on a CPU (`eager-returned-memory` of benchmarks/step.py).
 """
 
 import ctypes
@@ -11,17 +11,35 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST = 2**31 - 1
+_RETURNED_FROM_BYTES = 4 << 20
+
+_kept = False
 
 
 def keep_freed_memory() -> bool:
-    """Has this process keep the memory it frees, from now on.
+    """Has this process keep what it frees, from now on: for steps on a CPU.
 
     Returns:
         Whether its C library can: GNU's can, macOS's and musl cannot.
     """
+    global _kept
+    _kept = _set(_M_MMAP_THRESHOLD, _LARGEST) and _set(_M_TRIM_THRESHOLD, _LARGEST)
+    return _kept
+
+
+def return_large_blocks() -> None:
+    """Has every large block go back, unless freed memory is to be kept: for frames of all sizes.
+
+    By itself the library raises the size from which it does so with each larger block, up to 32 MiB,
+    and frames of all sizes then share heaps that fragment: 709 MiB, 802, 833 in epochs of 1,000
+    photographs that DALI decodes; with a size that stays 559, 560, 563 (benchmarks/LOG.md).
+    """
+    if not _kept:
+        _set(_M_MMAP_THRESHOLD, _RETURNED_FROM_BYTES)
+
+
+def _set(option: int, value: int) -> bool:
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(
-        mallopt(option, _LARGEST) == 1 for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)
-    )
+    return mallopt is not None and mallopt(option, value) == 1

@@ -1,5 +1,6 @@
-"""Freed memory is kept where a CPU computes."""
+"""Freed memory is kept where a CPU computes, and large frames go back elsewhere."""
 
+import platform
 import subprocess
 import sys
 
@@ -8,35 +9,50 @@ from test_trainer import trainer
 
 from fastsimsiam import build, session
 from fastsimsiam.config import Config
-from fastsimsiam.freed_memory import keep_freed_memory
 from fastsimsiam.session import EvalOptions, evaluating
 
-_BLOCKS = """
-import resource
-import torch
-from fastsimsiam.freed_memory import keep_freed_memory
-{first}
-for _ in range(10):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(16 << 20)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+_LARGE_BLOCKS = """
+import ctypes
+from resource import RUSAGE_SELF, getrusage
+from fastsimsiam.freed_memory import keep_freed_memory, return_large_blocks
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+libc.mallinfo2.restype = Info
+def use(size):
+    mapped, faults = libc.mallinfo2().hblks, getrusage(RUSAGE_SELF).ru_minflt
+    block = libc.malloc(size)
+    mapped = libc.mallinfo2().hblks > mapped
+    libc.memset(block, 1, size)
+    libc.free(block)
+    return mapped, getrusage(RUSAGE_SELF).ru_minflt - faults
+{call}
+use({size}), use({size})
+mapped, faults = use({size})
+print("mapped" if mapped else "heap", "fresh" if faults else "kept")
 """
 
 
-def page_faults(first: str) -> int:
-    """Of writing to 64 MiB that have been freed before, in a process that did `first`."""
-    done = subprocess.run(
-        [sys.executable, "-c", _BLOCKS.format(first=first)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(done.stdout.split()[-1])
-
-
-@pytest.mark.skipif(not keep_freed_memory(), reason="needs GNU's C library")
-def test_freed_memory_costs_no_page_faults() -> None:
-    assert page_faults("keep_freed_memory()") * 10 < page_faults("")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs GNU's C library")
+@pytest.mark.parametrize(
+    ("call", "mebibytes", "said"),
+    [
+        ("", 64, "mapped fresh"),
+        ("keep_freed_memory()", 64, "heap kept"),
+        # By itself the library keeps blocks as large as the largest that was freed.
+        ("", 16, "heap kept"),
+        ("return_large_blocks()", 16, "mapped fresh"),
+        ("keep_freed_memory(); return_large_blocks()", 64, "heap kept"),
+    ],
+)
+def test_what_becomes_of_freed_blocks(call: str, mebibytes: int, said: str) -> None:
+    code = _LARGE_BLOCKS.replace("{call}", call).replace("{size}", str(mebibytes << 20))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == said
 
 
 def test_trainer_and_evaluation_keep_freed_memory(

@@ -2,11 +2,8 @@
 
 import gc
 import io
-import os
-import platform
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -21,6 +18,7 @@ from PIL import Image
 from fastsimsiam.build import build_loader, center_plan
 from fastsimsiam.config import FolderConfig, ViewSpec
 from fastsimsiam.errors import BadImageError
+from fastsimsiam.loaders import folder_loader as folder_module
 from fastsimsiam.loaders.batch import Batch, Loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.decode import read_rgb, upright
@@ -389,24 +387,34 @@ def test_folder_crops_where_it_is_told_to(
         assert type(made) is loader
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
-def test_threads_of_a_cpu_loader_give_way(class_folders: Path) -> None:
-    """And they alone: the thread that trains keeps its priority."""
+def test_threads_stand_still_while_a_cpu_uses_their_batch(
+    class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But the next batch's files are on their way into the page cache."""
     storage = open_split(class_folders, "train")
-    loader = make_loader("folder", storage)
-    niceness = set()
-    decode = loader._frame
+    plan = train_plan(storage)
+    first, second = (set(plan.index(0, step).tolist()) for step in (0, 1))
+    asked: set[int] = set()
+    made: set[int] = set()
+    decode = folder_module.read_rgb
 
-    def frame(index: int) -> np.ndarray:
-        niceness.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        return decode(index)
+    def slow(storage: Storage, index: int) -> np.ndarray:
+        made.add(index)
+        time.sleep(0.1 * (index in second))
+        return decode(storage, index)
 
-    loader._frame = frame
-    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    with closing(loader):
-        next(loader.iterate(train_plan(storage)))
-    assert niceness == {19}
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before < 19
+    monkeypatch.setattr(ClassFolder, "will_need", lambda _, index: asked.add(index))
+    monkeypatch.setattr(folder_module, "read_rgb", slow)
+    with closing(make_loader("folder", storage)) as loader:
+        for _ in range(2):
+            made.clear()
+            asked.clear()
+            batches = loader.iterate(plan)
+            next(batches)
+            time.sleep(0.5)
+            assert asked == second
+            assert len(made - first) <= 4
+            assert set(next(batches).index.tolist()) == second
 
 
 def test_decoding_is_bit_equal_to_pil(photos: Path) -> None:
@@ -430,37 +438,3 @@ def test_batches_stay_whole_while_they_are_held(class_folders: Path) -> None:
         del held, batch
         again = {b.crops[0].untyped_storage().data_ptr() for b in loader.iterate(plan, 2)}
     assert again & addresses
-
-
-_LARGE_BLOCKS = """
-import ctypes
-from fastsimsiam.loaders.dali_pipeline import _keep_memory_flat
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.free.argtypes = [ctypes.c_void_p]
-class Info(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in
-                "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
-libc.mallinfo2.restype = Info
-def is_mapped():
-    before = libc.mallinfo2().hblks
-    block = libc.malloc(16 << 20)
-    mapped = libc.mallinfo2().hblks > before
-    libc.free(block)
-    return mapped
-{call}
-print(is_mapped(), is_mapped())
-"""
-
-
-@pytest.mark.parametrize(
-    ("call", "said"), [("_keep_memory_flat()", "True True"), ("", "True False")]
-)
-def test_large_frames_are_given_back_beside_dali(call: str, said: str) -> None:
-    """Glibc by itself keeps blocks as large as the largest that was freed."""
-    require("dali")
-    if platform.libc_ver()[0] != "glibc":
-        pytest.skip("there is no glibc")
-    code = _LARGE_BLOCKS.replace("{call}", call)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == said

@@ -3,8 +3,6 @@
 Shapes: B batch, V views, S side of the crop.
 """
 
-import contextlib
-import ctypes
 import gc
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from nvidia.dali import backend, fn, pipeline_def, types
 
+from fastsimsiam.freed_memory import return_large_blocks
+
 Bytes = npt.NDArray[np.uint8]
-_M_MMAP_THRESHOLD = -3  # malloc.h
-_MMAP_FROM_BYTES = 4 << 20
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
@@ -57,17 +55,6 @@ def _decode_once(
     )
 
 
-def _keep_memory_flat() -> None:
-    """Stops glibc from raising the size from which it gives memory back by itself.
-
-    DALI allocates every frame anew. Each one freed that is larger than any before raises the size, up
-    to 32 MiB, and frames of all sizes then share heaps that fragment: 709 MiB, 802, 833 after epochs of
-    1,000 photographs. With a size that stays: 597, 600, 631 (benchmarks/results/loader.json).
-    """
-    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such size
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES)
-
-
 class DaliPipeline:
     """A built pipeline: for a batch size and the sizes of the views."""
 
@@ -77,7 +64,7 @@ class DaliPipeline:
     ) -> None:  # fmt: skip
         """Builds it, on a GPU or (`device_id` None) without one; with crops or for whole frames."""
         if device_id is None:
-            _keep_memory_flat()
+            return_large_blocks()
         self._crop = crop
         self._feeds: Iterator[tuple[list[Bytes], npt.NDArray[np.int32]]] = iter(())
         self._pipeline = _decode_once(

@@ -9,7 +9,6 @@ Boxes reach the compiled code with the state of the memory manager: FFCV hands t
 operation and lets a manager prepare each batch (`start_batch`).
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -87,13 +86,8 @@ class EpochPlan:
         self.error: BaseException | None = None
         self._storage = storage
         self._plan, self._epoch, self._start, self._take = plan, epoch, start, take
-        self._file = os.open(storage.root, os.O_RDONLY)
         for number in range(_READ_AHEAD):
             self._read_ahead(number)
-
-    def close(self) -> None:
-        """Closes the file."""
-        os.close(self._file)
 
     def prepare(
         self, number: int, boxes: npt.NDArray[np.int32], targets: npt.NDArray[np.uint64],
@@ -115,10 +109,9 @@ class EpochPlan:
     def _read_ahead(self, number: int) -> None:
         # What is not in the page cache is on its way when it is due: data sets larger than memory
         # are read in the order of use, and nothing is held twice.
-        if number < len(self._indices) and hasattr(os, "posix_fadvise"):
+        if number < len(self._indices):
             for index in self._indices[number].tolist():
-                start, length = self._storage.pointer[index], self._storage.length[index]
-                os.posix_fadvise(self._file, start, length, os.POSIX_FADV_WILLNEED)
+                self._storage.will_need(index)
 
 
 class FfcvLoader:

@@ -5,7 +5,6 @@ Shapes: B batch, V views, G distinct crop sizes, T threads.
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
 from queue import Empty
 from typing import Any
@@ -222,18 +221,17 @@ class FfcvPipeline:
         """
         self._memory.epoch_plan = epoch_plan
         self._order.order = self._loader.first_traversal_order = epoch_plan.order
-        with closing(epoch_plan):
-            threads = torch.get_num_threads()
-            iterator = iter(self._loader)
-            torch.set_num_threads(threads)
-            try:
-                while (result := _next(iterator, epoch_plan)) is not None:
-                    yield result[1][0][:, 0]
-            finally:
-                # First the thread, then what it reads from.
-                iterator.terminate_event.set()
-                iterator.join(_CLOSE_SECONDS)
-                iterator.close()
+        threads = torch.get_num_threads()
+        iterator = iter(self._loader)
+        torch.set_num_threads(threads)
+        try:
+            while (result := _next(iterator, epoch_plan)) is not None:
+                yield result[1][0][:, 0]
+        finally:
+            # First the thread, then what it reads from.
+            iterator.terminate_event.set()
+            iterator.join(_CLOSE_SECONDS)
+            iterator.close()
 
 
 def _next(iterator: Any, epoch_plan: EpochPlan) -> Any:

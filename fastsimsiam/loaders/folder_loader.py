@@ -35,4 +35,6 @@ def folder_loader(
     def frame(index: int) -> Pixels:
         return read_rgb(storage, index)
 
-    return HostLoader(frame, storage.name, policy, device=device, workers=workers)
+    return HostLoader(
+        frame, storage.name, policy, device=device, will_need=storage.will_need, workers=workers
+    )

@@ -2,8 +2,14 @@
 
 A frame is asked for once; each view's box is cut from it and resampled, as PIL does, into its place in
 the batch.
+
+Beside a GPU the threads work ahead all the time. On a CPU they share its cores with whoever uses the
+batches: a thread that takes a core from one of a step's threads keeps all of these waiting, and costs
+twice the time it works (benchmarks/LOG.md). So there they take turns: from when a batch is handed over
+until the next one is asked for they stand still, but for asking the system to read files.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastsimsiam.cores import give_way, num_workers
+from fastsimsiam.cores import num_workers
 from fastsimsiam.loaders.batch import Batch, assemble, size_groups
 from fastsimsiam.loaders.buffers import BufferPool
 from fastsimsiam.loaders.crop import crop_views
@@ -36,6 +42,7 @@ class HostLoader:
         policy: BadImagePolicy,
         *,
         device: torch.device,
+        will_need: Callable[[int], None] = lambda _: None,
         workers: int | None = None,
         prefetch: int = 2,
     ) -> None:
@@ -46,6 +53,7 @@ class HostLoader:
             name: what reports call a sample.
             policy: what happens to broken images.
             device: where batches go.
+            will_need: told of samples whose frames will be asked for, in time to read them ahead.
             workers: threads; None: one per core.
             prefetch: batches made ahead of the one asked for.
         """
@@ -54,14 +62,14 @@ class HostLoader:
         self._name = name
         self._policy = policy
         self._device = device
+        self._will_need = will_need
         self._prefetch = prefetch
         self._workers = num_workers(workers)
         self._buffers = BufferPool()
-        self._pool = ThreadPoolExecutor(
-            self._workers,
-            thread_name_prefix="crops",
-            initializer=give_way if device.type == "cpu" else None,
-        )
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="crops")
+        self._takes_turns = device.type == "cpu"
+        self._turn = threading.Event()  # threads make crops while it is set
+        self._turn.set()
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """See `loaders.batch.Loader`."""
@@ -69,6 +77,7 @@ class HostLoader:
 
     def close(self) -> None:
         """Ends the threads."""
+        self._turn.set()
         self._pool.shutdown(cancel_futures=True)
         self._buffers.clear()
 
@@ -78,6 +87,7 @@ class HostLoader:
         steps = iter(range(start, plan.num_batches))
         try:
             while True:
+                self._turn.set()
                 while len(pending) <= self._prefetch and (step := next(steps, None)) is not None:
                     pending.append(self._submit(plan, plan.batch(epoch, step), pin))
                 if not pending:
@@ -85,10 +95,14 @@ class HostLoader:
                 made = pending.popleft()
                 for future in made.futures:
                     future.result()
-                yield assemble(made.batch, made.crops, pin=pin)
+                ready = assemble(made.batch, made.crops, pin=pin)
+                if self._takes_turns:
+                    self._turn.clear()
+                yield ready
         finally:
             for left in pending:
                 left.abandon()
+            self._turn.set()
 
     def _submit(self, plan: Plan, batch: BatchPlan, pin: bool) -> "_Underway":
         size = len(batch.index)
@@ -102,19 +116,25 @@ class HostLoader:
         # The threads share one iterator (its `next` is atomic) and finish together, with one task
         # each: handing rows out in chunks costs the main thread more wake-ups than rows are long.
         rows = iter(range(size))
+        unread = iter(batch.index.tolist())
         futures = [
-            self._pool.submit(self._crop_rows, plan, batch, rows, crops)
+            self._pool.submit(self._crop_rows, plan, batch, unread, rows, crops)
             for _ in range(min(self._workers, size))
         ]
         return _Underway(batch=batch, crops=crops, rows=rows, futures=futures)
 
     def _crop_rows(
-        self, plan: Plan, batch: BatchPlan, rows: Iterator[int], crops: tuple[Tensor, ...]
-    ) -> None:
+        self, plan: Plan, batch: BatchPlan, unread: Iterator[int], rows: Iterator[int],
+        crops: tuple[Tensor, ...],
+    ) -> None:  # fmt: skip
         arrays = [crop.numpy() for crop in crops]
         groups = list(size_groups(plan.view_sizes).values())
         try:
             for row in rows:
+                if not self._turn.is_set():
+                    for index in unread:
+                        self._will_need(index)
+                    self._turn.wait()
                 pixels = self._policy.run(plan, batch, row, self._frame, self._name)
                 boxes = batch.views.box[row]
                 for out, views in zip(arrays, groups, strict=True):

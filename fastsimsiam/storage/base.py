@@ -50,6 +50,9 @@ class Storage(Protocol):
             BadImageError: the file cannot be read.
         """
 
+    def will_need(self, index: int) -> None:
+        """Has the system fetch a sample's bytes, without waiting for them: `read` comes next."""
+
     def require_readable(self) -> None:
         """Refuses a data set with files that are no images.
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.optional import require_ffcv
+from fastsimsiam.storage.read_ahead import read_ahead
 
 SUFFIX = ".beton"
 MODE_JPEG = 0
@@ -66,6 +67,10 @@ class Beton:
         """The JPEG of a record, where it lies in the page cache."""
         start = int(self.pointer[index])
         return self._bytes[start : start + int(self.length[index])].data
+
+    def will_need(self, index: int) -> None:
+        """Has the system fetch a record, without waiting for it."""
+        read_ahead(self.root, int(self.pointer[index]), int(self.length[index]))
 
     def require_readable(self) -> None:
         """Nothing to refuse: what is packed was decoded."""

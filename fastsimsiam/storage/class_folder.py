@@ -21,6 +21,7 @@ from PIL import Image
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.scratch import scratch
 from fastsimsiam.storage.base import Report
+from fastsimsiam.storage.read_ahead import read_ahead
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _EXIF_ORIENTATION = 0x0112
@@ -80,6 +81,10 @@ class ClassFolder:
         except OSError as error:
             raise BadImageError(f"{self.name(index)} cannot be read ({error.strerror})") from error
         return buffer[:length].data
+
+    def will_need(self, index: int) -> None:
+        """Has the system fetch a file, without waiting for it."""
+        read_ahead(self.path(index))
 
     @property
     def unreadable(self) -> list[Path]:
