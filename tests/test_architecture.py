@@ -13,8 +13,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "plan": set(),
     "storage": {"scratch", "optional"},
-    "loaders": {"cores", "optional", "plan", "scratch", "storage"},
+    "loaders": {"cores", "freed_memory", "optional", "plan", "scratch", "storage"},
     "cores": set(),
+    "freed_memory": set(),
     "scratch": set(),
     "optional": set(),
     "augment": {"plan", "loaders"},
