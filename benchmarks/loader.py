@@ -53,6 +53,8 @@ from fastsimsiam.storage.beton import Beton, open_beton
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
 
 CPU = torch.device("cpu")
+AHEAD = 2
+"""Batches made ahead, as beside a GPU; on a CPU that trains there would be none."""
 BATCH = 50
 EPOCHS_FOR_MEMORY = 3
 IMAGES_FOR_MEMORY = 1000
@@ -178,9 +180,13 @@ def packed(storage: ClassFolder) -> Beton:
 
 CONFIGURATIONS: dict[str, Make] = {
     "decode": decode,
-    "folder": ours(lambda files, workers: folder_loader(files, device=CPU, workers=workers)),
+    "folder": ours(
+        lambda files, workers: folder_loader(files, device=CPU, workers=workers, prefetch=AHEAD)
+    ),
     "folder-colour": folder_colour,
-    "resident": ours(lambda files, workers: resident_loader(files, device=CPU, workers=workers)),
+    "resident": ours(
+        lambda files, workers: resident_loader(files, device=CPU, workers=workers, prefetch=AHEAD)
+    ),
     "ffcv": ours(lambda files, workers: FfcvLoader(packed(files), device=CPU, workers=workers)),
     "ffcv-stock": ffcv_stock,
     "dali": ours(lambda files, workers: DaliLoader(files, device=CPU, workers=workers)),

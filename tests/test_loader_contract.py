@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -387,34 +388,61 @@ def test_folder_crops_where_it_is_told_to(
         assert type(made) is loader
 
 
-def test_threads_stand_still_while_a_cpu_uses_their_batch(
-    class_folders: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="cannot ask for reading ahead here")
+@pytest.mark.parametrize("prefetch", [None, 1])
+def test_beside_a_cpu_that_trains_files_alone_are_read_ahead(
+    prefetch: int | None, class_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But the next batch's files are on their way into the page cache."""
     storage = open_split(class_folders, "train")
     plan = train_plan(storage)
-    first, second = (set(plan.index(0, step).tolist()) for step in (0, 1))
+    first, second, third = (set(plan.index(0, step).tolist()) for step in (0, 1, 2))
     asked: set[int] = set()
     made: set[int] = set()
     decode = folder_module.read_rgb
 
-    def slow(storage: Storage, index: int) -> np.ndarray:
+    def counted(storage: Storage, index: int) -> np.ndarray:
         made.add(index)
-        time.sleep(0.1 * (index in second))
         return decode(storage, index)
 
     monkeypatch.setattr(ClassFolder, "will_need", lambda _, index: asked.add(index))
-    monkeypatch.setattr(folder_module, "read_rgb", slow)
-    with closing(make_loader("folder", storage)) as loader:
-        for _ in range(2):
-            made.clear()
-            asked.clear()
-            batches = loader.iterate(plan)
-            next(batches)
-            time.sleep(0.5)
-            assert asked == second
-            assert len(made - first) <= 4
-            assert set(next(batches).index.tolist()) == second
+    monkeypatch.setattr(folder_module, "read_rgb", counted)
+    with closing(folder_module.folder_loader(storage, device=CPU, prefetch=prefetch)) as loader:
+        batches = loader.iterate(plan)
+        next(batches)
+        settled(lambda: second <= asked | made)
+        time.sleep(0.05)
+        assert made == (first if prefetch is None else first | second)
+        assert asked == (second if prefetch is None else set())
+        next(batches)
+        settled(lambda: third <= asked | made)
+        assert third <= (asked if prefetch is None else made)
+
+
+def settled(done: Callable[[], bool]) -> None:
+    """Waits until it is so, but not for ever."""
+    end = time.monotonic() + 10
+    while not done() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def test_beside_a_gpu_batches_are_made_ahead(class_folders: Path) -> None:
+    storage = open_split(class_folders, "train")
+    with closing(make_loader("folder", storage, device=torch.device("cuda", 0))) as loader:
+        assert loader._prefetch == 2
+
+
+@pytest.mark.parametrize("where", ["folder", "packed"])
+def test_asking_for_what_will_be_needed(where: str, class_folders: Path) -> None:
+    """It is a hint: the bytes are the same, and a file that has gone is for `read` to report."""
+    storage = open_split(class_folders, "train")
+    if where == "packed":
+        require("ffcv")
+    asked = stored("ffcv" if where == "packed" else "folder", storage)
+    for index in range(len(asked)):
+        before = bytes(asked.read(index))
+        asked.will_need(index)
+        assert bytes(asked.read(index)) == before
+    replace(storage, paths=["gone/0.jpg"]).will_need(0)
 
 
 def test_decoding_is_bit_equal_to_pil(photos: Path) -> None:

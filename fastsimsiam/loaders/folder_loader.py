@@ -17,6 +17,7 @@ def folder_loader(
     device: torch.device,
     workers: int | None = None,
     on_bad_image: str = "error",
+    prefetch: int | None = None,
 ) -> HostLoader:
     """A loader that reads and decodes every image once per epoch.
 
@@ -25,6 +26,7 @@ def folder_loader(
         device: where batches go.
         workers: threads; None: one per core.
         on_bad_image: `error` or `skip`.
+        prefetch: see `HostLoader`.
 
     Raises:
         UserError: files without a readable header, unless they are to be skipped.
@@ -36,5 +38,6 @@ def folder_loader(
         return read_rgb(storage, index)
 
     return HostLoader(
-        frame, storage.name, policy, device=device, will_need=storage.will_need, workers=workers
-    )
+        frame, storage.name, policy, device=device, will_need=storage.will_need, workers=workers,
+        prefetch=prefetch,
+    )  # fmt: skip

@@ -2,14 +2,9 @@
 
 A frame is asked for once; each view's box is cut from it and resampled, as PIL does, into its place in
 the batch.
-
-Beside a GPU the threads work ahead all the time. On a CPU they share its cores with whoever uses the
-batches: a thread that takes a core from one of a step's threads keeps all of these waiting, and costs
-twice the time it works (benchmarks/LOG.md). So there they take turns: from when a batch is handed over
-until the next one is asked for they stand still, but for asking the system to read files.
 """
 
-import threading
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +21,8 @@ from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
+
+_BATCHES_AHEAD = 2
 
 
 class HostLoader:
@@ -44,7 +41,7 @@ class HostLoader:
         device: torch.device,
         will_need: Callable[[int], None] = lambda _: None,
         workers: int | None = None,
-        prefetch: int = 2,
+        prefetch: int | None = None,
     ) -> None:
         """Starts the threads.
 
@@ -53,9 +50,11 @@ class HostLoader:
             name: what reports call a sample.
             policy: what happens to broken images.
             device: where batches go.
-            will_need: told of samples whose frames will be asked for, in time to read them ahead.
+            will_need: told of samples some time before their frames are asked for.
             workers: threads; None: one per core.
-            prefetch: batches made ahead of the one asked for.
+            prefetch: batches made ahead of the one asked for. None: two; but none on a CPU, whose cores
+                they would take from whoever uses the batches: a thread that holds up one of a step's
+                threads holds up all, and costs twice the time it works (benchmarks/LOG.md).
         """
         self.bad_images = policy.bad_images
         self._frame = frame
@@ -63,13 +62,14 @@ class HostLoader:
         self._policy = policy
         self._device = device
         self._will_need = will_need
+        if prefetch is None:
+            # Where the system cannot be asked to read ahead, the threads have to.
+            alone = device.type != "cpu" or not hasattr(os, "posix_fadvise")
+            prefetch = _BATCHES_AHEAD if alone else 0
         self._prefetch = prefetch
         self._workers = num_workers(workers)
         self._buffers = BufferPool()
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="crops")
-        self._takes_turns = device.type == "cpu"
-        self._turn = threading.Event()  # threads make crops while it is set
-        self._turn.set()
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """See `loaders.batch.Loader`."""
@@ -77,32 +77,30 @@ class HostLoader:
 
     def close(self) -> None:
         """Ends the threads."""
-        self._turn.set()
         self._pool.shutdown(cancel_futures=True)
         self._buffers.clear()
 
     def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
         pin = self._device.type == "cuda"
         pending: deque[_Underway] = deque()
-        steps = iter(range(start, plan.num_batches))
+        drawn = (plan.batch(epoch, step) for step in range(start, plan.num_batches))
+        upcoming = next(drawn, None)
         try:
             while True:
-                self._turn.set()
-                while len(pending) <= self._prefetch and (step := next(steps, None)) is not None:
-                    pending.append(self._submit(plan, plan.batch(epoch, step), pin))
+                while upcoming is not None and len(pending) <= self._prefetch:
+                    pending.append(self._submit(plan, upcoming, pin))
+                    upcoming = next(drawn, None)  # while the threads work
                 if not pending:
                     return
                 made = pending.popleft()
                 for future in made.futures:
                     future.result()
-                ready = assemble(made.batch, made.crops, pin=pin)
-                if self._takes_turns:
-                    self._turn.clear()
-                yield ready
+                if upcoming is not None and not pending:  # nobody works on the next batch
+                    self._pool.submit(self._read_ahead, upcoming)
+                yield assemble(made.batch, made.crops, pin=pin)
         finally:
             for left in pending:
                 left.abandon()
-            self._turn.set()
 
     def _submit(self, plan: Plan, batch: BatchPlan, pin: bool) -> "_Underway":
         size = len(batch.index)
@@ -116,25 +114,23 @@ class HostLoader:
         # The threads share one iterator (its `next` is atomic) and finish together, with one task
         # each: handing rows out in chunks costs the main thread more wake-ups than rows are long.
         rows = iter(range(size))
-        unread = iter(batch.index.tolist())
         futures = [
-            self._pool.submit(self._crop_rows, plan, batch, unread, rows, crops)
+            self._pool.submit(self._crop_rows, plan, batch, rows, crops)
             for _ in range(min(self._workers, size))
         ]
         return _Underway(batch=batch, crops=crops, rows=rows, futures=futures)
 
+    def _read_ahead(self, batch: BatchPlan) -> None:
+        for index in batch.index.tolist():
+            self._will_need(index)
+
     def _crop_rows(
-        self, plan: Plan, batch: BatchPlan, unread: Iterator[int], rows: Iterator[int],
-        crops: tuple[Tensor, ...],
-    ) -> None:  # fmt: skip
+        self, plan: Plan, batch: BatchPlan, rows: Iterator[int], crops: tuple[Tensor, ...]
+    ) -> None:
         arrays = [crop.numpy() for crop in crops]
         groups = list(size_groups(plan.view_sizes).values())
         try:
             for row in rows:
-                if not self._turn.is_set():
-                    for index in unread:
-                        self._will_need(index)
-                    self._turn.wait()
                 pixels = self._policy.run(plan, batch, row, self._frame, self._name)
                 boxes = batch.views.box[row]
                 for out, views in zip(arrays, groups, strict=True):

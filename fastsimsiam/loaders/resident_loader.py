@@ -107,6 +107,7 @@ def resident_loader(
     device: torch.device,
     workers: int | None = None,
     on_bad_image: str = "error",
+    prefetch: int | None = None,
     report: Report | None = None,
 ) -> Loader:
     """Decodes everything, then serves it from the device's own memory.
@@ -116,6 +117,7 @@ def resident_loader(
         device: where batches go.
         workers: threads; None: one per core.
         on_bad_image: `error` or `skip`.
+        prefetch: see `HostLoader`; for a CPU.
         report: told of the progress of decoding.
 
     Raises:
@@ -131,7 +133,9 @@ def resident_loader(
         except torch.OutOfMemoryError as error:
             raise _too_large(storage, "GPU") from error
     # On a CPU the per-image kernel beats batched products twelvefold (benchmarks/LOG.md).
-    return HostLoader(frames.__getitem__, storage.name, policy, device=device, workers=workers)
+    return HostLoader(
+        frames.__getitem__, storage.name, policy, device=device, workers=workers, prefetch=prefetch
+    )
 
 
 class DeviceLoader:

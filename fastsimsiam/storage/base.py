@@ -51,7 +51,7 @@ class Storage(Protocol):
         """
 
     def will_need(self, index: int) -> None:
-        """Has the system fetch a sample's bytes, without waiting for them: `read` comes next."""
+        """Has the system fetch a sample's bytes, where it can; `read` is going to ask for them."""
 
     def require_readable(self) -> None:
         """Refuses a data set with files that are no images.

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from PIL import Image
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.scratch import scratch
 from fastsimsiam.storage.base import Report
-from fastsimsiam.storage.read_ahead import read_ahead
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _EXIF_ORIENTATION = 0x0112
@@ -83,8 +83,15 @@ class ClassFolder:
         return buffer[:length].data
 
     def will_need(self, index: int) -> None:
-        """Has the system fetch a file, without waiting for it."""
-        read_ahead(self.path(index))
+        """Has the system fetch a file; waits for its opening alone, and leaves errors to `read`."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with suppress(OSError):
+            file = os.open(self.path(index), os.O_RDONLY)
+            try:
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(file)
 
     @property
     def unreadable(self) -> list[Path]:
