@@ -11,7 +11,17 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks import augment, charts, decode, forecast, loader, small_maps, step, train
+from benchmarks import (
+    augment,
+    batch_norm,
+    charts,
+    decode,
+    forecast,
+    loader,
+    small_maps,
+    step,
+    train,
+)
 
 ROOT = Path(__file__).parent
 DOCUMENTS = (ROOT / "README.md", ROOT.parent / "README.md")
@@ -19,6 +29,7 @@ CHARTS = {"results/loader.json": "docs/loaders.png", "results/step.json": "docs/
 _TABLES = {
     "decode": decode.table,
     "augment": augment.table,
+    "batch-norm": batch_norm.table,
     "loader": loader.table,
     "step": step.table,
     "train": train.table,

@@ -173,7 +173,7 @@ def _size(node: fx.Node) -> int:
 
 def _cost(node: fx.Node, traced: fx.GraphModule, fusion: Fusion) -> tuple[int, int]:
     """Elements, forward and backward."""
-    kind = _kind(node, traced)
+    kind = node_kind(node, traced)
     if kind is None:
         return 0, 0
     out = _size(node)
@@ -215,11 +215,12 @@ def _prologue(node: fx.Node, traced: fx.GraphModule, fusion: Fusion, out: int) -
     Its reductions read the convolution's output while the gradient is written; its application reads
     it again before each of the two products of the backward pass.
     """
-    normed = any(_kind(user, traced) == "norm" for user in node.users)
+    normed = any(node_kind(user, traced) == "norm" for user in node.users)
     return 3 * out if fusion == "epilogue" and normed else 0
 
 
-def _kind(node: fx.Node, traced: fx.GraphModule) -> str | None:
+def node_kind(node: fx.Node, traced: fx.GraphModule) -> str | None:
+    """What a node of a traced network is: `product`, `norm`, `relu`, `pool`, `add`, or None."""
     if node.op == "call_module":
         module = traced.get_submodule(str(node.target))
         for kind, types in _MODULES:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.aten_batch_norm import use_aten
 from benchmarks.joint_views import JointSimSiam, join_views
+from benchmarks.norm.fuse import fuse_norms
 from benchmarks.roofline import PARTS
 from fastsimsiam.backbones import feature_extractor
 from fastsimsiam.build import build_method
@@ -31,7 +32,8 @@ class Variant:
         sgd: `fused` with tensor learning rates, as the trainer has it, or torch's `foreach` or `plain`.
         compiled: the whole step as one graph.
         joint: both views at once.
-        aten_bn: BatchNorm opaque to the compiler.
+        norm: BatchNorm as the compiler has it, by ATen's kernels (opaque to it), or fused with ReLU and
+            addition in the way of benchmarks/norm, the sums the compiler's or operators of their own.
         inductor: options of the compiler.
         cudnn_benchmark: cuDNN times its convolutions and keeps the best, as the trainer has it.
         keep_memory: what a step has freed stays with the process, as the trainer has it on a CPU.
@@ -44,7 +46,7 @@ class Variant:
     sgd: Literal["fused", "foreach", "plain"] = "fused"
     compiled: bool = True
     joint: bool = False
-    aten_bn: bool = False
+    norm: Literal["compiler", "aten", "fused", "fused-sums"] = "compiler"
     inductor: dict[str, Any] = field(default_factory=dict)
     cudnn_benchmark: bool = True
     keep_memory: bool = True
@@ -63,7 +65,9 @@ VARIANTS: dict[str, Variant] = {
     "compiled": Variant(),
     "compiled-foreach-sgd": Variant(sgd="foreach"),
     "compiled-joint-views": Variant(joint=True),
-    "compiled-aten-bn": Variant(aten_bn=True),
+    "compiled-aten-bn": Variant(norm="aten"),
+    "compiled-fused-bn": Variant(norm="fused"),
+    "compiled-fused-bn-sums": Variant(norm="fused-sums"),
     "compiled-1x1-matmul": Variant(inductor={"conv_1x1_as_mm": True}),
     "compiled-autotuned": Variant(inductor={"max_autotune": True}, only="cuda"),
     "compiled-cuda-graphs": Variant(inductor={"triton.cudagraphs": True}, only="cuda"),
@@ -90,12 +94,16 @@ class Step:
         torch.backends.cudnn.benchmark = variant.cudnn_benchmark
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
         self.method = make_method(config, joint=variant.joint).to(device).to(memory_format=layout)
+        if variant.norm == "aten":
+            use_aten(self.method)
+        elif variant.norm != "compiler":
+            backbone = self.method.get_submodule("backbone")
+            opaque = variant.norm == "fused-sums"
+            self.method.set_submodule("backbone", fuse_norms(backbone, opaque=opaque))
         if variant.keep_memory and device.type == "cpu":
             keep_freed_memory()
         if variant.products and device.type == "cpu":
             use_products(self.method)
-        if variant.aten_bn:
-            use_aten(self.method)
         self._variant, self._device, self._layout = variant, device, layout
         groups = self.method.parameter_groups()
         rate = config.optimizer.lr * config.batch_size / 256

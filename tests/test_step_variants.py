@@ -37,6 +37,8 @@ def run(config: Config, name: str) -> tuple[list[float], dict[str, torch.Tensor]
         "compiled-foreach-sgd",
         "compiled-joint-views",
         "compiled-aten-bn",
+        "compiled-fused-bn",
+        "compiled-fused-bn-sums",
     ],
 )
 def test_variants_are_exact(config: Config, name: str) -> None:

@@ -1,0 +1,145 @@
+"""BatchNorm with the ReLU and addition behind it, several ways, on maps of ResNet-50 at 224 pixels.
+
+    python -m benchmarks.batch_norm --json benchmarks/results/batch-norm.json
+
+A look at what the step's variants are made of, in seconds instead of minutes. Forward and backward pass
+in turns in one process; the best time of each way counts. Ways:
+  eager        torch's kernels, one after the other (cuDNN's BatchNorm on a GPU)
+  compiled     Inductor's
+  recomputed   the same, with the ReLU's mask from BatchNorm's input (benchmarks/norm)
+  sums         likewise, and the sums by operators of their own: Triton kernels on a GPU
+  channel-sums these operators alone
+"GB/s" are those of the fewest bytes that both passes can do with: 8 times the map, 10 with an addition.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness import conclude
+from benchmarks.norm.fuse import FusedBatchNorm2d
+from benchmarks.norm.sums import channel_gradient_sums, channel_moments
+from fastsimsiam.doctor.trial import wait_for
+
+# Channels, side of the map, and whether a residual branch is added.
+_SHAPES = ((64, 112, False), (64, 56, False), (256, 56, True), (512, 28, True), (2048, 7, True))
+_PASSES = {False: 8, True: 10}
+_PASSES_OF_SUMS = {False: 3, True: 5}
+_Work = Callable[[], object]
+
+
+def ways(x: Tensor, residual: Tensor | None, gradient: Tensor) -> dict[str, _Work]:
+    """Way -> a forward and backward pass."""
+    channels, device = x.shape[1], x.device
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+        normed = F.batch_norm(x, None, None, weight, bias, True)
+        return F.relu(normed if residual is None else normed + residual)
+
+    def fused(opaque: bool) -> Callable[..., Tensor]:
+        layer = FusedBatchNorm2d(channels, device=device)
+        layer.opaque = opaque
+
+        def run(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+            output = torch.func.functional_call(
+                layer, {"weight": weight, "bias": bias}, (x, residual), {"relu": True}
+            )
+            assert isinstance(output, Tensor)
+            return output
+
+        return run
+
+    operands = [
+        x.requires_grad_(),
+        torch.rand(channels, device=device, requires_grad=True),
+        torch.rand(channels, device=device, requires_grad=True),
+        residual if residual is None else residual.requires_grad_(),
+    ]
+    wanted = [operand for operand in operands if operand is not None]
+
+    def passes(function: Callable[..., Tensor]) -> _Work:
+        return lambda: torch.autograd.grad(function(*operands), wanted, gradient)
+
+    vector = torch.ones(channels, device=device)
+    with torch.no_grad():
+        output = plain(*operands) if residual is not None else None
+
+    def sums_alone() -> None:
+        channel_moments(x.detach())
+        channel_gradient_sums(gradient, None, x.detach(), vector, vector, vector, output, True)
+
+    return {
+        "eager": passes(plain),
+        "compiled": passes(torch.compile(plain, fullgraph=True, dynamic=False)),
+        "recomputed": passes(torch.compile(fused(opaque=False), fullgraph=True, dynamic=False)),
+        "sums": passes(torch.compile(fused(opaque=True), fullgraph=True, dynamic=False)),
+        "channel-sums": sums_alone,
+    }
+
+
+def measure(
+    images: int, channels: int, side: int, added: bool, rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Way -> seconds of each round, in bfloat16."""
+
+    def a_map() -> Tensor:
+        made = torch.randn(images, channels, side, side, device=device, dtype=torch.bfloat16)
+        return made.to(memory_format=torch.channels_last)
+
+    torch.compiler.reset()
+    made = ways(a_map(), a_map() if added else None, a_map())
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for number in range(rounds + 1):  # the first compiles
+        for name, work in made.items():
+            wait_for(device)
+            started = time.perf_counter()
+            work()
+            wait_for(device)
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    rows = ["| channels | map | added | way | ms | GB/s |", "|---:|---|---|---|---:|---:|"]
+    for found in result["shapes"]:
+        size = 2 * result["images"] * found["channels"] * found["side"] ** 2
+        for name, seconds in found["seconds"].items():
+            passes = (_PASSES_OF_SUMS if name == "channel-sums" else _PASSES)[found["added"]]
+            best = min(seconds)
+            rows.append(
+                f"| {found['channels']} | {found['side']}x{found['side']} | "
+                f"{'yes' if found['added'] else 'no'} | {name} | {1e3 * best:.2f} | "
+                f"{passes * size / best / 1e9:,.0f} |"
+            )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Runs the command line."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="file that receives the result")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each (20)")
+    parser.add_argument("--images", type=int, default=256 if gpu else 8, help="in a batch")
+    args = parser.parse_args()
+    shapes = [
+        {"channels": channels, "side": side, "added": added}
+        | {"seconds": measure(args.images, channels, side, added, args.rounds, device)}
+        for channels, side, added in _SHAPES
+    ]
+    conclude(args, {"regime": "batch-norm", "images": args.images, "shapes": shapes}, table)
+
+
+if __name__ == "__main__":
+    main()

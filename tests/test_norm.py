@@ -1,0 +1,254 @@
+"""BatchNorm with ReLU and addition in one is exact, and its kernels are."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny_backbone  # noqa: F401 (registers tiny_resnet)
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+
+from benchmarks.norm.fuse import FusedBatchNorm2d, fuse_norms
+from benchmarks.norm.split import split
+from benchmarks.norm.sums import channel_gradient_sums, channel_moments, merged
+from fastsimsiam.backbones import feature_extractor
+
+
+def a_map(*shape: int, seed: int = 0) -> Tensor:
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return made.to(memory_format=torch.channels_last)
+
+
+class Block(nn.Module):
+    """A BatchNorm, what is added, and a ReLU, with one user or two."""
+
+    def __init__(self, *, added: bool, relu: bool, users: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(5)
+        nn.init.uniform_(self.bn.weight)
+        nn.init.normal_(self.bn.bias)
+        self.added, self.relu, self.users = added, relu, users
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        made = self.bn(x)
+        if self.added:
+            made = residual + made
+        if self.relu:
+            made = made.relu()
+        return made * 3 if self.users == 1 else made * made.sigmoid()
+
+
+@pytest.mark.parametrize("opaque", [True, False])
+@pytest.mark.parametrize("users", [1, 2])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("added", [True, False])
+def test_a_fused_block_is_the_block(added: bool, relu: bool, users: int, opaque: bool) -> None:
+    torch.manual_seed(0)
+    block = Block(added=added, relu=relu, users=users)
+    state = {key: value.clone() for key, value in block.state_dict().items()}
+
+    def run(module: nn.Module) -> list[Tensor]:
+        block.load_state_dict(state)
+        x, residual = (a_map(4, 5, 6, 7, seed=seed).requires_grad_() for seed in (1, 2))
+        output = module(x * 2 + 1, residual)
+        output.backward(a_map(4, 5, 6, 7, seed=3))
+        zero = torch.zeros_like(residual)
+        gradients = [x.grad, zero if residual.grad is None else residual.grad]
+        gradients += [parameter.grad for parameter in block.parameters()]
+        block.zero_grad()
+        return [output, *gradients, *(buffer.clone() for buffer in block.buffers())]
+
+    wanted = run(block)
+    fused = fuse_norms(block, opaque=opaque)
+    assert isinstance(block.bn, FusedBatchNorm2d)
+    for ours, theirs in zip(run(fused), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+    fused.eval(), block.bn.eval()
+    x, residual = (a_map(4, 5, 6, 7, seed=seed) for seed in (1, 2))
+    normed = nn.functional.batch_norm(
+        x, block.bn.running_mean, block.bn.running_var, block.bn.weight, block.bn.bias
+    )
+    normed = normed + residual if added else normed
+    normed = normed.relu() if relu else normed
+    wanted_output = normed * 3 if users == 1 else normed * normed.sigmoid()
+    torch.testing.assert_close(fused(x, residual), wanted_output)
+
+
+@pytest.mark.parametrize(
+    ("arch", "left_over"),
+    [("resnet18", 0), ("resnet50", 0), ("tiny_resnet", 0), ("vgg11_bn", 0), ("mobilenet_v2", 35)],
+)
+def test_every_relu_and_addition_behind_a_norm_is_taken_in(arch: str, left_over: int) -> None:
+    with torch.device("meta"):
+        backbone, _ = feature_extractor(arch)
+    names = set(backbone.state_dict())
+    fused = fuse_norms(backbone)
+    assert set(fused.state_dict()) == names
+    assert any(isinstance(layer, FusedBatchNorm2d) for layer in fused.modules())
+    relus = (nn.ReLU, nn.ReLU6)
+    left = [
+        node for node in fused.graph.nodes
+        if node.op == "call_module" and isinstance(fused.get_submodule(node.target), relus)
+    ]  # fmt: skip
+    # VGG has one behind each linear layer, MobileNet ReLU6s, which are not taken in.
+    behind_norm = [n for n in left if node_is(n.all_input_nodes[0], fused, nn.BatchNorm2d)]
+    assert len(behind_norm) == left_over
+    additions = [node for node in fused.graph.nodes if "add" in node.name and node.op != "output"]
+    assert len(additions) == (10 if arch == "mobilenet_v2" else 0)
+
+
+def node_is(node: fx.Node, traced: fx.GraphModule, kind: type[nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), kind)
+
+
+@pytest.mark.parametrize("opaque", [True, False])
+def test_a_network_compiles_whole_and_stays_the_same(opaque: bool) -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("tiny_resnet")
+    x = a_map(8, 3, 32, 32)
+
+    def gradients(module: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        network.zero_grad()
+        module(x).square().mean().backward()
+        return {name: p.grad.clone() for name, p in network.named_parameters()}
+
+    wanted = gradients(network)
+    compiled = torch.compile(
+        fuse_norms(network, opaque=opaque), fullgraph=True, dynamic=False, backend="aot_eager"
+    )
+    found = gradients(compiled)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_operators_are_well_formed() -> None:
+    x, gradient, other = (a_map(2, 3, 4, 5, seed=seed) for seed in range(3))
+    channel = torch.ones(3)
+    torch.library.opcheck(channel_moments, (x,))
+    for second, output in ((None, None), (other, None), (None, x), (other, x)):
+        operands = (gradient, second, x, channel, channel, channel, output, True)
+        torch.library.opcheck(channel_gradient_sums, operands)
+
+
+@pytest.mark.parametrize("pixels", [1, 31, 33, 12_544, 65_537, 3_211_264])
+@pytest.mark.parametrize("channels", [3, 64, 2048])
+def test_every_pixel_and_channel_is_summed_once(pixels: int, channels: int) -> None:
+    how = split(pixels, channels)
+    assert (how.parts - 1) * how.rows_per_part < pixels <= how.parts * how.rows_per_part
+    assert how.grid == (how.parts, -(-channels // how.channels))
+    assert how.rows_per_part % how.rows == 0
+    # Enough programs for a GPU, where there is enough to do, and few sums to be added up.
+    assert how.grid[0] * how.grid[1] <= 2048
+    assert how.grid[0] * how.grid[1] > 1000 or how.rows_per_part == how.rows
+
+
+def test_parts_merge_to_the_whole() -> None:
+    """With a mean that is large beside the deviation: squares alone would cancel."""
+    x = a_map(7, 2, 100, 100) + 1000
+    how = split(x.numel() // 2, 2)
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, 2)
+    parts = pixels.split(how.rows_per_part)
+    assert len(parts) == how.parts > 1
+    means = torch.stack([part.mean(0) for part in parts])
+    squares = torch.stack([(part - part.mean(0)).square().sum(0) for part in parts])
+    mean, variance = merged(x, means, squares)
+    torch.testing.assert_close(mean, pixels.double().mean(0).float())
+    exact = pixels.double().var(0, correction=0).float()
+    torch.testing.assert_close(variance, exact, rtol=1e-4, atol=0)
+
+
+_INTERPRETED = """
+import torch
+from benchmarks.norm import kernels
+from benchmarks.norm.sums import gradient_sums, merged, moments
+
+torch.manual_seed(0)
+def a_map(dtype, shape):
+    return torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
+
+def coarse(dtype, shape):
+    # Sums of two are exact in bfloat16, to which the interpreter does not round but cuts off.
+    return (4 * a_map(torch.float32, shape)).round().div(4).to(dtype)
+
+for dtype in (torch.float32, torch.bfloat16):
+    for shape in ((3, 64, 5, 7), (2, 70, 4, 4), (9, 128, 9, 9)):
+        x, output = (a_map(dtype, shape) for _ in range(2))
+        gradient, other = (coarse(dtype, shape) for _ in range(2))
+        x = x * 2 + 300 if dtype == torch.float32 else x
+        parts = kernels.moments(x)
+        mean, variance = merged(x, *parts)
+        exact = x.double().permute(1, 0, 2, 3).flatten(1)
+        torch.testing.assert_close(mean.double(), exact.mean(1), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(variance.double(), exact.var(1, correction=0), rtol=1e-4, atol=0)
+        scale, shift = torch.randn(shape[1]), torch.randn(shape[1])
+        for second in (None, other):
+            for made in (None, output):
+                for relu in (True, False) if made is None else (True,):
+                    keep = second is not None or made is not None
+                    operands = gradient, second, x, mean, scale, shift, made, relu
+                    found = kernels.gradient_sums(*operands, keep=keep)
+                    wanted = gradient_sums(*operands)
+                    assert torch.equal(found[0], wanted[0]), "the gradient behind the ReLU"
+                    for ours, theirs in zip(found[1:], wanted[1:]):
+                        torch.testing.assert_close(ours.sum(0), theirs.sum(0), rtol=1e-4, atol=1e-3)
+print("same")
+"""
+
+
+def test_kernels_compute_the_sums() -> None:
+    """By Triton's interpreter, which needs no GPU."""
+    pytest.importorskip("triton")
+    words = [sys.executable, "-c", _INTERPRETED]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.strip() == "same", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("two", [True, False])
+@pytest.mark.parametrize(("relu", "told"), [(True, True), (True, False), (False, False)])
+def test_gradient_sums_compile_for_a_gpu(relu: bool, told: bool, two: bool) -> None:
+    pytest.importorskip("triton")
+    from benchmarks.norm.kernels import gradient_sums_kernel
+
+    maps = ["gradient", "x", "kept", *["other"] * two, *["output"] * told]
+    constants = {"TWO": two, "RELU": relu, "FROM_OUTPUT": told, "KEEP": two or told}
+    constants |= {name: None for name in ("other", "output") if name not in maps}
+    assert_loads_are_wide(
+        gradient_sums_kernel, maps, ["mean", "scale", "shift", "sums", "products"], constants
+    )
+
+
+def test_moments_compile_for_a_gpu() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.norm.kernels import moments_kernel
+
+    assert_loads_are_wide(moments_kernel, ["x"], ["means", "squares"], {})
+
+
+def assert_loads_are_wide(
+    kernel: Any, maps: list[str], rows: list[str], constants: dict[str, Any]
+) -> None:
+    """Compiles for Hopper, without one, since Triton brings its assembler; 16 bytes a thread."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    how = split(256 * 56 * 56, 256)
+    constants = constants | {"channels": 256, "ROWS": how.rows, "CHANNELS": how.channels}
+    types = dict.fromkeys(maps, "*bf16") | dict.fromkeys(rows, "*fp32")
+    types |= dict.fromkeys(constants, "constexpr")
+    names = kernel.arg_names
+    # As at a launch: pointers and sizes are multiples of 16.
+    attributes = {(at,): [["tt.divisibility", 16]] for at in range(len(names))}
+    source = ASTSource(
+        fn=kernel, signature={name: types.get(name, "i32") for name in names},
+        constexprs=constants,
+        attrs={at: how for at, how in attributes.items() if names[at[0]] not in constants},
+    )  # fmt: skip
+    options = {"num_warps": how.warps, "enable_fp_fusion": True}
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert built.asm["ptx"].count("ld.global.v4.b32") >= 2 * len(maps) - ("kept" in maps)
