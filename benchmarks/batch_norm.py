@@ -8,7 +8,7 @@ in turns in one process; the best time of each way counts. Ways:
   compiled     Inductor's
   recomputed   the same, with the ReLU's mask from BatchNorm's input (benchmarks/norm)
   sums         likewise, and the sums by operators of their own: Triton kernels on a GPU
-  channel-sums these operators alone
+  channel-sums these alone, on a GPU with tiles of several sizes
 "GB/s" are those of the fewest bytes that both passes can do with: 8 times the map, 10 with an addition.
 """
 
@@ -20,67 +20,75 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.harness import conclude
 from benchmarks.norm.fuse import FusedBatchNorm2d
-from benchmarks.norm.sums import channel_gradient_sums, channel_moments
+from benchmarks.norm.split import Tile
+from benchmarks.norm.sums import gradient_sums, is_written, moments
 from fastsimsiam.doctor.trial import wait_for
 
 # Channels, side of the map, and whether a residual branch is added.
 _SHAPES = ((64, 112, False), (64, 56, False), (256, 56, True), (512, 28, True), (2048, 7, True))
 _PASSES = {False: 8, True: 10}
 _PASSES_OF_SUMS = {False: 3, True: 5}
+_TILES = (
+    Tile(),
+    Tile(programs=1056),
+    Tile(stages=3),
+    Tile(rows=64, programs=1056),
+    Tile(rows=64, warps=8, programs=1056),
+    Tile(rows=64, warps=8, programs=1056, stages=3),
+)
+_SUMS = "channel-sums"
 _Work = Callable[[], object]
 
 
 def ways(x: Tensor, residual: Tensor | None, gradient: Tensor) -> dict[str, _Work]:
     """Way -> a forward and backward pass."""
     channels, device = x.shape[1], x.device
+    norm = nn.BatchNorm2d(channels, device=device)
+    maps = [x] if residual is None else [x, residual]
+    for operand in maps:
+        operand.requires_grad_()
 
-    def plain(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-        normed = F.batch_norm(x, None, None, weight, bias, True)
+    def plain(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        normed = norm(x)
         return F.relu(normed if residual is None else normed + residual)
 
-    def fused(opaque: bool) -> Callable[..., Tensor]:
+    def fused(opaque: bool) -> _Work:
         layer = FusedBatchNorm2d(channels, device=device)
         layer.opaque = opaque
+        return compiled(lambda *maps: layer(*maps, relu=True), layer)
 
-        def run(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
-            output = torch.func.functional_call(
-                layer, {"weight": weight, "bias": bias}, (x, residual), {"relu": True}
-            )
-            assert isinstance(output, Tensor)
-            return output
+    def compiled(function: Callable[..., Tensor], layer: nn.Module) -> _Work:
+        return passes(torch.compile(function, fullgraph=True, dynamic=False), layer)
 
-        return run
+    def passes(function: Callable[..., Tensor], layer: nn.Module) -> _Work:
+        wanted = [*maps, *layer.parameters()]
+        return lambda: torch.autograd.grad(function(*maps), wanted, gradient)
 
-    operands = [
-        x.requires_grad_(),
-        torch.rand(channels, device=device, requires_grad=True),
-        torch.rand(channels, device=device, requires_grad=True),
-        residual if residual is None else residual.requires_grad_(),
-    ]
-    wanted = [operand for operand in operands if operand is not None]
-
-    def passes(function: Callable[..., Tensor]) -> _Work:
-        return lambda: torch.autograd.grad(function(*operands), wanted, gradient)
-
+    found = {
+        "eager": passes(plain, norm),
+        "compiled": compiled(plain, norm),
+        "recomputed": fused(opaque=False),
+        "sums": fused(opaque=True),
+    }
     vector = torch.ones(channels, device=device)
     with torch.no_grad():
-        output = plain(*operands) if residual is not None else None
+        output = None if residual is None else plain(*maps)
+    operands = gradient, None, x.detach(), vector, vector, vector, output, True
+    if device.type != "cuda":
+        return found | {_SUMS: lambda: (moments(x.detach()), gradient_sums(*operands))}
+    from benchmarks.norm import kernels  # Triton comes with torch for CUDA alone
 
-    def sums_alone() -> None:
-        channel_moments(x.detach())
-        channel_gradient_sums(gradient, None, x.detach(), vector, vector, vector, output, True)
+    def sums_alone(tile: Tile) -> _Work:
+        keep = is_written(None, output)
+        return lambda: (
+            kernels.moments(x.detach(), tile), kernels.gradient_sums(*operands, keep, tile)
+        )  # fmt: skip
 
-    return {
-        "eager": passes(plain),
-        "compiled": passes(torch.compile(plain, fullgraph=True, dynamic=False)),
-        "recomputed": passes(torch.compile(fused(opaque=False), fullgraph=True, dynamic=False)),
-        "sums": passes(torch.compile(fused(opaque=True), fullgraph=True, dynamic=False)),
-        "channel-sums": sums_alone,
-    }
+    return found | {f"{_SUMS} {tile}": sums_alone(tile) for tile in _TILES}
 
 
 def measure(
@@ -110,9 +118,9 @@ def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     rows = ["| channels | map | added | way | ms | GB/s |", "|---:|---|---|---|---:|---:|"]
     for found in result["shapes"]:
-        size = 2 * result["images"] * found["channels"] * found["side"] ** 2
+        size = 2 * found["images"] * found["channels"] * found["side"] ** 2
         for name, seconds in found["seconds"].items():
-            passes = (_PASSES_OF_SUMS if name == "channel-sums" else _PASSES)[found["added"]]
+            passes = (_PASSES_OF_SUMS if name.startswith(_SUMS) else _PASSES)[found["added"]]
             best = min(seconds)
             rows.append(
                 f"| {found['channels']} | {found['side']}x{found['side']} | "
@@ -131,14 +139,27 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file that receives the result")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each (20)")
-    parser.add_argument("--images", type=int, default=256 if gpu else 8, help="in a batch")
+    parser.add_argument(
+        "--images", type=int, default=256 if gpu else 8,
+        help="of the largest map; of smaller ones more, as many bytes",
+    )  # fmt: skip
     args = parser.parse_args()
-    shapes = [
-        {"channels": channels, "side": side, "added": added}
-        | {"seconds": measure(args.images, channels, side, added, args.rounds, device)}
-        for channels, side, added in _SHAPES
-    ]
-    conclude(args, {"regime": "batch-norm", "images": args.images, "shapes": shapes}, table)
+    largest = max(channels * side**2 for channels, side, _ in _SHAPES)
+    shapes = []
+    for channels, side, added in _SHAPES:
+        # Smaller ones would be over before the host has launched them.
+        images = args.images * largest // (channels * side**2)
+        seconds = measure(images, channels, side, added, args.rounds, device)
+        shapes.append(
+            {
+                "images": images,
+                "channels": channels,
+                "side": side,
+                "added": added,
+                "seconds": seconds,
+            }
+        )
+    conclude(args, {"regime": "batch-norm", "shapes": shapes}, table)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_backbone  # noqa: F401 (registers tiny_resnet)
 import torch
+import torchvision
 from conftest import CPU, require
 
+from benchmarks.norm import sums
+from benchmarks.norm.fuse import fuse_norms
 from fastsimsiam.build import build_loader, build_trainer
 from fastsimsiam.checkpoint import CheckpointStore, load
 from fastsimsiam.config import CompileName, Config, FolderConfig
@@ -119,3 +123,54 @@ def test_gpu_and_cpu_agree(gpu_config: Config, tmp_path: Path) -> None:
     gpu = pretrain(replace(gpu_config, precision="fp32", out=tmp_path / "gpu", log_every=1))
     assert gpu.first["loss"] == pytest.approx(cpu.first["loss"], abs=2e-3)
     assert gpu.last["loss"] == pytest.approx(cpu.last["loss"], abs=5e-2)
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 112, 112), (3, 70, 5, 7)])
+@pytest.mark.parametrize("two", [True, False])
+@pytest.mark.parametrize("added", [True, False])
+def test_norm_kernels_are_torchs_sums(shape: tuple[int, ...], two: bool, added: bool) -> None:
+    """With several tiles for each program, and with ragged ones."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def a_map() -> torch.Tensor:
+        made = torch.randn(shape, device="cuda", generator=generator, dtype=torch.bfloat16)
+        return made.to(memory_format=torch.channels_last)
+
+    x, gradient, other, output = (a_map() for _ in range(4))
+    scale, shift = (torch.randn(shape[1], device="cuda", generator=generator) for _ in range(2))
+    torch.library.opcheck(sums.channel_moments, (x,))
+    mean, variance = sums.merged(x, *sums.channel_moments(x))
+    for ours, theirs in zip((mean, variance), sums.merged(x, *sums.moments(x)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    operands = (
+        gradient, other if two else None, x, mean, scale, shift, output if added else None, True,
+    )  # fmt: skip
+    torch.library.opcheck(sums.channel_gradient_sums, operands)
+    found, wanted = sums.channel_gradient_sums(*operands), sums.gradient_sums(*operands)
+    # Where x * scale + shift rounds to another side of zero, the ReLU may let through or not.
+    assert (found[0] != wanted[0]).float().sum() <= 1e-5 * x.numel()
+    atol = 1e-4 * x.numel() ** 0.5
+    for ours, theirs in zip(found[1:], wanted[1:], strict=True):
+        torch.testing.assert_close(ours.sum(0), theirs.sum(0), rtol=1e-3, atol=atol)
+
+
+@pytest.mark.parametrize("opaque", [True, False])
+def test_fused_norms_have_the_gradients_of_float32(opaque: bool) -> None:
+    """Compiled, under autocast; their rounding is no worse than that of torch's kernels."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("tiny_resnet").cuda()
+    network.to(memory_format=torch.channels_last)
+    x = torch.randn(64, 3, 64, 64, device="cuda").to(memory_format=torch.channels_last)
+
+    def gradients(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        network.zero_grad()
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            output = module(x)
+        output.float().square().mean().backward()
+        return {name: p.grad.clone() for name, p in network.named_parameters()}
+
+    exact, usual = (gradients(network, dtype) for dtype in (torch.float32, torch.bfloat16))
+    fused = torch.compile(fuse_norms(network, opaque=opaque), fullgraph=True, dynamic=False)
+    for name, gradient in gradients(fused, torch.bfloat16).items():
+        error = (gradient - exact[name]).norm()
+        assert error <= 1.5 * (usual[name] - exact[name]).norm() + 1e-3 * exact[name].norm(), name

@@ -432,16 +432,26 @@ def test_beside_a_gpu_batches_are_made_ahead(class_folders: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["folder", "packed"])
-def test_asking_for_what_will_be_needed(where: str, class_folders: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="cannot ask for reading ahead here")
+def test_asking_for_what_will_be_needed(
+    where: str, class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is a hint: the bytes are the same, and a file that has gone is for `read` to report."""
     storage = open_split(class_folders, "train")
     if where == "packed":
         require("ffcv")
     asked = stored("ffcv" if where == "packed" else "folder", storage)
+    told: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *part: told.append(part))
     for index in range(len(asked)):
         before = bytes(asked.read(index))
         asked.will_need(index)
         assert bytes(asked.read(index)) == before
+        start, length, advice = told.pop()
+        with open(asked.path(index) if where == "folder" else asked.root, "rb") as file:
+            file.seek(start)
+            assert file.read(length or None) == before
+        assert advice == os.POSIX_FADV_WILLNEED
     replace(storage, paths=["gone/0.jpg"]).will_need(0)
 
 

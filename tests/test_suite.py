@@ -105,9 +105,13 @@ def test_variants_of_the_step_add_up_in_a_file(
 
 
 def test_another_step_is_left_out() -> None:
-    samples = {name: [{"loss": loss}] for name, loss in (("a", -0.5), ("b", -0.501), ("c", -0.4))}
-    assert step.unlike_the_others(samples) == ["c"]
-    assert step.unlike_the_others(samples | {"c": [{"loss": float("nan")}]}) == ["c"]
+    losses = {"compiled-fused-bn": -0.6, "compiled-aten-bn": -0.501, "compiled": -0.5}
+    samples = {name: [{"loss": loss}] for name, loss in losses.items()}
+    wrong = ["compiled-fused-bn"]
+    assert step.unlike_the_plainest(samples) == wrong
+    del samples["compiled-aten-bn"]
+    assert step.unlike_the_plainest(samples) == wrong
+    assert step.unlike_the_plainest(samples | {wrong[0]: [{"loss": float("nan")}]}) == wrong
 
 
 def test_an_interrupt_takes_the_job_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

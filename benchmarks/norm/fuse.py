@@ -34,6 +34,8 @@ class _FusedNorm(torch.autograd.Function):
         relu: bool, twice: bool, opaque: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
         """Output, the same for a second user, and mean and variance of x."""
+        # The sums read all maps as they read x.
+        assert residual is None or residual.shape == x.shape
         mean, variance = merged(x, *(channel_moments if opaque else moments)(x))
         deviation = torch.rsqrt(variance + eps)
         scale = weight * deviation
@@ -125,7 +127,8 @@ def fuse_norms(backbone: nn.Module, *, opaque: bool = True) -> fx.GraphModule:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return type(layer) is nn.BatchNorm2d and layer.affine and layer.track_running_stats
+    plain = type(layer) is nn.BatchNorm2d and layer.affine and layer.track_running_stats
+    return plain and layer.momentum is not None
 
 
 def _fuse(norm: fx.Node, traced: fx.GraphModule, opaque: bool) -> None:
@@ -172,4 +175,6 @@ def _comes_last(norm: fx.Node, addition: fx.Node) -> bool:
     """Whether it adds two tensors, the other of which is there before the BatchNorm."""
     order = list(norm.graph.nodes)
     operands = addition.all_input_nodes
+    if addition.target is operator.iadd and len(operands[0].users) > 1:
+        return False  # others see what it changes in place
     return len(operands) == 2 and all(order.index(n) <= order.index(norm) for n in operands)

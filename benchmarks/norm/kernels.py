@@ -11,17 +11,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from benchmarks.norm.split import Split, split
+from benchmarks.norm.split import Tile, num_groups, num_parts, rows_per_part
 
 
 @triton.jit
 def moments_kernel(
     x, means, squares, rows, channels: tl.constexpr, rows_per_part,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared differences of a part of the pixels."""
-    part = tl.program_id(0)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    part = tl.program_id(1)
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     first = part * rows_per_part
     count = tl.minimum(rows - first, rows_per_part)
@@ -31,7 +31,7 @@ def moments_kernel(
     near = tl.load(base + channel, mask=inside, other=0).to(tl.float32)
     total = tl.zeros((ROWS, CHANNELS), tl.float32)
     square = tl.zeros((ROWS, CHANNELS), tl.float32)
-    for start in range(0, rows_per_part, ROWS):
+    for start in tl.range(0, rows_per_part, ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
         there = (row < count)[:, None] & inside[None, :]
         value = tl.load(base + row[:, None] * channels + channel[None, :], mask=there, other=0)
@@ -50,10 +50,11 @@ def gradient_sums_kernel(
     gradient, other, x, mean, scale, shift, output, kept, sums, products, rows,
     channels: tl.constexpr, rows_per_part, TWO: tl.constexpr, RELU: tl.constexpr,
     FROM_OUTPUT: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sums of a gradient behind a ReLU, and of its products with the centred input."""
-    part = tl.program_id(0)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    part = tl.program_id(1)
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     first = part * rows_per_part
     count = tl.minimum(rows - first, rows_per_part)
@@ -64,7 +65,7 @@ def gradient_sums_kernel(
         summand = tl.load(shift + channel, mask=inside, other=0)
     total = tl.zeros((ROWS, CHANNELS), tl.float32)
     product = tl.zeros((ROWS, CHANNELS), tl.float32)
-    for start in range(0, rows_per_part, ROWS):
+    for start in tl.range(0, rows_per_part, ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
         there = (row < count)[:, None] & inside[None, :]
         at = row[:, None] * channels + channel[None, :]
@@ -88,33 +89,36 @@ def gradient_sums_kernel(
     tl.store(products + part * channels + channel, tl.sum(product, 0), mask=inside)
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
     """See `sums.channel_moments`."""
     x = _channels_last(x)
-    how, rows, channels = _split(x)
-    means, squares = _sums(x, how)
-    moments_kernel[how.grid](
-        x, means, squares, rows, channels, how.rows_per_part,
-        ROWS=how.rows, CHANNELS=how.channels, num_warps=how.warps,
-    )  # fmt: skip
+    rows, channels, grid = _shape(x, tile)
+    means, squares = _empty_sums(x, grid)
+    with torch.cuda.device_of(x):
+        moments_kernel[grid](
+            x, means, squares, rows, channels, rows_per_part(rows, channels, tile),
+            ROWS=tile.rows, CHANNELS=tile.channels, STAGES=tile.stages, num_warps=tile.warps,
+        )  # fmt: skip
     return means, squares
 
 
 def gradient_sums(
     gradient: Tensor, other: Tensor | None, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor,
-    output: Tensor | None, relu: bool, keep: bool,
+    output: Tensor | None, relu: bool, keep: bool, tile: Tile,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """See `sums.channel_gradient_sums`; `keep`: whether the gradient is written down."""
     x, gradient = _channels_last(x), _channels_last(gradient)
     other, output = (None if t is None else _channels_last(t) for t in (other, output))
-    how, rows, channels = _split(x)
-    sums, products = _sums(x, how)
+    rows, channels, grid = _shape(x, tile)
+    sums, products = _empty_sums(x, grid)
     kept = torch.empty_like(x) if keep else x.new_empty(0)
-    gradient_sums_kernel[how.grid](
-        gradient, other, x, mean, scale, shift, output, kept, sums, products, rows, channels,
-        how.rows_per_part, TWO=other is not None, RELU=relu, FROM_OUTPUT=output is not None,
-        KEEP=keep, ROWS=how.rows, CHANNELS=how.channels, num_warps=how.warps,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        gradient_sums_kernel[grid](
+            gradient, other, x, mean, scale, shift, output, kept, sums, products, rows, channels,
+            rows_per_part(rows, channels, tile), TWO=other is not None, RELU=relu,
+            FROM_OUTPUT=output is not None, KEEP=keep,
+            ROWS=tile.rows, CHANNELS=tile.channels, STAGES=tile.stages, num_warps=tile.warps,
+        )  # fmt: skip
     return kept, sums, products
 
 
@@ -123,12 +127,13 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def _split(x: Tensor) -> tuple[Split, int, int]:
+def _shape(x: Tensor, tile: Tile) -> tuple[int, int, tuple[int, int]]:
+    """Pixels, channels, and the grid: neighbouring programs read neighbouring channels."""
     channels = x.shape[1]
     rows = x.numel() // channels
-    return split(rows, channels), rows, channels
+    return rows, channels, (num_groups(channels, tile), num_parts(rows, channels, tile))
 
 
-def _sums(x: Tensor, how: Split) -> tuple[Tensor, Tensor]:
-    shape = (how.parts, x.shape[1])
+def _empty_sums(x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    shape = (grid[1], x.shape[1])
     return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)

@@ -2,46 +2,55 @@
 
 from dataclasses import dataclass
 
-# Of a tile: 64 channels in bfloat16 are a cache line, and 128 threads then read 16 bytes each, twice.
-_ROWS = 32
-_CHANNELS = 64
-_WARPS = 4
-# Programs that keep the memory of a GPU of a hundred or so processors busy, a few for each of them.
-_PROGRAMS = 2048
-
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
-    """What every program does.
+class Tile:
+    """What a program sums at a time, and how many programs there are.
 
     Attributes:
-        rows, channels: of a tile.
-        rows_per_part: pixels that a program sums, a multiple of `rows`; the last part may have fewer.
-        parts: of the pixels.
-        grid: programs: parts, and groups of channels.
+        rows, channels: pixels and channels of a tile.
         warps: of a program.
+        programs: at the most, all parts and groups of channels together.
+        stages: tiles that are on their way while one is summed; 1: none, the other programs of a
+            processor have to fill the time.
     """
 
-    rows: int
-    channels: int
-    rows_per_part: int
-    parts: int
-    grid: tuple[int, int]
-    warps: int
+    rows: int = 32
+    channels: int = 64
+    warps: int = 4
+    programs: int = 2112
+    stages: int = 1
+
+    def __str__(self) -> str:
+        """For a table."""
+        return (
+            f"{self.rows}x{self.channels} {self.warps} warps {self.programs} programs "
+            f"{self.stages} stages"
+        )
 
 
-def split(rows: int, channels: int) -> Split:
-    """For a map of so many pixels, all images together, and channels."""
-    groups = -(-channels // _CHANNELS)
-    tiles = -(-rows // _ROWS)
-    tiles_per_part = -(-tiles * groups // _PROGRAMS)
-    rows_per_part = tiles_per_part * _ROWS
-    parts = -(-rows // rows_per_part)
-    return Split(
-        rows=_ROWS,
-        channels=_CHANNELS,
-        rows_per_part=rows_per_part,
-        parts=parts,
-        grid=(parts, groups),
-        warps=_WARPS,
-    )
+# 64 channels in bfloat16 are a cache line, and 128 threads then read 16 bytes each, twice. The programs
+# are a multiple of an H200's 132 processors, of which each holds four to eight at a time.
+TILE = Tile()
+
+
+def rows_per_part(rows: int, channels: int, tile: Tile) -> int:
+    """Pixels that a program sums, a multiple of the tile's; the last part may have fewer.
+
+    Args:
+        rows: pixels of the map, all images together.
+        channels: of the map.
+        tile: see there.
+    """
+    tiles = -(-rows // tile.rows)
+    return tile.rows * -(-tiles * num_groups(channels, tile) // tile.programs)
+
+
+def num_parts(rows: int, channels: int, tile: Tile) -> int:
+    """Parts of the pixels, each summed by itself."""
+    return -(-rows // rows_per_part(rows, channels, tile))
+
+
+def num_groups(channels: int, tile: Tile) -> int:
+    """Groups of channels."""
+    return -(-channels // tile.channels)

@@ -12,7 +12,7 @@ Shapes: N images, C channels, P parts of the pixels (N H W) that were summed by 
 import torch
 from torch import Tensor
 
-from benchmarks.norm.split import split
+from benchmarks.norm.split import TILE, num_parts, rows_per_part
 
 _SUMMED = (0, 2, 3)
 
@@ -77,7 +77,7 @@ def merged(x: Tensor, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
     pixels = num_pixels(x)
     if len(means) == 1:
         return means[0], squares[0] / pixels
-    size = split(pixels, x.shape[1]).rows_per_part
+    size = rows_per_part(pixels, x.shape[1], TILE)
     number = torch.arange(len(means), device=x.device)
     weight = (pixels - number * size).clamp(max=size)[:, None] / pixels
     mean = (weight * means).sum(0)
@@ -105,7 +105,7 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.device.type == "cuda":
         from benchmarks.norm import kernels  # Triton comes with torch for CUDA alone
 
-        return kernels.moments(x)
+        return kernels.moments(x, TILE)
     return moments(x)
 
 
@@ -125,7 +125,7 @@ def channel_gradient_sums(
     if x.device.type == "cuda":
         from benchmarks.norm import kernels
 
-        return kernels.gradient_sums(*operands, keep=is_written(other, output))
+        return kernels.gradient_sums(*operands, is_written(other, output), TILE)
     kept, sums, products = gradient_sums(*operands)
     return kept.contiguous(memory_format=_layout(kept)), sums, products
 
@@ -144,7 +144,7 @@ def _(  # type: ignore[no-untyped-def]
 
 
 def _empty_sums(x: Tensor) -> Tensor:
-    parts = split(num_pixels(x), x.shape[1]).parts if x.device.type == "cuda" else 1
+    parts = num_parts(num_pixels(x), x.shape[1], TILE) if x.device.type == "cuda" else 1
     return x.new_empty((parts, x.shape[1]), dtype=torch.float32)
 
 

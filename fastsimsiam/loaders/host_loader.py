@@ -39,7 +39,7 @@ class HostLoader:
         policy: BadImagePolicy,
         *,
         device: torch.device,
-        will_need: Callable[[int], None] = lambda _: None,
+        will_need: Callable[[int], None] | None = None,
         workers: int | None = None,
         prefetch: int | None = None,
     ) -> None:
@@ -50,7 +50,7 @@ class HostLoader:
             name: what reports call a sample.
             policy: what happens to broken images.
             device: where batches go.
-            will_need: told of samples some time before their frames are asked for.
+            will_need: told of samples some time before their frames are asked for; None: nobody is.
             workers: threads; None: one per core.
             prefetch: batches made ahead of the one asked for. None: two; but none on a CPU, whose cores
                 they would take from whoever uses the batches: a thread that holds up one of a step's
@@ -85,20 +85,25 @@ class HostLoader:
         pending: deque[_Underway] = deque()
         drawn = (plan.batch(epoch, step) for step in range(start, plan.num_batches))
         upcoming = next(drawn, None)
+        unread: Iterator[int] = iter(())  # samples of the upcoming batch
         try:
             while True:
+                _exhaust(unread)  # from here on threads read what they need
                 while upcoming is not None and len(pending) <= self._prefetch:
                     pending.append(self._submit(plan, upcoming, pin))
                     upcoming = next(drawn, None)  # while the threads work
                 if not pending:
                     return
-                made = pending.popleft()
+                made = pending[0]
                 for future in made.futures:
                     future.result()
-                if upcoming is not None and not pending:  # nobody works on the next batch
-                    self._pool.submit(self._read_ahead, upcoming)
+                pending.popleft()
+                if self._will_need and upcoming is not None and not pending:
+                    unread = iter(upcoming.index.tolist())  # nobody works on the next batch
+                    self._pool.submit(_exhaust, map(self._will_need, unread))
                 yield assemble(made.batch, made.crops, pin=pin)
         finally:
+            _exhaust(unread)
             for left in pending:
                 left.abandon()
 
@@ -119,10 +124,6 @@ class HostLoader:
             for _ in range(min(self._workers, size))
         ]
         return _Underway(batch=batch, crops=crops, rows=rows, futures=futures)
-
-    def _read_ahead(self, batch: BatchPlan) -> None:
-        for index in batch.index.tolist():
-            self._will_need(index)
 
     def _crop_rows(
         self, plan: Plan, batch: BatchPlan, rows: Iterator[int], crops: tuple[Tensor, ...]
@@ -156,5 +157,5 @@ class _Underway:
             future.cancel()
 
 
-def _exhaust(rows: Iterator[int]) -> None:
-    deque(rows, maxlen=0)
+def _exhaust(numbers: Iterator[object]) -> None:
+    deque(numbers, maxlen=0)

@@ -6,7 +6,6 @@ loader. Format: https://docs.ffcv.io/ffcv_examples/custom_datasets.html (images 
 """
 
 import json
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.optional import require_ffcv
+from fastsimsiam.storage.read_ahead import read_ahead
 
 SUFFIX = ".beton"
 MODE_JPEG = 0
@@ -70,15 +70,8 @@ class Beton:
 
     def will_need(self, index: int) -> None:
         """Has the system fetch a record, without waiting for it."""
-        mapped = self._bytes.base
-        assert isinstance(mapped, mmap.mmap)
-        if hasattr(mmap, "MADV_WILLNEED"):
-            into_page = int(self.pointer[index]) % mmap.PAGESIZE
-            start, length = (
-                int(self.pointer[index]) - into_page,
-                int(self.length[index]) + into_page,
-            )
-            mapped.madvise(mmap.MADV_WILLNEED, start, length)
+        # Not by its mapping: Python's `madvise` holds the interpreter's lock.
+        read_ahead(self.root, int(self.pointer[index]), int(self.length[index]))
 
     def require_readable(self) -> None:
         """Nothing to refuse: what is packed was decoded."""

@@ -11,7 +11,6 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from PIL import Image
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.scratch import scratch
 from fastsimsiam.storage.base import Report
+from fastsimsiam.storage.read_ahead import read_ahead
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _EXIF_ORIENTATION = 0x0112
@@ -84,14 +84,7 @@ class ClassFolder:
 
     def will_need(self, index: int) -> None:
         """Has the system fetch a file; waits for its opening alone, and leaves errors to `read`."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        with suppress(OSError):
-            file = os.open(self.path(index), os.O_RDONLY)
-            try:
-                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(file)
+        read_ahead(self.path(index))
 
     @property
     def unreadable(self) -> list[Path]:
