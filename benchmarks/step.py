@@ -47,7 +47,11 @@ from fastsimsiam.doctor.trial import wait_for
 
 _WARM_UP = 3
 _SAME_LOSS = 0.02
-"""Rounding apart, all variants have the same loss behind the warm-up."""
+"""Rounding apart, all variants have the same loss behind the warm-up,"""
+_SAME_GRADIENT = 0.5
+"""and for each parameter the same norm of its gradient: one that is lost is 1 off, a double one too."""
+_NO_GRADIENT = 1e-3
+"""Of the largest norm; below it there is nothing but rounding, as behind a BatchNorm of weight 0."""
 _SAME = ("arch", "image_size", "batch_size")
 
 
@@ -62,6 +66,7 @@ def measure(name: str, config: Config, steps: int, device: torch.device) -> dict
     step = Step(config, VARIANTS[name], device)
     views = step.views(config, 0)
     started = time.perf_counter()
+    gradients = step.gradient_norms(views)
     for _ in range(_WARM_UP):
         loss = step(views)
     wait_for(device)
@@ -76,7 +81,7 @@ def measure(name: str, config: Config, steps: int, device: torch.device) -> dict
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     return {
         "step_seconds": seconds, "part_seconds": parts, "warm_up_seconds": warm_up, "peak_mib": peak,
-        "loss": loss.item(),
+        "loss": loss.item(), "gradient_norms": gradients,
     }  # fmt: skip
 
 
@@ -145,9 +150,22 @@ def analysed(
 
 def unlike_the_plainest(samples: dict[str, list[dict[str, Any]]]) -> list[str]:
     """The variants that did not compute the step of the first in the order of VARIANTS."""
-    losses = {name: samples[name][0]["loss"] for name in VARIANTS if name in samples}
-    plainest = next(iter(losses.values()))
-    return [name for name, loss in losses.items() if not abs(loss - plainest) < _SAME_LOSS]
+    found = {name: samples[name][0] for name in VARIANTS if name in samples}
+    plainest = next(iter(found.values()))
+    return [name for name, run in found.items() if not _is_like(run, plainest)]
+
+
+def _is_like(run: dict[str, Any], plainest: dict[str, Any]) -> bool:
+    wanted, norms = plainest["gradient_norms"], run["gradient_norms"]
+    nothing = _NO_GRADIENT * max(wanted.values())
+    return (
+        abs(run["loss"] - plainest["loss"]) < _SAME_LOSS
+        and norms.keys() == wanted.keys()
+        and all(
+            abs(norms[name] - norm) < nothing + _SAME_GRADIENT * norm
+            for name, norm in wanted.items()
+        )
+    )
 
 
 def held_in(args: argparse.Namespace) -> dict[str, Any] | None:

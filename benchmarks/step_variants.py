@@ -156,6 +156,17 @@ class Step:
         self._update()
         return loss.detach().clone()  # a recorded graph writes into the same memory in its next run
 
+    def gradient_norms(self, views: tuple[Tensor, ...]) -> dict[str, float]:
+        """Of each parameter's gradient; without an update."""
+        self._loss(views).backward()  # type: ignore[no-untyped-call]
+        norms = {
+            name: parameter.grad.norm().item()
+            for name, parameter in self.method.named_parameters()
+            if parameter.grad is not None
+        }
+        self.method.zero_grad()
+        return norms
+
     def seconds_of_parts(self, views: tuple[Tensor, ...]) -> dict[str, float]:
         """One step that waits for the device behind every part; `benchmarks.roofline.PARTS`."""
         at = [time.perf_counter()]

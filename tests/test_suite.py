@@ -106,12 +106,20 @@ def test_variants_of_the_step_add_up_in_a_file(
 
 def test_another_step_is_left_out() -> None:
     losses = {"compiled-fused-bn": -0.6, "compiled-aten-bn": -0.501, "compiled": -0.5}
-    samples = {name: [{"loss": loss}] for name, loss in losses.items()}
+    gradients = {"gradient_norms": {"weight": 0.1, "no gradient": 0.0}}
+    samples = {name: [{"loss": loss} | gradients] for name, loss in losses.items()}
     wrong = ["compiled-fused-bn"]
     assert step.unlike_the_plainest(samples) == wrong
     del samples["compiled-aten-bn"]
     assert step.unlike_the_plainest(samples) == wrong
-    assert step.unlike_the_plainest(samples | {wrong[0]: [{"loss": float("nan")}]}) == wrong
+    lost, double, left_out = {"weight": 0.0}, {"weight": 0.2}, {}
+    for norms in (lost | {"no gradient": 0.0}, double | {"no gradient": 0.0}, left_out):
+        samples[wrong[0]] = [{"loss": -0.501, "gradient_norms": norms}]
+        assert step.unlike_the_plainest(samples) == wrong
+    samples[wrong[0]] = [{"loss": float("nan")} | gradients]
+    assert step.unlike_the_plainest(samples) == wrong
+    samples[wrong[0]] = [{"loss": -0.501, "gradient_norms": {"weight": 0.11, "no gradient": 1e-6}}]
+    assert step.unlike_the_plainest(samples) == []
 
 
 def test_an_interrupt_takes_the_job_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

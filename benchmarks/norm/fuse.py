@@ -32,8 +32,8 @@ class _FusedNorm(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float,
         relu: bool, twice: bool, opaque: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
-        """Output, the same for a second user, and mean and variance of x."""
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """See `fused_norm`."""
         # The sums read all maps as they read x.
         assert residual is None or residual.shape == x.shape
         mean, variance = merged(x, *(channel_moments if opaque else moments)(x))
@@ -48,16 +48,17 @@ class _FusedNorm(torch.autograd.Function):
         output = output.to(x.dtype)
         told_by = output if relu and residual is not None else None
         ctx.save_for_backward(x, mean, deviation, scale, shift, told_by)
-        ctx.relu, ctx.opaque, ctx.added = relu, opaque, residual is not None
+        ctx.relu, ctx.twice, ctx.opaque, ctx.added = relu, twice, opaque, residual is not None
         ctx.mark_non_differentiable(mean, variance)
         # The compiler takes the copy out; its own gradient is what a second output is for.
-        return output, output.clone() if twice else None, mean, variance
+        users = (output, output.clone()) if twice else (output,)
+        return *users, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Gradients of x, weight, bias and residual."""
         x, mean, deviation, scale, shift, told_by = ctx.saved_tensors
-        first, second = gradients[:2]
+        first, second = gradients[0], gradients[1] if ctx.twice else None
         sums = channel_gradient_sums if ctx.opaque else gradient_sums
         behind, g_sums, product_sums = sums(first, second, x, mean, scale, shift, told_by, ctx.relu)
         if not is_written(second, told_by):
@@ -71,6 +72,31 @@ class _FusedNorm(torch.autograd.Function):
         dx = per_channel(scale) * (behind.float() - level)
         residual = behind if ctx.added else None
         return dx.to(x.dtype), product_sum * deviation, g_sum, residual, None, None, None, None
+
+
+# Traced by AOTAutograd, not by Dynamo: that of torch 2.11 loses gradients of a function like this one.
+@torch.compiler.allow_in_graph
+def fused_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool,
+    twice: bool, opaque: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """relu(batch_norm(x) + residual).
+
+    Args:
+        x: (N, C, H, W), channels_last.
+        weight, bias, eps: of the BatchNorm.
+        residual: like x, or None.
+        relu: whether there is one.
+        twice: whether the output has two users.
+        opaque: whether sums are operators of their own.
+
+    Returns:
+        The output, for each user; then mean and variance (C,) of x, without a gradient.
+    """
+    outputs: tuple[Tensor, ...] = _FusedNorm.apply(
+        x, weight, bias, residual, eps, relu, twice, opaque
+    )
+    return outputs
 
 
 class FusedBatchNorm2d(nn.BatchNorm2d):
@@ -96,7 +122,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
             output = output if residual is None else output + residual
             output = output.relu() if relu else output
             return (output, output) if twice else output
-        output, again, mean, variance = _FusedNorm.apply(
+        *outputs, mean, variance = fused_norm(
             input, self.weight, self.bias, residual, self.eps, relu, twice, self.opaque
         )
         with torch.no_grad():
@@ -104,7 +130,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
             self.num_batches_tracked.add_(1)
-        return (output, again) if twice else output
+        return tuple(outputs) if twice else outputs[0]
 
 
 def fuse_norms(backbone: nn.Module, *, opaque: bool = True) -> fx.GraphModule:
