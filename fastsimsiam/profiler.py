@@ -48,7 +48,12 @@ def profiled(
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     plan = schedule(wait=_STEPS_BEFORE, warmup=1, active=steps, repeat=1)
-    with profile(activities=activities, schedule=plan, on_trace_ready=finished) as profiler:
+    with profile(
+        activities=activities,
+        schedule=plan,
+        on_trace_ready=finished,
+        acc_events=True,  # or torch 2.11 warns that events of other cycles are lost; there is but one
+    ) as profiler:
 
         def after_step() -> None:
             nonlocal done
