@@ -48,12 +48,10 @@ def profiled(
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     plan = schedule(wait=_STEPS_BEFORE, warmup=1, active=steps, repeat=1)
-    with profile(
-        activities=activities,
-        schedule=plan,
-        on_trace_ready=finished,
-        acc_events=True,  # or torch 2.11 warns that events of other cycles are lost; there is but one
-    ) as profiler:
+    options: dict[str, Any] = {"activities": activities, "schedule": plan}
+    # There is one cycle; torch 2.11 warns that events of others would be lost.
+    options |= {"on_trace_ready": finished, "acc_events": True}
+    with profile(**options) as profiler:
 
         def after_step() -> None:
             nonlocal done
