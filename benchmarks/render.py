@@ -19,6 +19,7 @@ from benchmarks import (
     forecast,
     loader,
     small_maps,
+    stem,
     step,
     train,
 )
@@ -35,6 +36,7 @@ _TABLES = {
     "train": train.table,
     "forecast": forecast.table,
     "small-maps": small_maps.table,
+    "stem": stem.table,
 }
 _MARKED = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DOTALL)
 

@@ -17,6 +17,8 @@ fresh process: some steps to warm up and compile, then timed ones. Variants:
   compiled-aten-bn        BatchNorm by ATen's kernels instead of Inductor's
   compiled-fused-bn       the ReLU's mask from BatchNorm's input, two users' gradients in one pass
   compiled-fused-bn-sums  and BatchNorm's sums by operators of their own, Triton kernels on a GPU
+  compiled-padded-stem    the views' three channels filled up to eight
+  compiled-space-to-depth or 2x2 pixels made to channels
   compiled-1x1-matmul     1x1 convolutions as matrix products
   compiled-autotuned      Inductor times its kernels first (GPU)
   compiled-cuda-graphs    launches recorded once (GPU)

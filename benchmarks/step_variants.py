@@ -12,6 +12,7 @@ from benchmarks.aten_batch_norm import use_aten
 from benchmarks.joint_views import JointSimSiam, join_views
 from benchmarks.norm.fuse import fuse_norms
 from benchmarks.roofline import PARTS
+from benchmarks.stem import use_stem
 from fastsimsiam.backbones import feature_extractor
 from fastsimsiam.build import build_method
 from fastsimsiam.config import Config
@@ -34,6 +35,7 @@ class Variant:
         joint: both views at once.
         norm: BatchNorm as the compiler has it, by ATen's kernels (opaque to it), or fused with ReLU and
             addition in the way of benchmarks/norm, the sums the compiler's or operators of their own.
+        stem: how the first convolution is done, see benchmarks/stem.py.
         inductor: options of the compiler.
         cudnn_benchmark: cuDNN times its convolutions and keeps the best, as the trainer has it.
         keep_memory: what a step has freed stays with the process, as the trainer has it on a CPU.
@@ -47,6 +49,7 @@ class Variant:
     compiled: bool = True
     joint: bool = False
     norm: Literal["compiler", "aten", "fused", "fused-sums"] = "compiler"
+    stem: Literal["plain", "padded", "space-to-depth"] = "plain"
     inductor: dict[str, Any] = field(default_factory=dict)
     cudnn_benchmark: bool = True
     keep_memory: bool = True
@@ -68,6 +71,8 @@ VARIANTS: dict[str, Variant] = {
     "compiled-aten-bn": Variant(norm="aten"),
     "compiled-fused-bn": Variant(norm="fused"),
     "compiled-fused-bn-sums": Variant(norm="fused-sums"),
+    "compiled-padded-stem": Variant(stem="padded"),
+    "compiled-space-to-depth": Variant(stem="space-to-depth"),
     "compiled-1x1-matmul": Variant(inductor={"conv_1x1_as_mm": True}),
     "compiled-autotuned": Variant(inductor={"max_autotune": True}, only="cuda"),
     "compiled-cuda-graphs": Variant(inductor={"triton.cudagraphs": True}, only="cuda"),
@@ -100,6 +105,8 @@ class Step:
             backbone = self.method.get_submodule("backbone")
             opaque = variant.norm == "fused-sums"
             self.method.set_submodule("backbone", fuse_norms(backbone, opaque=opaque))
+        if variant.stem != "plain":
+            use_stem(self.method, variant.stem)
         if variant.keep_memory and device.type == "cpu":
             keep_freed_memory()
         if variant.products and device.type == "cpu":

@@ -38,6 +38,8 @@ def run(config: Config, name: str) -> tuple[list[float], dict[str, torch.Tensor]
         "compiled-joint-views",
         "compiled-aten-bn",
         "compiled-fused-bn",
+        "compiled-padded-stem",
+        "compiled-space-to-depth",
         "compiled-fused-bn-sums",
     ],
 )
