@@ -3,7 +3,7 @@
     python -m benchmarks.stem --json benchmarks/results/stem.json
 
 Forward and backward pass (of the weights alone: views need no gradient), in turns in one process; the
-best time of each way counts. Ways, all with the same weights and, but for rounding, results:
+best time of each way counts, compiled on a GPU. Ways, all with the same result but for rounding:
   plain           as it is
   padded          channels filled up with zeros, to eight
   space-to-depth  2x2 pixels become channels, and the stride one: the 7x7 kernel is a 4x4 kernel of 12
@@ -65,7 +65,8 @@ def use_stem(module: nn.Module, way: str) -> None:
     """Has the convolution of images inside a module done in another way, in place.
 
     Raises:
-        ValueError: there is none, or its stride, kernel or padding are not a ResNet's.
+        ValueError: there is none, or more than one, or for space-to-depth its stride, kernel or padding
+            are not a ResNet's.
     """
     stems = [m for m in module.modules() if type(m) is nn.Conv2d and m.in_channels == 3]
     if len(stems) != 1:

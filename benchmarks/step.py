@@ -30,6 +30,7 @@ a matrix product and a copy. All variants compute the same step (tests/test_step
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -53,7 +54,7 @@ _SAME_LOSS = 0.02
 _SAME_GRADIENT = 0.5
 """and for each parameter the same norm of its gradient: one that is lost is 1 off, a double one too."""
 _NO_GRADIENT = 1e-3
-"""Of the largest norm; below it there is nothing but rounding, as behind a BatchNorm of weight 0."""
+"""Of the largest norm; below it there is nothing but rounding."""
 _SAME = ("arch", "image_size", "batch_size")
 
 
@@ -151,9 +152,15 @@ def analysed(
 
 
 def unlike_the_plainest(samples: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """The variants that did not compute the step of the first in the order of VARIANTS."""
+    """The variants that did not compute the step of the first in the order of VARIANTS.
+
+    Raises:
+        SystemExit: that one's own loss is not finite.
+    """
     found = {name: samples[name][0] for name in VARIANTS if name in samples}
-    plainest = next(iter(found.values()))
+    first, plainest = next(iter(found.items()))
+    if not math.isfinite(plainest["loss"]):
+        raise SystemExit(f"{first}: its loss is {plainest['loss']}, nothing can be held against it")
     return [name for name, run in found.items() if not _is_like(run, plainest)]
 
 
@@ -164,7 +171,7 @@ def _is_like(run: dict[str, Any], plainest: dict[str, Any]) -> bool:
         abs(run["loss"] - plainest["loss"]) < _SAME_LOSS
         and norms.keys() == wanted.keys()
         and all(
-            abs(norms[name] - norm) < nothing + _SAME_GRADIENT * norm
+            abs(norms[name] - norm) < max(nothing, _SAME_GRADIENT * norm)
             for name, norm in wanted.items()
         )
     )
@@ -174,7 +181,7 @@ def held_in(args: argparse.Namespace) -> dict[str, Any] | None:
     """The result that `--add` adds to, if there is one.
 
     Raises:
-        SystemExit: it is of another model or machine.
+        SystemExit: it is of another model or machine, or too old.
     """
     if not (args.add and args.json and args.json.exists()):
         return None
@@ -185,6 +192,10 @@ def held_in(args: argparse.Namespace) -> dict[str, Any] | None:
     if other:
         raise SystemExit(
             f"{args.json} is of another {', '.join(other)}: name another file, or leave out --add"
+        )
+    if any("gradient_norms" not in runs[0] for runs in held["samples"].values()):
+        raise SystemExit(
+            f"{args.json} is of before gradients were compared: name another file, or leave out --add"
         )
     return held
 
@@ -257,7 +268,8 @@ def main() -> None:
     else:
         raise SystemExit("ceilings: failed, so nothing can be held against them")
     for name in unlike_the_plainest(samples):
-        print(f"{name}: NOT THE SAME STEP, left out: {samples.pop(name)[0]}", file=sys.stderr)
+        loss = samples.pop(name)[0]["loss"]
+        print(f"{name}: NOT THE SAME STEP, left out (loss {loss:.4f})", file=sys.stderr)
         failed.append(name)
     samples = {name: samples[name] for name in VARIANTS if name in samples}
     result = {

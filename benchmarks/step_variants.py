@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.aten_batch_norm import use_aten
 from benchmarks.joint_views import JointSimSiam, join_views
@@ -164,7 +164,14 @@ class Step:
         return loss.detach().clone()  # a recorded graph writes into the same memory in its next run
 
     def gradient_norms(self, views: tuple[Tensor, ...]) -> dict[str, float]:
-        """Of each parameter's gradient; without an update."""
+        """Of each parameter's gradient; without an update.
+
+        From here on residual branches begin with a BatchNorm of weight 1: behind one of 0, as the
+        recipe has it, nothing in them has a gradient.
+        """
+        for layer in self.method.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.ones_(layer.weight)
         self._loss(views).backward()  # type: ignore[no-untyped-call]
         norms = {
             name: parameter.grad.norm().item()

@@ -46,13 +46,19 @@ def commit() -> str | None:
 
 
 def cpu_name() -> str:
-    """The processor as it calls itself."""
+    """The processor as it calls itself, with family and model: that of a cloud has a short name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
+        return platform.processor()
+    found: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+    if "model name" not in found:
+        return platform.processor()
+    number = [f"{key} {found[key]}" for key in ("cpu family", "model") if key in found]
+    return ", ".join([found["model name"], *number])
 
 
 def _driver() -> str | None:

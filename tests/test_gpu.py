@@ -148,6 +148,7 @@ def test_norm_kernels_are_torchs_sums(shape: tuple[int, ...], two: bool, added: 
     torch.library.opcheck(sums.channel_gradient_sums, operands)
     found, wanted = sums.channel_gradient_sums(*operands), sums.gradient_sums(*operands)
     # Where x * scale + shift rounds to another side of zero, the ReLU may let through or not.
+    assert found[0].numel() == (x.numel() if two or added else 0)
     assert (found[0] != wanted[0]).float().sum() <= 1e-5 * x.numel()
     atol = 1e-4 * x.numel() ** 0.5
     for ours, theirs in zip(found[1:], wanted[1:], strict=True):
@@ -169,8 +170,11 @@ def test_fused_norms_have_the_gradients_of_float32(opaque: bool) -> None:
         output.float().square().mean().backward()
         return {name: p.grad.clone() for name, p in network.named_parameters()}
 
-    exact, usual = (gradients(network, dtype) for dtype in (torch.float32, torch.bfloat16))
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        exact = gradients(network, torch.float32)
+    usual = gradients(network, torch.bfloat16)
     fused = torch.compile(fuse_norms(network, opaque=opaque), fullgraph=True, dynamic=False)
     for name, gradient in gradients(fused, torch.bfloat16).items():
         error = (gradient - exact[name]).norm()
-        assert error <= 1.5 * (usual[name] - exact[name]).norm() + 1e-3 * exact[name].norm(), name
+        # Both errors are chance, of few values in a bias; a gradient that is lost is far outside.
+        assert error <= 3 * (usual[name] - exact[name]).norm() + 1e-3 * exact[name].norm(), name

@@ -101,6 +101,14 @@ def test_every_relu_and_addition_behind_a_norm_is_taken_in(arch: str, left_over:
     assert len(additions) == (10 if arch == "mobilenet_v2" else 0)
 
 
+def test_a_norm_of_another_momentum_stays() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(5, momentum=None), nn.ReLU())
+    x = a_map(4, 5, 6, 7)
+    fused = fuse_norms(network)
+    assert not any(isinstance(layer, FusedBatchNorm2d) for layer in fused.modules())
+    torch.testing.assert_close(fused(x), network(x))
+
+
 def node_is(node: fx.Node, traced: fx.GraphModule, kind: type[nn.Module]) -> bool:
     return node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), kind)
 
@@ -127,7 +135,7 @@ def test_a_network_compiles_whole_and_stays_the_same(opaque: bool, dtype: torch.
             torch.testing.assert_close(gradient, exact[name], atol=1e-5, rtol=1e-3, msg=name)
         else:  # its rounding is no worse than that of torch's kernels
             error = (gradient - exact[name]).norm()
-            assert error <= 1.5 * (usual[name] - exact[name]).norm() + 1e-3 * exact[name].norm()
+            assert error <= 3 * (usual[name] - exact[name]).norm() + 1e-3 * exact[name].norm()
 
 
 def test_operators_are_well_formed() -> None:

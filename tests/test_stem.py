@@ -9,7 +9,7 @@ from fastsimsiam.backbones import feature_extractor
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 48)])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["padded", "space-to-depth"])
 def test_other_shapes_have_the_same_result(way: str, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     stem = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False)

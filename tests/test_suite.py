@@ -102,6 +102,11 @@ def test_variants_of_the_step_add_up_in_a_file(
     monkeypatch.setattr(sys, "argv", [*words, "--image-size", "64", "--only", "eager"])
     with pytest.raises(SystemExit, match="is of another image_size: name another file"):
         step.main()
+    del found["samples"]["eager"][0]["gradient_norms"]
+    file.write_text(json.dumps(found))
+    monkeypatch.setattr(sys, "argv", [*words, "--only", "eager"])
+    with pytest.raises(SystemExit, match="is of before gradients were compared"):
+        step.main()
 
 
 def test_another_step_is_left_out() -> None:
@@ -120,6 +125,9 @@ def test_another_step_is_left_out() -> None:
     assert step.unlike_the_plainest(samples) == wrong
     samples[wrong[0]] = [{"loss": -0.501, "gradient_norms": {"weight": 0.11, "no gradient": 1e-6}}]
     assert step.unlike_the_plainest(samples) == []
+    samples["compiled"] = [{"loss": float("nan")} | gradients]
+    with pytest.raises(SystemExit, match="compiled: its loss is nan"):
+        step.unlike_the_plainest(samples)
 
 
 def test_an_interrupt_takes_the_job_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

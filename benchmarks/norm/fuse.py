@@ -141,7 +141,8 @@ def fuse_norms(backbone: nn.Module, *, opaque: bool = True) -> fx.GraphModule:
         opaque: see `FusedBatchNorm2d`.
 
     Raises:
-        torch.fx's errors, where it cannot trace the backbone.
+        torch.fx's errors, where it cannot trace the backbone. The network itself refuses, in training,
+        an addition of maps of different shapes.
     """
     traced = fx.symbolic_trace(backbone)
     for node in list(traced.graph.nodes):
@@ -201,6 +202,4 @@ def _comes_last(norm: fx.Node, addition: fx.Node) -> bool:
     """Whether it adds two tensors, the other of which is there before the BatchNorm."""
     order = list(norm.graph.nodes)
     operands = addition.all_input_nodes
-    if addition.target is operator.iadd and len(operands[0].users) > 1:
-        return False  # others see what it changes in place
     return len(operands) == 2 and all(order.index(n) <= order.index(norm) for n in operands)

@@ -10,7 +10,7 @@ class Tile:
     Attributes:
         rows, channels: pixels and channels of a tile.
         warps: of a program.
-        programs: at the most, all parts and groups of channels together.
+        programs: about so many, all parts and groups of channels together.
         stages: tiles that are on their way while one is summed; 1: none, the other programs of a
             processor have to fill the time.
     """
@@ -30,7 +30,9 @@ class Tile:
 
 
 # 64 channels in bfloat16 are a cache line, and 128 threads then read 16 bytes each, twice. The programs
-# are a multiple of an H200's 132 processors, of which each holds four to eight at a time.
+# are a multiple of an H200's 132 processors, of which each holds four to eight at a time. The number of
+# parts is not among what Inductor keeps compiled graphs by: after a change of it, once with
+# TORCHINDUCTOR_FORCE_DISABLE_CACHES=1.
 TILE = Tile()
 
 
