@@ -29,7 +29,7 @@ class _FusedNorm(torch.autograd.Function):
     """The same as relu(batch_norm(x) + residual), and its gradients."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float,
         relu: bool, twice: bool, opaque: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -55,7 +55,7 @@ class _FusedNorm(torch.autograd.Function):
         return *users, mean, variance
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and residual."""
         x, mean, deviation, scale, shift, told_by = ctx.saved_tensors
         first, second = gradients[0], gradients[1] if ctx.twice else None
@@ -108,7 +108,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
     opaque = True
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input: Tensor,
         residual: Tensor | None = None,
@@ -161,7 +161,7 @@ def _is_plain(layer: nn.Module) -> bool:
 def _fuse(norm: fx.Node, traced: fx.GraphModule, opaque: bool) -> None:
     layer = traced.get_submodule(str(norm.target))
     layer.__class__ = FusedBatchNorm2d
-    layer.opaque = opaque  # type: ignore[assignment]
+    layer.opaque = opaque
     last, residual = norm, None
     addition = _only_user(last, "add", traced)
     # Into the later of two operands: the other has to be there by then.

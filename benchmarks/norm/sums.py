@@ -136,9 +136,7 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @channel_gradient_sums.register_fake
-def _(  # type: ignore[no-untyped-def]
-    gradient, other, x, mean, scale, shift, output, relu
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient, other, x, mean, scale, shift, output, relu) -> tuple[Tensor, Tensor, Tensor]:
     kept = x.new_empty(x.shape if is_written(other, output) else 0)
     return kept.contiguous(memory_format=_layout(kept)), _empty_sums(x), _empty_sums(x)
 
