@@ -12,17 +12,15 @@ in turns in one process; the best time of each way counts. Ways:
 "GB/s" are those of the fewest bytes that both passes can do with: 8 times the map, 11 with an addition.
 """
 
-import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import conclude
+from benchmarks.harness import conclude, parser_of_parts
 from benchmarks.norm.fuse import FusedBatchNorm2d
 from benchmarks.norm.split import Tile
 from benchmarks.norm.sums import gradient_sums, is_written, moments
@@ -134,11 +132,7 @@ def main() -> None:
     """Runs the command line."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="file that receives the result")
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each (20)")
+    parser = parser_of_parts(__doc__, rounds=20)
     parser.add_argument(
         "--images", type=int, default=256 if gpu else 8,
         help="of the largest map; of smaller ones more, as many bytes",

@@ -52,6 +52,16 @@ def parser(about: str | None, *, repeats: int = 5) -> argparse.ArgumentParser:
     return made
 
 
+def parser_of_parts(about: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """A command line with the options of benchmarks that take turns in one process."""
+    made = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", type=Path, help="file that receives the result")
+    made.add_argument("--rounds", type=int, default=rounds, help=f"turns of each ({rounds})")
+    return made
+
+
 def add_data(made: argparse.ArgumentParser) -> None:
     """The option for photographs, with a default that is always there."""
     given = os.environ.get("FASTSIMSIAM_TEST_DATA")

@@ -6,15 +6,13 @@ The 3x3 convolutions of ResNet-18's last stages, 64 images, forward and backward
 one process; the best time of each counts. It shows where fastsimsiam/small_maps.py draws its line.
 """
 
-import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.harness import conclude
+from benchmarks.harness import conclude, parser_of_parts
 from fastsimsiam.small_maps import SmallMapConv2d
 
 # Channels and side of the map, which ResNet-18 has at 32, 64, 96 and 128 pixels.
@@ -66,11 +64,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="file that receives the result")
-    parser.add_argument("--rounds", type=int, default=20, help="turns of each (20)")
+    parser = parser_of_parts(__doc__, rounds=20)
     args = parser.parse_args()
     shapes = [
         {"channels": channels, "side": side, "dtype": str(dtype).removeprefix("torch.")}

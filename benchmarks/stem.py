@@ -10,16 +10,14 @@ best time of each way counts, compiled on a GPU. Ways, all with the same result 
                   channels, filled up to 16
 """
 
-import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import conclude
+from benchmarks.harness import conclude, parser_of_parts
 from fastsimsiam.doctor.trial import wait_for
 
 _SHAPES = (64, 224)
@@ -120,11 +118,7 @@ def main() -> None:
     """Runs the command line."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="file that receives the result")
-    parser.add_argument("--rounds", type=int, default=30, help="turns of each (30)")
+    parser = parser_of_parts(__doc__, rounds=30)
     parser.add_argument("--images", type=int, default=256 if gpu else 32, help="in a batch")
     args = parser.parse_args()
     shapes = [

@@ -164,21 +164,24 @@ class Step:
         return loss.detach().clone()  # a recorded graph writes into the same memory in its next run
 
     def gradient_norms(self, views: tuple[Tensor, ...]) -> dict[str, float]:
-        """Of each parameter's gradient; without an update.
+        """Of each parameter's gradient, with 1 for the weights of all BatchNorm2d layers; no update.
 
-        From here on residual branches begin with a BatchNorm of weight 1: behind one of 0, as the
-        recipe has it, nothing in them has a gradient.
+        Nothing in a residual branch has a gradient behind a weight of 0, which the recipe begins with.
         """
-        for layer in self.method.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                nn.init.ones_(layer.weight)
-        self._loss(views).backward()  # type: ignore[no-untyped-call]
+        weights = [m.weight for m in self.method.modules() if isinstance(m, nn.BatchNorm2d)]
+        fresh = [weight.detach().clone() for weight in weights]
+        for weight in weights:
+            nn.init.ones_(weight)
+        self._loss(views).backward()
         norms = {
             name: parameter.grad.norm().item()
             for name, parameter in self.method.named_parameters()
             if parameter.grad is not None
         }
         self.method.zero_grad()
+        with torch.no_grad():
+            for weight, value in zip(weights, fresh, strict=True):
+                weight.copy_(value)
         return norms
 
     def seconds_of_parts(self, views: tuple[Tensor, ...]) -> dict[str, float]:

@@ -46,7 +46,7 @@ def commit() -> str | None:
 
 
 def cpu_name() -> str:
-    """The processor as it calls itself, with family and model: that of a cloud has a short name."""
+    """The processor as it calls itself, with family and model: clouds cut its name short."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -18,7 +18,7 @@ from fastsimsiam.doctor.examine import examine, in_words
 from fastsimsiam.doctor.made_up import made_up_photographs, repeated
 from fastsimsiam.doctor.verdict import Figures, advice, forecast, holds_back, parts_allow
 from fastsimsiam.errors import UserError
-from fastsimsiam.machine import describe
+from fastsimsiam.machine import cpu_name, describe
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.trainer import Trainer
@@ -254,3 +254,20 @@ def test_broken_images_are_for_the_loader_to_say(class_folders: Path, tmp_path: 
         examine(short_run(data), minutes=0.02)
     report = examine(short_run(data, on_bad_image="skip"), minutes=0.02)
     assert report.figures.decode > 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("model\t\t: 2\nmodel name\t: AMD EPYC\ncpu family\t: 26\n\nmodel\t\t: 3\n",
+         "AMD EPYC, cpu family 26, model 2"),
+        ("model name\t: Some: CPU\n", "Some: CPU"),
+        ("CPU part\t: 0xd40\n", "by platform"),
+    ],
+)  # fmt: skip
+def test_processors_of_two_generations_have_two_names(
+    lines: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda _: lines)
+    monkeypatch.setattr("platform.processor", lambda: "by platform")
+    assert cpu_name() == name

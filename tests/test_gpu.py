@@ -170,7 +170,7 @@ def test_fused_norms_have_the_gradients_of_float32(opaque: bool) -> None:
         output.float().square().mean().backward()
         return {name: p.grad.clone() for name, p in network.named_parameters()}
 
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact = gradients(network, torch.float32)
     usual = gradients(network, torch.bfloat16)
     fused = torch.compile(fuse_norms(network, opaque=opaque), fullgraph=True, dynamic=False)

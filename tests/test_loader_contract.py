@@ -418,6 +418,29 @@ def test_beside_a_cpu_that_trains_files_alone_are_read_ahead(
         assert third <= (asked if prefetch is None else made)
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="cannot ask for reading ahead here")
+def test_reading_ahead_ends_when_its_batch_is_due(
+    class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With files that take long to open, the one thread is not kept from making the batch."""
+    storage = open_split(class_folders, "train")
+    plan = train_plan(storage)
+    asked: list[int] = []
+
+    def slow(_: ClassFolder, index: int) -> None:
+        asked.append(index)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(ClassFolder, "will_need", slow)
+    with closing(folder_module.folder_loader(storage, device=CPU, workers=1)) as loader:
+        batches = loader.iterate(plan)
+        next(batches)
+        settled(lambda: bool(asked))
+        second = next(batches)
+        of_second = [index for index in asked if index in second.index.tolist()]
+        assert 0 < len(of_second) < plan.batch_size / 2
+
+
 def settled(done: Callable[[], bool]) -> None:
     """Waits until it is so, but not for ever."""
     end = time.monotonic() + 10

@@ -78,3 +78,15 @@ def test_the_table_has_rates_and_shares() -> None:
         "variants": variants,
     }  # fmt: skip
     assert "| eager | 3,000.0 | 21 |" in table(result)
+
+
+def test_every_layer_has_a_gradient_to_compare_and_the_weights_stay(config: Config) -> None:
+    step = Step(config, replace(VARIANTS["eager"], dtype=torch.float32), CPU)
+    before = {name: value.clone() for name, value in step.method.named_parameters()}
+    assert any(not value.any() for value in before.values())  # the recipe's residual branches
+    norms = step.gradient_norms(step.views(config, 0))
+    assert norms.keys() == before.keys()
+    assert min(norms.values()) > 0
+    for name, value in step.method.named_parameters():
+        assert torch.equal(value, before[name])
+        assert value.grad is None

@@ -95,7 +95,7 @@ def per_channel(values: Tensor) -> Tensor:
 
 
 def normalised(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """X * scale + shift, float32."""
+    """(N, C, H, W) times scale (C,) plus shift (C,), float32."""
     return x.float() * per_channel(scale) + per_channel(shift)
 
 
