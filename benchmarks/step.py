@@ -45,9 +45,9 @@ from benchmarks.harness import conclude, machine, parser, run_all, summary, word
 from benchmarks.roofline import FUSIONS, PARTS, step_cost
 from benchmarks.step_variants import VARIANTS, Step
 from fastsimsiam import recipes
-from fastsimsiam.build import build_method
 from fastsimsiam.config import Config
 from fastsimsiam.doctor.trial import wait_for
+from fastsimsiam.methods.registry import build_method
 
 _WARM_UP = 3
 _SAME_LOSS = 0.02

@@ -14,11 +14,11 @@ from benchmarks.norm.fuse import fuse_norms
 from benchmarks.roofline import PARTS
 from benchmarks.stem import use_stem
 from fastsimsiam.backbones import feature_extractor
-from fastsimsiam.build import build_method
 from fastsimsiam.config import Config
 from fastsimsiam.doctor.trial import wait_for
 from fastsimsiam.freed_memory import keep_freed_memory
 from fastsimsiam.methods.base import Method
+from fastsimsiam.methods.registry import build_method
 from fastsimsiam.optim import ScheduledSGD
 from fastsimsiam.small_maps import use_products
 

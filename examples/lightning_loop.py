@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import fastsimsiam
-from fastsimsiam.build import build_method
 from fastsimsiam.config import Config, DeviceName
+from fastsimsiam.methods.registry import build_method
 
 
 class SimSiamModule(lightning.LightningModule):

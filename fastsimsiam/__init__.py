@@ -13,6 +13,8 @@ Everything that the command line does is a function here; what an argument means
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastsimsiam.version import __version__
+
 if TYPE_CHECKING:
     from fastsimsiam.api import Loader, load_backbone, recipe
     from fastsimsiam.embedding import embed
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
     from fastsimsiam.pretraining import pretrain
     from fastsimsiam.score import knn
 
-__version__ = "0.1.0"
 __all__ = [
-    "Loader", "embed", "export", "inspect", "knn", "linear", "load_backbone", "pretrain", "recipe",
+    "Loader", "__version__", "embed", "export", "inspect", "knn", "linear", "load_backbone", "pretrain",
+    "recipe",
 ]  # fmt: skip
 _WHERE = {
     "Loader": "api", "load_backbone": "api", "recipe": "api", "embed": "embedding",

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fastsimsiam import recipes
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.build import build_loader
-from fastsimsiam.choose import choose_device, choose_loader
+from fastsimsiam.choose import choose_device
 from fastsimsiam.config import Config, DeviceName, LoaderName, OnBadImage, ViewSpec
 from fastsimsiam.errors import UserError
 from fastsimsiam.frozen import Stem, load_frozen
+from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.storage.data_set import has_split, open_split
 
@@ -112,18 +112,15 @@ class Loader:
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         if batch_size < 1 or batch_size % world_size:
             raise UserError(f"batch_size is {batch_size}: give a multiple of {world_size}")
-        config = replace(
-            recipes.get("imagenet-100ep"), data=Path(data), loader=loader, device=device,
-            workers=workers,
-        )  # fmt: skip
+        data = Path(data)
         classes = None
-        if split != "train" and has_split(config.data, "train"):
-            classes = open_split(config.data, "train").classes  # labels mean the same in both
-        storage = open_split(config.data, split, classes=classes)
+        if split != "train" and has_split(data, "train"):
+            classes = open_split(data, "train").classes  # labels mean the same in both
+        storage = open_split(data, split, classes=classes)
         self.classes = list(storage.classes)
         self.epoch = 0
-        where, _ = choose_device(config, rank % max(1, torch.cuda.device_count()))
-        name, _ = choose_loader(config, storage, where, world_size)
+        where, _ = choose_device(device, rank % max(1, torch.cuda.device_count()))
+        name, _ = choose_loader(loader, storage, where, world_size)
         self._plan = TrainPlan(
             label=storage.label, sizes=storage.sizes, seed=seed, specs=tuple(views),
             image_size=image_size, batch_size=batch_size // world_size, rank=rank,

@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fastsimsiam import __version__
 from fastsimsiam.errors import UserError
+from fastsimsiam.version import __version__
 
 _COMMANDS = (
     "pretrain", "knn", "linear", "inspect", "embed", "export", "report", "views", "pack", "doctor",

@@ -18,6 +18,7 @@ CompileName = Literal["auto", "step", "colour", "off"]
 LoaderName = Literal["auto", "folder", "ffcv", "dali", "resident", "reference"]
 OnBadImage = Literal["error", "skip"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+PrecisionName = Literal["auto", "bf16", "fp32"]
 Switch = Annotated[
     bool,
     tyro.conf.FlagConversionOff,
@@ -239,7 +240,7 @@ class Config:
     """cifar: a ResNet begins with a 3x3 convolution of stride 1 and no max-pooling."""
     seed: int = 0
     """Seed of weights, order and views."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: PrecisionName = "auto"
     """bf16: autocast to bfloat16. auto: bf16 where the device computes in it."""
     loader: LoaderName = _neutral("auto")
     """folder: decode as you go. ffcv: packed files. dali: NVIDIA DALI, on the GPU if there is one.

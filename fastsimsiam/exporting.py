@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-import fastsimsiam
 from fastsimsiam.atomic import written_whole
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD
 from fastsimsiam.backbones import classifier_name
@@ -16,6 +15,7 @@ from fastsimsiam.config_io import to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.frozen import Frozen, Stem, load_frozen
 from fastsimsiam.optional import require
+from fastsimsiam.version import __version__
 
 Format = Literal["torchvision", "timm", "onnx"]
 _SUFFIX: Mapping[Format, str] = {
@@ -73,7 +73,7 @@ def export(
             state["fc.bias"] = torch.zeros(_TIMM_CLASSES)
         about = {
             "format": "pt", "arch": frozen.arch, "stem": frozen.stem,
-            "fastsimsiam": fastsimsiam.__version__,
+            "fastsimsiam": __version__,
         }  # fmt: skip
         # Not by its `save_file`, whose files nobody else may read.
         with written_whole(out, "DST") as file:

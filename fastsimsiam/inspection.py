@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.build import build_method
 from fastsimsiam.checkpoint import load
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.collapse import alignment, collapse_figures
+from fastsimsiam.methods.registry import build_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.progress import ImageProgress
 from fastsimsiam.session import EvalOptions, Session, evaluating

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-import fastsimsiam
 from fastsimsiam.cores import host_memory, num_cores
 from fastsimsiam.optional import has_dali
+from fastsimsiam.version import __version__
 
 _PACKAGES = (
     "torch", "torchvision", "numpy", "numba", "pillow", "simplejpeg", "ffcv",
@@ -111,7 +111,7 @@ def mend_for_compiling(device_type: str) -> str | None:
 def describe() -> dict[str, Any]:
     """All of it, for a report."""
     return {
-        "fastsimsiam": fastsimsiam.__version__,
+        "fastsimsiam": __version__,
         "commit": commit(),
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -21,7 +21,6 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-import fastsimsiam
 from fastsimsiam.cores import num_workers
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.decode import Pixels, decode_jpeg, read_rgb
@@ -29,6 +28,7 @@ from fastsimsiam.loaders.replacement import MEND
 from fastsimsiam.optional import require_ffcv
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.beton import SUFFIX, Beton, manifest_path, open_beton, read_manifest
+from fastsimsiam.version import __version__
 
 _FORMAT = 1
 _SMALLEST_PAGE = 1 << 23
@@ -206,7 +206,7 @@ def _manifest(
             "short_side": options.short_side,
             "quality": options.quality,
         },
-        "versions": {"fastsimsiam": fastsimsiam.__version__, "ffcv": version("ffcv")},
+        "versions": {"fastsimsiam": __version__, "ffcv": version("ffcv")},
         "left_out": broken,
         "classes": list(storage.classes),
         "images_of_class": [count[i] for i in range(len(storage.classes))],

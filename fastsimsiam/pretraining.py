@@ -10,23 +10,24 @@ from typing import Any
 
 import torch
 
-import fastsimsiam
 from fastsimsiam.atomic import written_whole
-from fastsimsiam.build import build_knn, build_loader, build_trainer, fingerprint
+from fastsimsiam.build import build_trainer
 from fastsimsiam.checkpoint import Checkpoint, CheckpointStore, require_same_run
 from fastsimsiam.choose import choose_all, choose_device
 from fastsimsiam.config import Config
 from fastsimsiam.config_io import to_dict
 from fastsimsiam.distributed import World, join
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.evaluators import KnnEvaluator
+from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
 from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.machine import commit, versions
 from fastsimsiam.pictures import draw_curves
 from fastsimsiam.profiler import profiled
 from fastsimsiam.recorder import Recorder, clock
-from fastsimsiam.storage.base import Report, Storage
+from fastsimsiam.storage.base import Report, Storage, fingerprint
 from fastsimsiam.storage.data_set import has_split, open_split
+from fastsimsiam.version import __version__
 
 _REPORT_SECONDS = 5.0
 
@@ -62,7 +63,7 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
     Raises:
         UserError: something in the config, the data or the checkpoint has to be mended.
     """
-    device_type = choose_device(config)[0].type
+    device_type = choose_device(config.device)[0].type
     with join(device_type) as world:
         if config.batch_size % (world.size * config.accumulate):
             raise UserError(
@@ -230,7 +231,7 @@ def _conclude(
         "bad_images": dict(summary.bad_images),
         "data": data,
         "commit": commit(),
-        "versions": {"fastsimsiam": fastsimsiam.__version__, **versions()},
+        "versions": {"fastsimsiam": __version__, **versions()},
     }
     with written_whole(config.out / "summary.json", "the summary") as file:
         file.write_text(json.dumps(stored, indent=2) + "\n")

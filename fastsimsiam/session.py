@@ -11,13 +11,14 @@ from torch import nn
 
 from fastsimsiam import recipes
 from fastsimsiam.backbones import feature_extractor
-from fastsimsiam.build import build_loader, center_plan
-from fastsimsiam.choose import choose_device, choose_dtype, choose_loader
-from fastsimsiam.config import Config, DeviceName, LoaderName, OnBadImage
+from fastsimsiam.choose import choose_device, choose_dtype
+from fastsimsiam.config import Config, DeviceName, LoaderName, OnBadImage, PrecisionName
 from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.freed_memory import keep_freed_memory
 from fastsimsiam.frozen import Frozen, Stem, load_frozen
 from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.progress import ImageProgress
 from fastsimsiam.storage.base import Storage
@@ -42,7 +43,7 @@ class EvalOptions:
     """error: a broken image stops the command. skip: another image stands in."""
     device: DeviceName = "auto"
     """auto: cuda where there is one."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: PrecisionName = "auto"
     """Of the backbone's arithmetic, see pretrain --help."""
     workers: int | None = None
     """Loader threads; None: one per CPU core of this process."""
@@ -131,16 +132,16 @@ def evaluating(
         on_bad_image=options.on_bad_image, device=options.device, precision=options.precision,
         workers=options.workers,
     )  # fmt: skip
-    device, _ = choose_device(config)
+    device, _ = choose_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
-    dtype, _ = choose_dtype(config, device)
+    dtype, _ = choose_dtype(options.precision, device)
     splits: dict[Split, Storage] = {}
     with ImageProgress("reading headers") as progress:
         splits["train"] = train = open_split(data, "train", report=progress)
         if need_val or has_split(data, "val"):
             splits["val"] = open_split(data, "val", classes=train.classes, report=progress)
-    name, _ = choose_loader(config, train, device)
+    name, _ = choose_loader(options.loader, train, device)
     frozen.backbone.to(device).to(memory_format=torch.channels_last)
     session = Session(
         frozen=frozen, config=config, splits=splits, device=device, dtype=dtype,

@@ -42,7 +42,7 @@ def test_pretrain_score_and_use(tiny_config: Config) -> None:
 
 def test_a_loop_of_ones_own(class_folders: Path) -> None:
     """A plain PyTorch loop on the fast loader: SimSiam's loss falls."""
-    from fastsimsiam.build import build_method
+    from fastsimsiam.methods.registry import build_method
 
     config = fastsimsiam.recipe("imagenette", arch="tiny_resnet", image_size=32)
     method = build_method(replace(config, method=replace(config.method, projector_layers=2)))

@@ -12,12 +12,12 @@ from conftest import CPU
 from pyarrow import parquet
 
 from fastsimsiam import embed, session
-from fastsimsiam.build import build_loader, center_plan
 from fastsimsiam.cli import main
 from fastsimsiam.config import Config
-from fastsimsiam.evaluate.features import extract
+from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.frozen import load_frozen
 from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.pretraining import pretrain
 from fastsimsiam.session import EvalOptions
 from fastsimsiam.storage.base import Storage

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fastsimsiam.loaders.ffcv_loader import balanced
+from fastsimsiam.loaders.ffcv_epoch import balanced
 
 
 def spread(cost: npt.NDArray[np.int64], order: npt.NDArray[np.int64], workers: int) -> float:

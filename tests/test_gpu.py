@@ -12,10 +12,11 @@ from conftest import CPU, require
 
 from benchmarks.norm import sums
 from benchmarks.norm.fuse import fuse_norms
-from fastsimsiam.build import build_loader, build_trainer
+from fastsimsiam.build import build_trainer
 from fastsimsiam.checkpoint import CheckpointStore, load
 from fastsimsiam.config import CompileName, Config, FolderConfig
 from fastsimsiam.distributed import World
+from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.pretraining import pretrain
 from fastsimsiam.recorder import Recorder

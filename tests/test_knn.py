@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from conftest import CPU
 from torch import nn
 
-from fastsimsiam.build import build_loader, center_plan, usable_k
 from fastsimsiam.evaluate import knn
-from fastsimsiam.evaluate.features import extract
+from fastsimsiam.evaluate.features import center_plan, extract
+from fastsimsiam.evaluate.knn import usable_k
+from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.storage.class_folder import open_split
 
 

@@ -16,9 +16,9 @@ import torch
 from conftest import CPU, open_with_pil, require
 from PIL import Image
 
-from fastsimsiam.build import build_loader, center_plan
 from fastsimsiam.config import FolderConfig, ViewSpec
 from fastsimsiam.errors import BadImageError
+from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.loaders import folder_loader as folder_module
 from fastsimsiam.loaders.batch import Batch, Loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
@@ -26,6 +26,7 @@ from fastsimsiam.loaders.decode import read_rgb, upright
 from fastsimsiam.loaders.frame_loader import FrameLoader
 from fastsimsiam.loaders.host_loader import HostLoader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader, crop_with_pil
+from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.loaders.resident_loader import DeviceLoader, decode_all
 from fastsimsiam.pack import PackOptions, pack

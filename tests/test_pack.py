@@ -14,11 +14,12 @@ import pytest
 from conftest import CPU, open_with_pil, require, textured_image
 from PIL import Image
 
-from fastsimsiam.build import build_loader, center_plan
 from fastsimsiam.cli import main
 from fastsimsiam.config import ViewSpec
 from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.pack import PackOptions, pack, verify
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.storage.beton import Beton, manifest_path, open_beton

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from benchmarks.roofline import FUSIONS, step_cost
 from fastsimsiam import recipes
-from fastsimsiam.build import build_method
+from fastsimsiam.methods.registry import build_method
 
 SIDE, WIDTH = 8, 4
 

@@ -11,18 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fastsimsiam.build
 import fastsimsiam.loaders.folder_loader
+import fastsimsiam.build
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.build import build_loader, build_method, build_trainer
+from fastsimsiam.build import build_trainer
 from fastsimsiam.checkpoint import CheckpointStore, load
 from fastsimsiam.config import CheckpointConfig, Config, KnnConfig, OptimizerConfig, SimSiamConfig
 from fastsimsiam.distributed import World
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.decode import Pixels, read_rgb
+from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.losses import negative_cosine_similarity
 from fastsimsiam.machine import mend_for_compiling
 from fastsimsiam.methods.base import Method, ParameterGroup
+from fastsimsiam.methods.registry import build_method
 from fastsimsiam.pretraining import pretrain
 from fastsimsiam.recorder import Recorder
 from fastsimsiam.small_maps import SmallMapConv2d

@@ -15,16 +15,17 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from fastsimsiam.build import build_loader, build_trainer, center_plan
+from fastsimsiam.build import build_trainer
 from fastsimsiam.checkpoint import CheckpointStore
 from fastsimsiam.choose import choose_all, choose_dtype
 from fastsimsiam.config import Config
 from fastsimsiam.cores import num_workers
 from fastsimsiam.distributed import World
 from fastsimsiam.errors import BadImageError
-from fastsimsiam.evaluate.features import extract
+from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.loaders.batch import Batch
 from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.recorder import Recorder
 from fastsimsiam.storage.base import Report, Storage
@@ -284,7 +285,7 @@ def measure_features(trainer: Trainer, storage: Storage, seconds: float) -> Rate
         started = time.perf_counter()
         extract(
             trainer.method.backbone, trainer.loader, plan, device=trainer.device,
-            dtype=choose_dtype(config, trainer.device)[0],
+            dtype=choose_dtype(config.precision, trainer.device)[0],
         )  # fmt: skip
         wait_for(trainer.device)
         rates.append(images / (time.perf_counter() - started))

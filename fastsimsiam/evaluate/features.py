@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from fastsimsiam.augment.photometric import normalise
 from fastsimsiam.loaders.batch import Batch, Loader
 from fastsimsiam.plan.batches import CenterPlan
+from fastsimsiam.storage.base import Storage
+
+_EVALUATION_BATCH = 256
 
 
 def extract(
@@ -75,3 +78,14 @@ def features_of(
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         h: Tensor = backbone(images).flatten(1).float()
     return h
+
+
+def center_plan(storage: Storage, image_size: int, fraction: float) -> CenterPlan:
+    """Every image of a split, centred, for evaluation."""
+    return CenterPlan(
+        label=storage.label,
+        sizes=storage.sizes,
+        image_size=image_size,
+        batch_size=_EVALUATION_BATCH,
+        fraction=fraction,
+    )

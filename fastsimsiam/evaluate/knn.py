@@ -5,10 +5,17 @@ Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimina
 Shapes: N bank, Q queries, D features, K neighbours, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from fastsimsiam.config import KnnConfig
+from fastsimsiam.evaluate.features import center_plan, extract
+from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.methods.base import Method
+from fastsimsiam.plan.batches import CenterPlan
+from fastsimsiam.storage.base import Report, Storage
 
 _QUERY_CHUNK = 1024
 _BANK_CHUNK = 131_072
@@ -97,3 +104,75 @@ def vote(similarity: Tensor, label: Tensor, *, temperature: float, num_classes: 
     weight = ((similarity - similarity[:, :1]) / temperature).exp()
     votes = torch.zeros(len(label), num_classes, device=label.device)
     return votes.scatter_add_(1, label, weight).argmax(dim=1)
+
+
+class KnnEvaluator:
+    """kNN top-1 of the backbone's features, training split as the bank."""
+
+    def __init__(
+        self,
+        *,
+        bank: tuple[Loader, CenterPlan],
+        queries: tuple[Loader, CenterPlan],
+        k: Sequence[int],
+        temperature: float,
+        num_classes: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        report: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Takes loaders and plans of both splits; the rest as in `knn_accuracy` and `extract`."""
+        self._bank = bank
+        self._queries = queries
+        self._k = k
+        self._temperature = temperature
+        self._num_classes = num_classes
+        self._device = device
+        self._dtype = dtype
+        self._report = report
+
+    def __call__(self, method: Method) -> Iterator[tuple[str, float]]:
+        """Yields `knn_top1_k<k>` in percent."""
+        sides = []
+        for loader, plan in (self._bank, self._queries):
+            sides.append(
+                extract(
+                    method.backbone, loader, plan,
+                    device=self._device, dtype=self._dtype, report=self._report,
+                )
+            )  # fmt: skip
+        (bank, bank_label), (queries, query_label) = sides
+        scores = knn_accuracy(
+            bank, bank_label, queries, query_label,
+            k=self._k, temperature=self._temperature, num_classes=self._num_classes,
+        )  # fmt: skip
+        for k, score in scores.items():
+            yield f"knn_top1_k{k}", 100.0 * score
+
+
+def usable_k(k: Sequence[int], bank_size: int) -> list[int]:
+    """The numbers of neighbours that a bank has; all of it where none fits."""
+    return [count for count in k if count <= bank_size] or [bank_size]
+
+
+def build_knn(
+    train: tuple[Loader, Storage],
+    val: tuple[Loader, Storage],
+    *,
+    knn: KnnConfig,
+    image_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report | None = None,
+) -> KnnEvaluator:
+    """KNN of a validation split against a training split, each given as its loader and storage."""
+    return KnnEvaluator(
+        bank=(train[0], center_plan(train[1], image_size, knn.crop_fraction)),
+        queries=(val[0], center_plan(val[1], image_size, knn.crop_fraction)),
+        k=usable_k(knn.k, len(train[1])),
+        temperature=knn.temperature,
+        num_classes=len(train[1].classes),
+        device=device,
+        dtype=dtype,
+        report=report,
+    )

@@ -11,10 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastsimsiam.build import usable_k
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import extract
-from fastsimsiam.evaluate.knn import nearest, vote
+from fastsimsiam.evaluate.knn import nearest, usable_k, vote
 from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.progress import ImageProgress
 from fastsimsiam.session import Session, Split

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import fastsimsiam
 from fastsimsiam.atomic import written_whole
-from fastsimsiam.build import fingerprint
 from fastsimsiam.config import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.optional import require
@@ -26,8 +24,9 @@ from fastsimsiam.report.page import MapImages, assemble
 from fastsimsiam.report.runs import Run, read_runs
 from fastsimsiam.report.thumbnails import centre, jpeg, thumbnails
 from fastsimsiam.session import EvalOptions, Session, evaluating
-from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.base import Storage, fingerprint
 from fastsimsiam.storage.data_set import open_split
+from fastsimsiam.version import __version__
 
 _VIEWS_ROWS = 4
 _GALLERY = 12
@@ -92,7 +91,7 @@ def report(
         sections.section("repeat", "Repeat the run", sections.repeat(run)),
         sections.section("config", "Configuration", sections.configs(read)),
         sections.section("environment", "Environment", sections.environment(run)),
-        sections.footer(fastsimsiam.__version__),
+        sections.footer(__version__),
     ]
     title = f"{run.config.recipe}: {', '.join(one.name for one in read)}"
     with written_whole(target, "--out") as file:

@@ -1,5 +1,6 @@
 """What every storage of one split offers: counts, labels, sizes and file bytes, but no pixels."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -59,3 +60,10 @@ class Storage(Protocol):
         Raises:
             UserError: names the first such file and how many there are.
         """
+
+
+def fingerprint(storage: Storage) -> str:
+    """A short text that changes when the images of a data set change (by path or size)."""
+    digest = hashlib.sha256("\n".join(storage.paths).encode())
+    digest.update(np.ascontiguousarray(storage.sizes).tobytes())
+    return f"{len(storage)} images, {digest.hexdigest()[:12]}"

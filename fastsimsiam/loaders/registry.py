@@ -1,0 +1,106 @@
+"""The loaders by name: which one `auto` means, and how each is built."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from fastsimsiam.config import DaliConfig, FolderConfig, LoaderName
+from fastsimsiam.cores import host_memory, num_cores
+from fastsimsiam.errors import UserError
+from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.dali_loader import DaliLoader
+from fastsimsiam.loaders.ffcv_loader import FfcvLoader
+from fastsimsiam.loaders.folder_loader import folder_loader
+from fastsimsiam.loaders.frame_loader import FrameLoader
+from fastsimsiam.loaders.reference_loader import ReferenceLoader
+from fastsimsiam.loaders.resident_loader import decoded_bytes, resident_loader
+from fastsimsiam.optional import has_dali
+from fastsimsiam.storage.base import Report, Storage
+from fastsimsiam.storage.beton import Beton
+
+# Shares of the memory that a decoded data set may take: the rest is for training and the system.
+_DEVICE_SHARE = 0.25
+_HOST_SHARE = 0.10
+# A core decodes and crops about 500 photographs a second, and a fast GPU trains on 4,000.
+_CORES_PER_GPU = 8
+
+
+def choose_loader(
+    asked: LoaderName, storage: Storage, device: torch.device, num_processes: int = 1
+) -> tuple[str, str]:
+    """The loader's name and why.
+
+    Args:
+        asked: `auto`, or what the user wants.
+        storage: the training split.
+        device: of the training.
+        num_processes: that train together on this machine.
+    """
+    if asked != "auto":
+        return asked, "asked for"
+    share = _DEVICE_SHARE if device.type == "cuda" else _HOST_SHARE
+    if device.type == "cuda":
+        room = torch.cuda.mem_get_info(device)[0] * share
+        where = "free GPU memory"
+    else:
+        room = host_memory() * share
+        where = "memory"
+    need = decoded_bytes(storage)
+    size = f"{need / 1e9:.2f} GB decoded"
+    # On its way to a GPU everything passes through memory, once for each process.
+    if device.type == "cuda" and need * num_processes > host_memory() / 2:
+        why = f"{size} for {num_processes} processes is more than half of the memory"
+    elif need <= room:
+        return "resident", f"{size} is within {share:.0%} of the {where}"
+    else:
+        why = f"{size} is more than {share:.0%} of the {where}"
+    if isinstance(storage, Beton):
+        packed = int(storage.length.sum())
+        if packed > host_memory() / 2:
+            return (
+                "ffcv",
+                f"{why}; a packed file, larger than half of the memory: read ahead of use",
+            )
+        return "ffcv", f"{why}; a packed file, which stays in the page cache"
+    cores = num_cores() / num_processes
+    if device.type == "cuda" and cores < _CORES_PER_GPU and has_dali():
+        return "dali", f"{why}; {cores:.0f} CPU cores per GPU are few, so the GPU decodes"
+    return "folder", why
+
+
+def build_loader(
+    name: str,
+    storage: Storage,
+    *,
+    device: torch.device,
+    workers: int | None,
+    on_bad_image: str,
+    folder: FolderConfig | None = None,
+    dali: DaliConfig | None = None,
+    report: Report | None = None,
+) -> Loader:
+    """The loader of a name, see the modules in loaders/."""
+    options: dict[str, Any] = {
+        "device": device, "workers": workers, "on_bad_image": on_bad_image,
+    }  # fmt: skip
+    if name == "folder":
+        folder = folder or FolderConfig()
+        for key, value, default in (
+            ("decoder", folder.decoder, "cpu"), ("crops", folder.crops, "host"),
+        ):  # fmt: skip
+            if value != default and device.type != "cuda":
+                raise UserError(
+                    f"--folder.{key} {value} needs a GPU: pass --folder.{key} {default}"
+                )
+        if folder != FolderConfig():
+            return FrameLoader(storage, **options, decode_on_device=folder.decoder == "nvjpeg")
+        return folder_loader(storage, **options)
+    if name == "ffcv":
+        return FfcvLoader(storage, **options)
+    if name == "dali":
+        return DaliLoader(storage, **options, **asdict(dali or DaliConfig()))
+    if name == "resident":
+        return resident_loader(storage, **options, report=report)
+    assert name == "reference"
+    return ReferenceLoader(storage, **options)
