@@ -25,13 +25,13 @@ from torch import Tensor
 
 from benchmarks.harness import conclude, parser, run_all, summary, words_of
 from benchmarks.peers.official import colour
-from fastsimsiam import recipes
 from fastsimsiam.augment import blur
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
-from fastsimsiam.doctor.made_up import photograph
-from fastsimsiam.doctor.trial import wait_for
-from fastsimsiam.loaders.batch import Batch, assemble
+from fastsimsiam.doctor.measure import wait_for
+from fastsimsiam.doctor.synthetic import photograph
+from fastsimsiam.loaders.base import Batch, assemble
 from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.recipes import catalogue
 
 Work = Callable[[Batch], object]
 _SECONDS = 5.0
@@ -41,7 +41,7 @@ _PICTURES = 8
 
 def batch_of(images: int, image_size: int, device: torch.device) -> Batch:
     """Crops and parameters of a batch; the crops are a few made-up photographs again and again."""
-    specs = recipes.get("imagenet-100ep").views
+    specs = catalogue.get("imagenet-100ep").views
     sizes = np.full((images, 2), 500, np.int32)
     plan = TrainPlan(
         label=np.zeros(images, np.int64), sizes=sizes, seed=0, specs=specs, image_size=image_size,
@@ -58,7 +58,7 @@ def batch_of(images: int, image_size: int, device: torch.device) -> Batch:
 
 def ours(device: torch.device, image_size: int, *, compiled: bool) -> Work:
     """Our photometric part, into the dtype that the device's network takes."""
-    specs = recipes.get("imagenet-100ep").views
+    specs = catalogue.get("imagenet-100ep").views
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     photometric = Photometric(specs, (image_size, image_size), dtype)
     if compiled:

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import conclude, parser_of_parts
-from benchmarks.norm.fuse import FusedBatchNorm2d
-from benchmarks.norm.split import Tile
-from benchmarks.norm.sums import gradient_sums, is_written, moments
-from fastsimsiam.doctor.trial import wait_for
+from fastsimsiam.doctor.measure import wait_for
+from fastsimsiam.models.fused_batch_norm.fuse import FusedBatchNorm2d
+from fastsimsiam.models.fused_batch_norm.split import Tile
+from fastsimsiam.models.fused_batch_norm.sums import gradient_sums, is_written, moments
 
 # Channels, side of the map, and whether a residual branch is added.
 _SHAPES = ((64, 112, False), (64, 56, False), (256, 56, True), (512, 28, True), (2048, 7, True))
@@ -78,7 +78,7 @@ def ways(x: Tensor, residual: Tensor | None, gradient: Tensor) -> dict[str, _Wor
     operands = gradient, None, x.detach(), vector, vector, vector, output, True
     if device.type != "cuda":
         return found | {_SUMS: lambda: (moments(x.detach()), gradient_sums(*operands))}
-    from benchmarks.norm import kernels  # Triton comes with torch for CUDA alone
+    from fastsimsiam.models.fused_batch_norm import kernels
 
     def sums_alone(tile: Tile) -> _Work:
         keep = is_written(None, output)

@@ -28,8 +28,8 @@ from PIL import Image
 
 from benchmarks.harness import add_data, conclude, parser, photographs, run_all, summary, words_of
 from fastsimsiam.loaders.decode import read_rgb
-from fastsimsiam.optional import has_dali
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.system.optional import has_dali
 
 _DALI_BATCH = 32
 _NVJPEG_BATCH = 64

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from fastsimsiam.cores import num_cores
-from fastsimsiam.doctor.made_up import made_up_photographs
-from fastsimsiam.machine import commit, cpu_name, versions
+from fastsimsiam.doctor.synthetic import made_up_photographs
+from fastsimsiam.system.hardware import commit, cpu_name, versions
+from fastsimsiam.system.resources import num_cores
 
 LEFT_OUT = 3
 """Exit code of a benchmark that has a result, but not of all that it was asked for."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.losses import collapse_std, negative_cosine_similarity
+from fastsimsiam.methods.losses import collapse_std, negative_cosine_similarity
 from fastsimsiam.methods.simsiam import SimSiam
 
 

@@ -36,21 +36,21 @@ import torch
 from benchmarks.harness import add_data, conclude, parser, photographs, run_all, summary, words_of
 from benchmarks.memory import PeakMemory
 from benchmarks.peers.official import official_loader
-from fastsimsiam import recipes
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.doctor.made_up import repeated
-from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.doctor.synthetic import repeated
+from fastsimsiam.loaders.base import Loader
+from fastsimsiam.loaders.cpu_loader import folder_loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.ffcv_loader import FfcvLoader
-from fastsimsiam.loaders.folder_loader import folder_loader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader
 from fastsimsiam.loaders.resident_loader import resident_loader
-from fastsimsiam.pack import PackOptions, pack
 from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import Beton, open_beton
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.tools.pack import PackOptions, pack
 
 CPU = torch.device("cpu")
 AHEAD = 2
@@ -67,7 +67,7 @@ Make = Callable[[ClassFolder, int], Epoch]
 
 def plan_of(storage: Storage, images: int) -> TrainPlan:
     """SimSiam's two views at 224 pixels, of the first `images`."""
-    recipe = recipes.get("imagenet-100ep")
+    recipe = catalogue.get("imagenet-100ep")
     return TrainPlan(
         label=storage.label[:images], sizes=storage.sizes[:images], seed=0, specs=recipe.views,
         image_size=224, batch_size=BATCH,
@@ -108,7 +108,7 @@ def ours(make: Callable[[ClassFolder, int], Loader]) -> Make:
 def folder_colour(storage: ClassFolder, workers: int) -> Epoch:
     """`folder`, and our colour, compiled as long runs have it."""
     loader = folder_loader(storage, device=CPU, workers=workers)
-    photometric = Photometric(recipes.get("imagenet-100ep").views, (224, 224))
+    photometric = Photometric(catalogue.get("imagenet-100ep").views, (224, 224))
     photometric.compile_alone()
 
     def epoch(number: int, images: int) -> Iterator[int]:

@@ -22,18 +22,11 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastsimsiam.models.fused_batch_norm.graph import node_kind
+
 Fusion = Literal["separate", "fused", "epilogue"]
 FUSIONS: tuple[Fusion, ...] = ("separate", "fused", "epilogue")
 _BATCH = 2
-_Types = tuple[type[nn.Module], ...]
-_MODULES: tuple[tuple[str, _Types], ...] = (
-    ("product", (nn.Conv2d, nn.Linear)),
-    ("norm", (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)),
-    ("relu", (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)),
-    ("pool", (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)),
-)
-
-
 PARTS = ("forward", "backward", "update")
 
 
@@ -217,17 +210,3 @@ def _prologue(node: fx.Node, traced: fx.GraphModule, fusion: Fusion, out: int) -
     """
     normed = any(node_kind(user, traced) == "norm" for user in node.users)
     return 3 * out if fusion == "epilogue" and normed else 0
-
-
-def node_kind(node: fx.Node, traced: fx.GraphModule) -> str | None:
-    """What a node of a traced network is: `product`, `norm`, `relu`, `pool`, `add`, or None."""
-    if node.op == "call_module":
-        module = traced.get_submodule(str(node.target))
-        for kind, types in _MODULES:
-            if isinstance(module, types):
-                return kind
-        return None
-    if node.op in ("call_function", "call_method"):
-        name = getattr(node.target, "__name__", str(node.target))
-        return {"add": "add", "iadd": "add", "relu": "relu", "relu_": "relu"}.get(name)
-    return None

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness import conclude, parser_of_parts
-from fastsimsiam.small_maps import SmallMapConv2d
+from fastsimsiam.models.small_convolutions import SmallMapConv2d
 
 # Channels and side of the map, which ResNet-18 has at 32, 64, 96 and 128 pixels.
 _SHAPES = ((512, 1), (512, 2), (512, 3), (256, 2), (256, 4), (512, 4))

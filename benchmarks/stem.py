@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import conclude, parser_of_parts
-from fastsimsiam.doctor.trial import wait_for
+from fastsimsiam.doctor.measure import wait_for
 
 _SHAPES = (64, 224)
 _MULTIPLE = 8

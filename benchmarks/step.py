@@ -44,10 +44,10 @@ import torch.nn.functional as F
 from benchmarks.harness import conclude, machine, parser, run_all, summary, words_of
 from benchmarks.roofline import FUSIONS, PARTS, step_cost
 from benchmarks.step_variants import VARIANTS, Step
-from fastsimsiam import recipes
-from fastsimsiam.config import Config
-from fastsimsiam.doctor.trial import wait_for
+from fastsimsiam.config.run import Config
+from fastsimsiam.doctor.measure import wait_for
 from fastsimsiam.methods.registry import build_method
+from fastsimsiam.recipes import catalogue
 
 _WARM_UP = 3
 _SAME_LOSS = 0.02
@@ -62,7 +62,7 @@ _SAME = ("arch", "image_size", "batch_size")
 
 def config_of(arch: str, image_size: int, batch_size: int) -> Config:
     """The ImageNet recipe, on this scale."""
-    recipe = recipes.get("imagenet-100ep")
+    recipe = catalogue.get("imagenet-100ep")
     return replace(recipe, arch=arch, image_size=image_size, batch_size=batch_size)
 
 

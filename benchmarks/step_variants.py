@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from benchmarks.aten_batch_norm import use_aten
 from benchmarks.joint_views import JointSimSiam, join_views
-from benchmarks.norm.fuse import fuse_norms
 from benchmarks.roofline import PARTS
 from benchmarks.stem import use_stem
-from fastsimsiam.backbones import feature_extractor
-from fastsimsiam.config import Config
-from fastsimsiam.doctor.trial import wait_for
-from fastsimsiam.freed_memory import keep_freed_memory
+from fastsimsiam.config.run import Config
+from fastsimsiam.doctor.measure import wait_for
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.registry import build_method
-from fastsimsiam.optim import ScheduledSGD
-from fastsimsiam.small_maps import use_products
+from fastsimsiam.models.backbones import feature_extractor
+from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
+from fastsimsiam.models.small_convolutions import use_products
+from fastsimsiam.optim.sgd import ScheduledSGD
+from fastsimsiam.system.malloc import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)

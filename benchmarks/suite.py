@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import LEFT_OUT, add_data, photographs
-from fastsimsiam.cores import num_cores
-from fastsimsiam.optional import has_dali
+from fastsimsiam.system.optional import has_dali
+from fastsimsiam.system.resources import num_cores
 
 
 @dataclass(frozen=True, kw_only=True)

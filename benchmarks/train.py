@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from benchmarks.harness import add_data, conclude, parser, photographs, run_all, summary, words_of
-from fastsimsiam import recipes
-from fastsimsiam.config import CheckpointConfig, Config, FolderConfig, KnnConfig
-from fastsimsiam.doctor.made_up import repeated
-from fastsimsiam.doctor.trial import batches_of, logged, one_step, ready, trainer_of, wait_for
-from fastsimsiam.doctor.verdict import parts_allow
+from fastsimsiam.config.run import CheckpointConfig, Config, FolderConfig, KnnConfig
+from fastsimsiam.doctor.diagnosis import parts_allow
+from fastsimsiam.doctor.measure import batches_of, logged, one_step, ready, trainer_of, wait_for
+from fastsimsiam.doctor.synthetic import repeated
+from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.class_folder import ClassFolder
-from fastsimsiam.storage.data_set import open_split
+from fastsimsiam.storage.open import open_split
 
 NAMES = ("loader", "step", "train")
 _WARM_UP = 4
@@ -38,7 +38,7 @@ _EPOCHS = 100
 def config_of(args: argparse.Namespace) -> Config:
     """The ImageNet recipe on the scale that was asked for, without evaluation and checkpoints."""
     return replace(
-        recipes.get("imagenet-100ep"),
+        catalogue.get("imagenet-100ep"),
         data=args.data,
         arch=args.arch,
         image_size=args.image_size,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import fastsimsiam
-from fastsimsiam.config import Config, DeviceName
+from fastsimsiam.config.run import Config, DeviceName
 from fastsimsiam.methods.registry import build_method
 
 

@@ -16,22 +16,23 @@ from typing import TYPE_CHECKING, Any
 from fastsimsiam.version import __version__
 
 if TYPE_CHECKING:
-    from fastsimsiam.api import Loader, load_backbone, recipe
-    from fastsimsiam.embedding import embed
-    from fastsimsiam.exporting import export
-    from fastsimsiam.inspection import inspect
-    from fastsimsiam.linear_probe import linear
-    from fastsimsiam.pretraining import pretrain
-    from fastsimsiam.score import knn
+    from fastsimsiam.evaluate.inspect import inspect
+    from fastsimsiam.evaluate.linear_probe import linear
+    from fastsimsiam.evaluate.knn_command import knn
+    from fastsimsiam.tools.embed import embed
+    from fastsimsiam.tools.export import export
+    from fastsimsiam.train.pretrain import pretrain
+    from fastsimsiam.view_loader import Loader, load_backbone, recipe
 
 __all__ = [
     "Loader", "__version__", "embed", "export", "inspect", "knn", "linear", "load_backbone", "pretrain",
     "recipe",
 ]  # fmt: skip
 _WHERE = {
-    "Loader": "api", "load_backbone": "api", "recipe": "api", "embed": "embedding",
-    "export": "exporting", "inspect": "inspection", "knn": "score", "linear": "linear_probe",
-    "pretrain": "pretraining",
+    "Loader": "view_loader", "load_backbone": "view_loader", "recipe": "view_loader",
+    "embed": "tools.embed",
+    "export": "tools.export", "inspect": "evaluate.inspect", "knn": "evaluate.knn_command",
+    "linear": "evaluate.linear_probe", "pretrain": "train.pretrain",
 }  # fmt: skip
 
 

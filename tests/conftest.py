@@ -12,15 +12,15 @@ import tiny_backbone  # noqa: F401
 import torch
 from PIL import Image, ImageOps
 
-from fastsimsiam import recipes
-from fastsimsiam.config import (
+from fastsimsiam.config.run import (
     CheckpointConfig,
     Config,
     KnnConfig,
     OptimizerConfig,
     SimSiamConfig,
 )
-from fastsimsiam.doctor.made_up import textured_image
+from fastsimsiam.doctor.synthetic import textured_image
+from fastsimsiam.recipes import catalogue
 
 CPU = torch.device("cpu")
 
@@ -80,7 +80,7 @@ def photos() -> Path:
 @pytest.fixture
 def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
     """A run of a few seconds on a CPU, in float32: 12 steps of 2 epochs."""
-    config = recipes.get("imagenette")
+    config = catalogue.get("imagenette")
     return replace(
         config,
         data=class_folders,

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastsimsiam import recipes
 from fastsimsiam.cli import main
-from fastsimsiam.config import Config
-from fastsimsiam.config_io import differing_keys, from_dict, to_dict
+from fastsimsiam.config.run import Config
+from fastsimsiam.config.stored import differing_keys, from_dict, to_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.pretraining import pretrain
-from fastsimsiam.score import knn
-from fastsimsiam.session import EvalOptions
+from fastsimsiam.evaluate.context import EvalOptions
+from fastsimsiam.recipes import catalogue
+from fastsimsiam.evaluate.knn_command import knn
+from fastsimsiam.train.pretrain import pretrain
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -110,13 +110,13 @@ def config_keys(kind: object, prefix: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", catalogue.RECIPES)
 def test_help_shows_every_key(capsys: pytest.CaptureFixture[str], name: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["pretrain", name, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for key in config_keys(recipes.get(name)):
+    for key in config_keys(catalogue.get(name)):
         if key != "recipe":
             assert f"--{key}" in text, key
 
@@ -145,9 +145,9 @@ def test_recipes_are_listed_with_what_they_promise(capsys: pytest.CaptureFixture
     assert text.count("Expected:") == text.count("Time:") == text.count("Command:") == 6
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", catalogue.RECIPES)
 def test_configs_survive_json(name: str) -> None:
-    config = recipes.get(name)
+    config = catalogue.get(name)
     again = from_dict(json.loads(json.dumps(to_dict(config))))
     assert again == config
     assert differing_keys(config, again) == []
@@ -156,7 +156,7 @@ def test_configs_survive_json(name: str) -> None:
 
 
 def test_the_published_recipe_is_the_published_one() -> None:
-    config = recipes.get("imagenet-100ep")
+    config = catalogue.get("imagenet-100ep")
     assert (config.epochs, config.batch_size, config.image_size, config.arch) == (
         100,
         512,

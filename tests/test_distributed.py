@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastsimsiam.checkpoint import CheckpointStore, load
-from fastsimsiam.config import Config, OptimizerConfig
-from fastsimsiam.pretraining import pretrain
+from fastsimsiam.config.run import Config, OptimizerConfig
+from fastsimsiam.runs.checkpoint import CheckpointStore, load
+from fastsimsiam.train.pretrain import pretrain
 
 SCRIPT = """
 import json, sys
@@ -25,7 +25,7 @@ pretrain(from_dict(json.loads(sys.argv[1])), resume=len(sys.argv) > 2)
 
 def launch(config: Config, script: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Runs a config on two processes."""
-    from fastsimsiam.config_io import to_dict
+    from fastsimsiam.config.stored import to_dict
 
     script.write_text(SCRIPT.replace("TESTS", repr(str(Path(__file__).parent))))
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastsimsiam import recipes
 from fastsimsiam.cli import main
-from fastsimsiam.config import Config, KnnConfig
-from fastsimsiam.cores import host_memory
-from fastsimsiam.doctor import examine as examine_module
-from fastsimsiam.doctor.examine import examine, in_words
-from fastsimsiam.doctor.made_up import made_up_photographs, repeated
-from fastsimsiam.doctor.verdict import Figures, advice, forecast, holds_back, parts_allow
+from fastsimsiam.config.run import Config, KnnConfig
+from fastsimsiam.doctor import doctor as examine_module
+from fastsimsiam.doctor.diagnosis import Figures, advice, forecast, holds_back, parts_allow
+from fastsimsiam.doctor.doctor import examine, in_words
+from fastsimsiam.doctor.synthetic import made_up_photographs, repeated
 from fastsimsiam.errors import UserError
-from fastsimsiam.machine import cpu_name, describe
+from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.trainer import Trainer
+from fastsimsiam.system.hardware import cpu_name, describe
+from fastsimsiam.system.resources import host_memory
+from fastsimsiam.train.trainer import Trainer
 
 # A GPU that is fed well.
 FED = Figures(
@@ -109,7 +109,7 @@ def test_a_batch_is_halved_only_where_its_own_step_is_too_long(
     monkeypatch: pytest.MonkeyPatch, class_folders: Path
 ) -> None:
     """What a step costs beside its images must not count against a large batch."""
-    config, storage = recipes.get("imagenette"), open_split(class_folders, "train")
+    config, storage = catalogue.get("imagenette"), open_split(class_folders, "train")
     tried: list[int] = []
 
     def seconds(_: Config, size: int, __: Storage) -> float:
@@ -129,7 +129,7 @@ def test_a_batch_is_halved_only_where_its_own_step_is_too_long(
 def figures_of_a_run(class_folders: Path) -> dict[str, object]:
     """The doctor's JSON for a tiny run."""
     config = replace(
-        recipes.get("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
+        catalogue.get("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
         batch_size=16, epochs=40, device="cpu", compile="off", loader="folder", workers=1,
         knn=KnnConfig(every_epochs=10),
     )  # fmt: skip
@@ -164,7 +164,7 @@ def test_figures_of_a_run_are_there_and_fit_together(figures_of_a_run: dict[str,
 def test_made_up_photographs_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where no data/ is
     config: Config = replace(
-        recipes.get("cifar10-800ep"), arch="tiny_resnet", stem="imagenet", batch_size=32,
+        catalogue.get("cifar10-800ep"), arch="tiny_resnet", stem="imagenet", batch_size=32,
         device="cpu", compile="off", loader="folder", workers=1,
     )  # fmt: skip
     report = examine(config, minutes=0.02)
@@ -217,7 +217,7 @@ def test_the_machine_is_described() -> None:
 def short_run(class_folders: Path, **changes: object) -> Config:
     """A run of two steps in all, of tiny images."""
     return replace(
-        recipes.get("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
+        catalogue.get("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
         batch_size=48, epochs=1, device="cpu", compile="off", loader="folder", workers=1,
         **changes,
     )  # fmt: skip

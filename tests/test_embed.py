@@ -11,17 +11,18 @@ import torch.nn.functional as F
 from conftest import CPU
 from pyarrow import parquet
 
-from fastsimsiam import embed, session
+from fastsimsiam import embed
 from fastsimsiam.cli import main
-from fastsimsiam.config import Config
+from fastsimsiam.config.run import Config
+from fastsimsiam.evaluate import context
+from fastsimsiam.evaluate.context import EvalOptions
 from fastsimsiam.evaluate.features import center_plan, extract
-from fastsimsiam.frozen import load_frozen
-from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.evaluate.pretrained import load_frozen
+from fastsimsiam.loaders.base import Loader
 from fastsimsiam.loaders.registry import build_loader
-from fastsimsiam.pretraining import pretrain
-from fastsimsiam.session import EvalOptions
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.train.pretrain import pretrain
 
 ON_CPU = EvalOptions(device="cpu", precision="fp32", workers=1)
 
@@ -89,6 +90,6 @@ def test_only_what_is_asked_for_is_opened(
         opened.append(len(storage))
         return build_loader(name, storage, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(session, "build_loader", counting)
+    monkeypatch.setattr(context, "build_loader", counting)
     embed(run.out, run.data, tmp_path / "a.npz", split="val", options=ON_CPU)
     assert opened == [24]

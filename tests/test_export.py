@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastsimsiam.cli import main
-from fastsimsiam.config import Config
+from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.exporting import export
-from fastsimsiam.frozen import load_frozen
-from fastsimsiam.pretraining import pretrain
+from fastsimsiam.evaluate.pretrained import load_frozen
+from fastsimsiam.tools.export import export
+from fastsimsiam.train.pretrain import pretrain
 
 
 @pytest.fixture

@@ -10,17 +10,17 @@ import torch
 import torchvision
 from conftest import CPU, require
 
-from benchmarks.norm import sums
-from benchmarks.norm.fuse import fuse_norms
-from fastsimsiam.build import build_trainer
-from fastsimsiam.checkpoint import CheckpointStore, load
-from fastsimsiam.config import CompileName, Config, FolderConfig
-from fastsimsiam.distributed import World
+from fastsimsiam.config.run import CompileName, Config, FolderConfig
 from fastsimsiam.loaders.registry import build_loader
+from fastsimsiam.models.fused_batch_norm import sums
+from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
 from fastsimsiam.plan.batches import TrainPlan
-from fastsimsiam.pretraining import pretrain
-from fastsimsiam.recorder import Recorder
+from fastsimsiam.runs.checkpoint import CheckpointStore, load
+from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.train.build import build_trainer
+from fastsimsiam.train.distributed import World
+from fastsimsiam.train.pretrain import pretrain
 
 pytestmark = [
     pytest.mark.gpu,
@@ -81,7 +81,7 @@ def test_no_sync_and_no_recompile_between_log_steps(
         gpu_config, storage, source, evaluators=[], store=CheckpointStore(gpu_config.out, 1),
         recorder=recorder, device=device, dtype=torch.bfloat16, compiled=compiled, world=World(),
     )  # fmt: skip
-    from fastsimsiam.trainer import _Window
+    from fastsimsiam.train.trainer import _Window
 
     made._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
     window = _Window(device=device)

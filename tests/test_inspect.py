@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from fastsimsiam.cli import main
-from fastsimsiam.config import Config
+from fastsimsiam.config.run import Config
 from fastsimsiam.evaluate.collapse import alignment, collapse_figures, effective_rank, uniformity
-from fastsimsiam.inspection import verdict
-from fastsimsiam.pretraining import pretrain
+from fastsimsiam.evaluate.inspect import verdict
+from fastsimsiam.train.pretrain import pretrain
 
 
 def test_spread_features_are_healthy() -> None:

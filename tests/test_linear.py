@@ -12,11 +12,11 @@ import torch
 from conftest import CPU
 from torch import Tensor, nn
 
-from fastsimsiam import linear_probe
 from fastsimsiam.cli import main
-from fastsimsiam.config import Config
+from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.lars import Lars
+from fastsimsiam.evaluate import linear_probe
+from fastsimsiam.evaluate.context import EvalOptions, evaluating
 from fastsimsiam.evaluate.linear import (
     LinearConfig,
     LinearState,
@@ -26,8 +26,8 @@ from fastsimsiam.evaluate.linear import (
     rate_of_epoch,
     train,
 )
-from fastsimsiam.pretraining import pretrain
-from fastsimsiam.session import EvalOptions, evaluating
+from fastsimsiam.optim.lars import Lars
+from fastsimsiam.train.pretrain import pretrain
 
 ON_CPU = EvalOptions(device="cpu", precision="fp32", workers=1)
 

@@ -16,24 +16,24 @@ import torch
 from conftest import CPU, open_with_pil, require
 from PIL import Image
 
-from fastsimsiam.config import FolderConfig, ViewSpec
+from fastsimsiam.config.run import FolderConfig, ViewSpec
 from fastsimsiam.errors import BadImageError
 from fastsimsiam.evaluate.features import center_plan
-from fastsimsiam.loaders import folder_loader as folder_module
-from fastsimsiam.loaders.batch import Batch, Loader
+from fastsimsiam.loaders import cpu_loader as folder_module
+from fastsimsiam.loaders.bad_images import BadImagePolicy
+from fastsimsiam.loaders.base import Batch, Loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.decode import read_rgb, upright
 from fastsimsiam.loaders.frame_loader import FrameLoader
 from fastsimsiam.loaders.host_loader import HostLoader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader, crop_with_pil
 from fastsimsiam.loaders.registry import build_loader
-from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.loaders.resident_loader import DeviceLoader, decode_all
-from fastsimsiam.pack import PackOptions, pack
 from fastsimsiam.plan.batches import Plan, TrainPlan
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import open_beton
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.tools.pack import PackOptions, pack
 
 Make = Callable[..., Loader]
 # Largest and mean difference to PIL in grey levels. The host kernel rounds as PIL does but for ties;

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastsimsiam.losses import collapse_std, collapsed_std, negative_cosine_similarity
+from fastsimsiam.methods.losses import collapse_std, collapsed_std, negative_cosine_similarity
 
 
 def naive_loss(p: np.ndarray, z: np.ndarray) -> float:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.config import SimSiamConfig
-from fastsimsiam.losses import negative_cosine_similarity
+from fastsimsiam.config.run import SimSiamConfig
 from fastsimsiam.methods.base import Method
+from fastsimsiam.methods.losses import negative_cosine_similarity
 from fastsimsiam.methods.simsiam import SimSiam
 
 SMALL = {"projector_layers": 2, "projector_dim": 24, "predictor_dim": 8}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastsimsiam.backbones import feature_extractor
 from fastsimsiam.errors import UserError
-from fastsimsiam.heads import predictor, projector
+from fastsimsiam.models.backbones import feature_extractor
+from fastsimsiam.models.heads import predictor, projector
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -15,17 +15,17 @@ from conftest import CPU, open_with_pil, require, textured_image
 from PIL import Image
 
 from fastsimsiam.cli import main
-from fastsimsiam.config import ViewSpec
+from fastsimsiam.config.run import ViewSpec
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.registry import build_loader
-from fastsimsiam.pack import PackOptions, pack, verify
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.storage.beton import Beton, manifest_path, open_beton
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.storage.data_set import has_split
-from fastsimsiam.storage.data_set import open_split as open_any
+from fastsimsiam.storage.open import has_split
+from fastsimsiam.storage.open import open_split as open_any
+from fastsimsiam.tools.pack import PackOptions, pack, verify
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
-from fastsimsiam.config import Config
-from fastsimsiam.pretraining import pretrain
-from fastsimsiam.profiler import most_expensive
+from fastsimsiam.config.run import Config
+from fastsimsiam.train.pretrain import pretrain
+from fastsimsiam.train.profiler import most_expensive
 
 
 def test_a_trace_and_the_most_expensive_are_written(tiny_config: Config) -> None:

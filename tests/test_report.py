@@ -20,21 +20,21 @@ import pytest
 import torch
 from PIL import Image
 
-from fastsimsiam import recipes
 from fastsimsiam.cli import main
-from fastsimsiam.config import Config, KnnConfig, OptimizerConfig, SimSiamConfig, ViewSpec
-from fastsimsiam.config_io import to_dict
+from fastsimsiam.config.run import Config, KnnConfig, OptimizerConfig, SimSiamConfig, ViewSpec
+from fastsimsiam.config.stored import to_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.pretraining import pretrain
+from fastsimsiam.evaluate.context import EvalOptions
+from fastsimsiam.recipes import catalogue
 from fastsimsiam.report import runs as report_runs
 from fastsimsiam.report.flat_map import flat_map
 from fastsimsiam.report.neighbours import Embedded, _nearest
 from fastsimsiam.report.repeat import command
+from fastsimsiam.report.report import report
 from fastsimsiam.report.runs import read_runs, verdict
 from fastsimsiam.report.thumbnails import thumbnails
-from fastsimsiam.report.write import report
-from fastsimsiam.session import EvalOptions
 from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.train.pretrain import pretrain
 
 CURVES = ["loss", "knn", "collapse-std", "lr", "images-per-second", "data-wait"]
 CPU = EvalOptions(device="cpu", workers=2)
@@ -204,7 +204,7 @@ def test_gallery_frames_neighbours_by_class(finished: Config) -> None:
 def test_the_command_repeats_the_config(
     monkeypatch: pytest.MonkeyPatch, recipe: str, changes: dict[str, Any]
 ) -> None:
-    config = replace(recipes.get(recipe), **changes)
+    config = replace(catalogue.get(recipe), **changes)
     seen = []
 
     @dataclass
@@ -215,7 +215,7 @@ def test_the_command_repeats_the_config(
         seen.append(config)
         return Ended()
 
-    monkeypatch.setattr("fastsimsiam.pretraining.pretrain", pretend)
+    monkeypatch.setattr("fastsimsiam.train.pretrain.pretrain", pretend)
     words = shlex.split(command(config)[0].replace("\\\n", ""))
     assert words[:2] == ["fastsimsiam", "pretrain"]
     assert main(words[1:]) == 0
@@ -225,14 +225,14 @@ def test_the_command_repeats_the_config(
 
 def test_the_command_names_only_what_differs() -> None:
     spec = ViewSpec(blur_sigma=(0.1, 0.6))
-    config = replace(recipes.get("imagenette"), views=(spec, ViewSpec()), epochs=24)
+    config = replace(catalogue.get("imagenette"), views=(spec, ViewSpec()), epochs=24)
     assert command(config)[0].replace("\\\n   ", "") == (
         "fastsimsiam pretrain imagenette  --epochs 24  --views.0.blur-sigma 0.1 0.6"
     )
 
 
 def test_no_command_where_none_can_say_it() -> None:
-    config = recipes.get("imagenette")
+    config = catalogue.get("imagenette")
     assert command(replace(config, recipe="mine")) == (
         "",
         "The recipe mine is none of this version: repeat the run from Python.",
@@ -372,7 +372,7 @@ def test_several_runs_lie_over_each_other(finished: Config, tmp_path: Path) -> N
 )
 def test_the_verdict(tmp_path: Path, std: float, state: str, sentence: str) -> None:
     lines = [line(1), line(2, collapse_std=std)]
-    folder = fake_run(tmp_path / "run", recipes.get("demo"), lines)
+    folder = fake_run(tmp_path / "run", catalogue.get("demo"), lines)
     assert verdict(read_runs([folder])[0])[0] == state
     page = read(report([folder]))
     assert sentence in page.text
@@ -382,7 +382,7 @@ def test_the_verdict(tmp_path: Path, std: float, state: str, sentence: str) -> N
 
 
 def test_collapse_is_told_at_a_small_batch(tmp_path: Path) -> None:
-    config = replace(recipes.get("imagenette"), batch_size=64)
+    config = replace(catalogue.get("imagenette"), batch_size=64)
     for name, loss, state in (("a", -0.99, "collapsed"), ("b", -0.5, "half collapsed")):
         folder = fake_run(tmp_path / name, config, [line(1, collapse_std=0.26, loss=loss)])
         run = read_runs([folder])[0]
@@ -392,7 +392,7 @@ def test_collapse_is_told_at_a_small_batch(tmp_path: Path) -> None:
 
 def test_long_curves_are_thinned_to_means(tmp_path: Path) -> None:
     lines = [line(n, loss=float(n % 2)) for n in range(1, 5001)]
-    folder = fake_run(tmp_path / "run", recipes.get("demo"), lines)
+    folder = fake_run(tmp_path / "run", catalogue.get("demo"), lines)
     epochs, values = read_runs([folder])[0].curve("loss")
     assert len(epochs) == len(values) <= 600
     assert epochs[-1] == 500
@@ -410,14 +410,14 @@ def test_scores_before_any_log_line_have_their_epoch(finished: Config) -> None:
 
 
 def test_a_line_cut_short_at_the_end_is_passed_over(tmp_path: Path) -> None:
-    folder = fake_run(tmp_path / "run", recipes.get("demo"), [line(1), line(2)])
+    folder = fake_run(tmp_path / "run", catalogue.get("demo"), [line(1), line(2)])
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "lo')
     assert len(read_runs([folder])[0].lines) == 2
 
 
 def test_wrong_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    demo = recipes.get("demo")
+    demo = catalogue.get("demo")
     good = fake_run(tmp_path / "good", demo, [line(1)])
     empty = fake_run(tmp_path / "empty", demo, [])
     damaged = fake_run(tmp_path / "damaged", demo, [line(1), line(2)])
@@ -458,7 +458,7 @@ def test_without_its_libraries_it_says_how_to_get_them(
 
 
 def test_importing_loads_neither_plotly_nor_scikit_learn() -> None:
-    parts = ("figures", "flat_map", "neighbours", "page", "repeat", "sections", "write")
+    parts = ("figures", "flat_map", "neighbours", "page", "repeat", "sections", "report")
     names = ", ".join(f"fastsimsiam.report.{part}" for part in parts)
     code = (
         f"import sys, fastsimsiam.commands.report, {names}\n"
@@ -496,15 +496,15 @@ def test_thumbnails_are_made_smaller_to_fit(class_folders: Path) -> None:
 def test_two_thousand_thumbnails_leave_the_page_below_ten_megabytes() -> None:
     from plotly.offline import get_plotlyjs
 
-    from fastsimsiam.report import write
+    from fastsimsiam.report import report
 
     gallery = 12 * 7 * 7_000
     rest = 700_000  # views, curves, points of the map, confusion
-    assert len(get_plotlyjs()) + write._MAP_LETTERS + gallery + rest < 10e6
+    assert len(get_plotlyjs()) + report._MAP_LETTERS + gallery + rest < 10e6
 
 
 def test_few_of_many_classes_are_shown(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastsimsiam.report.write._CONFUSION_CLASSES", 2)
+    monkeypatch.setattr("fastsimsiam.report.report._CONFUSION_CLASSES", 2)
     monkeypatch.setattr("fastsimsiam.report.figures._LEGEND_CLASSES", 2)
     page = read(report([finished.out], options=CPU))
     assert "the 2 classes with the most errors" in page.text

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsimsiam.loaders import device_crop
-from fastsimsiam.loaders.crop import crop_views
+from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.reference_loader import crop_with_pil
 
 # height, width and box of a frame, and side of the crop: smaller, larger, thin, a pixel, few rows.

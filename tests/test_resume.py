@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastsimsiam.checkpoint import CheckpointStore, load
-from fastsimsiam.config import Config, OptimizerConfig
+from fastsimsiam.config.run import Config, OptimizerConfig
 from fastsimsiam.errors import UserError
-from fastsimsiam.pretraining import pretrain
+from fastsimsiam.runs.checkpoint import CheckpointStore, load
+from fastsimsiam.train.pretrain import pretrain
 
 
 def command(config: Config, *more: str) -> list[str]:

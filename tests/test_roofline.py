@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.roofline import FUSIONS, step_cost
-from fastsimsiam import recipes
 from fastsimsiam.methods.registry import build_method
+from fastsimsiam.recipes import catalogue
 
 SIDE, WIDTH = 8, 4
 
@@ -59,7 +59,7 @@ def test_bytes_and_operations_are_those_counted_by_hand() -> None:
 
 def test_resnet50_is_as_published() -> None:
     """24.3 GFLOP a view, backward included; and the order of the levels."""
-    config = recipes.get("imagenet-100ep")
+    config = catalogue.get("imagenet-100ep")
     cost = step_cost(lambda: build_method(config), 224, 2, torch.bfloat16)
     assert cost.flops == pytest.approx(24.3e9, rel=0.01)
     # MB a view, as counted independently: 476, 369 and 258.

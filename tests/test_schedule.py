@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from fastsimsiam import recipes
-from fastsimsiam.config import CheckpointConfig, OptimizerConfig
+from fastsimsiam.config.run import CheckpointConfig, OptimizerConfig
 from fastsimsiam.methods.base import ParameterGroup
-from fastsimsiam.optim import ScheduledSGD
-from fastsimsiam.schedule import durations, learning_rate
+from fastsimsiam.optim.schedule import durations, learning_rate
+from fastsimsiam.optim.sgd import ScheduledSGD
+from fastsimsiam.recipes import catalogue
 
 
 def rates(optimizer: OptimizerConfig, batch_size: int = 512, epochs: int = 4) -> list[float]:
     """The rate of each step, at 5 steps an epoch."""
-    config = replace(recipes.get("imagenet-100ep"), epochs=epochs)
+    config = replace(catalogue.get("imagenet-100ep"), epochs=epochs)
     lengths = durations(config, 5)
     return [
         learning_rate(optimizer, batch_size=batch_size, step=step, lengths=lengths)
@@ -50,7 +50,9 @@ def test_warm_up_rises_to_the_peak_then_falls() -> None:
 
 def test_durations_become_steps() -> None:
     config = replace(
-        recipes.get("imagenet-100ep"), max_steps=120, checkpoint=CheckpointConfig(every_epochs=0.25)
+        catalogue.get("imagenet-100ep"),
+        max_steps=120,
+        checkpoint=CheckpointConfig(every_epochs=0.25),
     )
     lengths = durations(config, 8)
     assert (lengths.total, lengths.stop, lengths.checkpoint_every) == (800, 120, 2)

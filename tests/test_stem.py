@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.stem import WAYS, use_stem
-from fastsimsiam.backbones import feature_extractor
+from fastsimsiam.models.backbones import feature_extractor
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 48)])

@@ -9,7 +9,7 @@ from conftest import CPU
 
 from benchmarks.step import analysed, config_of, table
 from benchmarks.step_variants import VARIANTS, Step
-from fastsimsiam.config import Config, SimSiamConfig
+from fastsimsiam.config.run import Config, SimSiamConfig
 
 
 @pytest.fixture

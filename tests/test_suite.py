@@ -25,7 +25,7 @@ from benchmarks import (
     training,
 )
 from benchmarks.suite import Job
-from fastsimsiam.doctor.trial import logged
+from fastsimsiam.doctor.measure import logged
 from fastsimsiam.storage.class_folder import open_split
 
 

@@ -18,26 +18,26 @@ from conftest import CPU, open_with_pil
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.paired import cost_ratio, floor_of, settled, thresholds
-from fastsimsiam import recipes
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.build import build_trainer
-from fastsimsiam.checkpoint import CheckpointStore
-from fastsimsiam.config import ViewSpec
-from fastsimsiam.distributed import World
-from fastsimsiam.doctor.made_up import photograph
-from fastsimsiam.doctor.trial import batches_of, one_step, ready
-from fastsimsiam.loaders import folder_loader as folder_module
-from fastsimsiam.loaders.batch import Batch, assemble
-from fastsimsiam.loaders.crop import crop_views
+from fastsimsiam.config.run import ViewSpec
+from fastsimsiam.doctor.measure import batches_of, one_step, ready
+from fastsimsiam.doctor.synthetic import photograph
+from fastsimsiam.loaders import cpu_loader as folder_module
+from fastsimsiam.loaders.base import Batch, assemble
+from fastsimsiam.loaders.cpu_loader import folder_loader
 from fastsimsiam.loaders.decode import read_rgb
-from fastsimsiam.loaders.folder_loader import folder_loader
+from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.reference_loader import crop_with_pil
-from fastsimsiam.machine import mend_for_compiling
 from fastsimsiam.plan.batches import TrainPlan
-from fastsimsiam.recorder import Recorder
+from fastsimsiam.recipes import catalogue
+from fastsimsiam.runs.checkpoint import CheckpointStore
+from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.trainer import Trainer, _Window
+from fastsimsiam.system.hardware import mend_for_compiling
+from fastsimsiam.train.build import build_trainer
+from fastsimsiam.train.distributed import World
+from fastsimsiam.train.trainer import Trainer, _Window
 
 pytestmark = pytest.mark.throughput
 LIMITS = thresholds()
@@ -174,7 +174,7 @@ def test_a_planted_slow_down_is_caught(
     mend_for_compiling("cpu") is not None, reason=f"needs {mend_for_compiling('cpu')}"
 )
 def test_compiled_colour_to_eager() -> None:
-    specs = recipes.get("imagenet-100ep").views
+    specs = catalogue.get("imagenet-100ep").views
     sizes = np.full((64, 2), 300, np.int32)
     plan = TrainPlan(
         label=np.zeros(64, np.int64), sizes=sizes, seed=0, specs=specs, image_size=64, batch_size=64
@@ -201,7 +201,7 @@ def test_compiled_colour_to_eager() -> None:
 def trainer_on(storage: Storage, out: Path) -> Iterator[tuple[Trainer, _Window]]:
     """A trainer between two log steps."""
     config = replace(
-        recipes.get("imagenet-100ep"), arch="resnet18", image_size=64, batch_size=IMAGES // 3,
+        catalogue.get("imagenet-100ep"), arch="resnet18", image_size=64, batch_size=IMAGES // 3,
         out=out, precision="fp32",
     )  # fmt: skip
     recorder = Recorder(out, active=False)

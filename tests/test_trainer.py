@@ -11,26 +11,32 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fastsimsiam.loaders.folder_loader
-import fastsimsiam.build
+import fastsimsiam.loaders.cpu_loader
+import fastsimsiam.train.build
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.build import build_trainer
-from fastsimsiam.checkpoint import CheckpointStore, load
-from fastsimsiam.config import CheckpointConfig, Config, KnnConfig, OptimizerConfig, SimSiamConfig
-from fastsimsiam.distributed import World
+from fastsimsiam.config.run import (
+    CheckpointConfig,
+    Config,
+    KnnConfig,
+    OptimizerConfig,
+    SimSiamConfig,
+)
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.loaders.registry import build_loader
-from fastsimsiam.losses import negative_cosine_similarity
-from fastsimsiam.machine import mend_for_compiling
 from fastsimsiam.methods.base import Method, ParameterGroup
+from fastsimsiam.methods.losses import negative_cosine_similarity
 from fastsimsiam.methods.registry import build_method
-from fastsimsiam.pretraining import pretrain
-from fastsimsiam.recorder import Recorder
-from fastsimsiam.small_maps import SmallMapConv2d
+from fastsimsiam.models.small_convolutions import SmallMapConv2d
+from fastsimsiam.runs.checkpoint import CheckpointStore, load
+from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.trainer import NonFiniteLossError, Trainer
+from fastsimsiam.system.hardware import mend_for_compiling
+from fastsimsiam.train.build import build_trainer
+from fastsimsiam.train.distributed import World
+from fastsimsiam.train.pretrain import pretrain
+from fastsimsiam.train.trainer import NonFiniteLossError, Trainer
 
 GOLDEN = Path(__file__).parent / "golden" / "simsiam_loss.json"
 
@@ -220,7 +226,7 @@ def test_the_log_tells_how_long_the_step_waited_for_data(
         time.sleep(seconds)
         return read_rgb(storage, index)
 
-    monkeypatch.setattr(fastsimsiam.loaders.folder_loader, "read_rgb", slow)
+    monkeypatch.setattr(fastsimsiam.loaders.cpu_loader, "read_rgb", slow)
     slowed = replace(config, out=config.out.with_name("slowed"))
     pretrain(slowed)
     lines = metrics(slowed)
@@ -278,7 +284,7 @@ class _Poisoned(Method):
 def test_a_loss_that_is_not_finite_stops_the_run(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fastsimsiam.build, "build_method", lambda config: _Poisoned())
+    monkeypatch.setattr(fastsimsiam.train.build, "build_method", lambda config: _Poisoned())
     with pytest.raises(
         NonFiniteLossError, match=r"not finite at step 3 \(lr 0\.0\d+\); .*step-00000003.pt"
     ):
@@ -312,7 +318,7 @@ class _Contrastive(Method):
 def test_another_method_runs_on_the_same_path(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fastsimsiam.build, "build_method", lambda config: _Contrastive())
+    monkeypatch.setattr(fastsimsiam.train.build, "build_method", lambda config: _Contrastive())
     assert pretrain(tiny_config).steps == 12
     assert {"loss", "alignment", "lr"} <= set(metrics(tiny_config)[0])
 

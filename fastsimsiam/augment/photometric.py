@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastsimsiam.augment.blur import gaussian_blur
 from fastsimsiam.augment.color import jitter, luma
-from fastsimsiam.config import ViewSpec
-from fastsimsiam.loaders.batch import size_groups
+from fastsimsiam.config.run import ViewSpec
+from fastsimsiam.loaders.base import size_groups
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

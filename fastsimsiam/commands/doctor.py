@@ -7,9 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from fastsimsiam import recipes
 from fastsimsiam.commands.parse import parse, write_json
-from fastsimsiam.config import Config
+from fastsimsiam.config.run import Config
+from fastsimsiam.recipes import catalogue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,13 @@ def run(words: list[str]) -> int:
         "All options of pretrain may be given."
     )
     arguments = parse(
-        _Doctor, rest, "fastsimsiam doctor", default=_Doctor(config=recipes.get(name)), about=about
+        _Doctor,
+        rest,
+        "fastsimsiam doctor",
+        default=_Doctor(config=catalogue.get(name)),
+        about=about,
     )
-    from fastsimsiam.doctor.examine import examine, in_words
+    from fastsimsiam.doctor.doctor import examine, in_words
 
     report = examine(
         arguments.config,

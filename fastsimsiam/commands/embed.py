@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastsimsiam.commands.parse import parse
-from fastsimsiam.session import EvalOptions
+from fastsimsiam.evaluate.context import EvalOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Writes the features of every image: features, label, class, path."
     arguments = parse(_Embed, words, "fastsimsiam embed", about=about)
-    from fastsimsiam.embedding import embed
+    from fastsimsiam.tools.embed import embed
 
     count = embed(
         arguments.checkpoint, arguments.data, arguments.out, split=arguments.split,

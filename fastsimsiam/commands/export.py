@@ -31,7 +31,7 @@ def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Writes a backbone for torchvision, timm or onnxruntime, and a model card beside it."
     arguments = parse(_Export, words, "fastsimsiam export", about=about)
-    from fastsimsiam.exporting import export
+    from fastsimsiam.tools.export import export
 
     for file in export(
         arguments.checkpoint, arguments.out, format=arguments.format, arch=arguments.arch,

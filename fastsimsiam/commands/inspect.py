@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse, write_json
-from fastsimsiam.session import EvalOptions
+from fastsimsiam.evaluate.context import EvalOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Figures that tell a healthy representation from a collapsed one."
     arguments = parse(_Inspect, words, "fastsimsiam inspect", about=about)
-    from fastsimsiam.inspection import in_words, inspect
+    from fastsimsiam.evaluate.inspect import in_words, inspect
 
     found = inspect(
         arguments.checkpoint, arguments.data, images=arguments.images, options=arguments.options

@@ -7,8 +7,8 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse, write_json
+from fastsimsiam.evaluate.context import EvalOptions
 from fastsimsiam.evaluate.linear import CACHED, LinearConfig
-from fastsimsiam.session import EvalOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def run(words: list[str]) -> int:
         config=CACHED if "--cached" in words else LinearConfig(),
     )  # fmt: skip
     arguments = parse(_Linear, words, "fastsimsiam linear", default=usual, about=about)
-    from fastsimsiam.linear_probe import linear
+    from fastsimsiam.evaluate.linear_probe import linear
 
     found = linear(
         arguments.checkpoint, arguments.data, config=arguments.config, cached=arguments.cached,

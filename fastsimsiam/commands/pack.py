@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse
-from fastsimsiam.config import OnBadImage
+from fastsimsiam.config.run import OnBadImage
 from fastsimsiam.errors import UserError
 
 
@@ -37,9 +37,9 @@ def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Packs class folders into one file for FFCV; every image is decoded on the way."
     arguments = parse(_Pack, words, "fastsimsiam pack", about=about)
-    from fastsimsiam.pack import PackOptions, pack, verify
-    from fastsimsiam.progress import ImageProgress
     from fastsimsiam.storage.class_folder import has_split, open_split
+    from fastsimsiam.system.progress import ImageProgress
+    from fastsimsiam.tools.pack import PackOptions, pack, verify
 
     if arguments.verify:
         with ImageProgress("verifying") as progress:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import tyro
 
-from fastsimsiam import recipes
 from fastsimsiam.commands.parse import parse
-from fastsimsiam.config import Config
+from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
+from fastsimsiam.recipes import catalogue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,25 +27,25 @@ def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
     if not words or words[0].startswith("-"):
         usage = "usage: fastsimsiam pretrain RECIPE --data PATH --out DIR [options]"
-        names = "\n".join(f"  {name}" for name in recipes.RECIPES)
+        names = "\n".join(f"  {name}" for name in catalogue.RECIPES)
         if words and words[0] in ("-h", "--help"):
             print(
                 f"{usage}\n\nrecipes:\n{names}\n\nfastsimsiam pretrain RECIPE --help lists all options."
             )
             return 0
-        raise UserError(f"pretrain needs a recipe first: one of {', '.join(recipes.RECIPES)}")
+        raise UserError(f"pretrain needs a recipe first: one of {', '.join(catalogue.RECIPES)}")
     name = words[0]
-    config = recipes.get(name)
+    config = catalogue.get(name)
     arguments = parse(
         _Pretrain,
         words[1:],
         f"fastsimsiam pretrain {name}",
         default=_Pretrain(config=config),
-        about=inspect.getdoc(recipes.RECIPES[name]) or "",
+        about=inspect.getdoc(catalogue.RECIPES[name]) or "",
     )
     if arguments.profile < 0:
         raise UserError(f"--profile is {arguments.profile}: give 0 or more")
-    from fastsimsiam.pretraining import pretrain
+    from fastsimsiam.train.pretrain import pretrain
 
     summary = pretrain(arguments.config, resume=arguments.resume, profile=arguments.profile)
     return 128 + summary.signal if summary.signal else 0

@@ -3,8 +3,8 @@
 import inspect
 from dataclasses import dataclass, field
 
-from fastsimsiam import recipes
 from fastsimsiam.commands.parse import parse
+from fastsimsiam.recipes import catalogue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class _Recipes:
 def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
     arguments = parse(_Recipes, words, "fastsimsiam recipes", about="Lists the recipes.")
-    for name, make in recipes.RECIPES.items():
+    for name, make in catalogue.RECIPES.items():
         print(name)
         if not arguments.names:
             print("\n".join(f"    {line}" for line in (inspect.getdoc(make) or "").splitlines()))

@@ -8,7 +8,7 @@ import tyro
 
 from fastsimsiam.commands.parse import parse
 from fastsimsiam.errors import UserError
-from fastsimsiam.session import EvalOptions
+from fastsimsiam.evaluate.context import EvalOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ def run(words: list[str]) -> int:
     arguments = parse(_Report, words, "fastsimsiam report", about=about)
     if not arguments.runs:
         raise UserError("report needs RUN, the folder of a run; see fastsimsiam report --help")
-    from fastsimsiam.report.write import report
+    from fastsimsiam.report.report import report
 
     target = report(
         arguments.runs, data=arguments.data, out=arguments.out, options=arguments.options

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastsimsiam.augment.photometric import normalise
-from fastsimsiam.loaders.batch import Batch, Loader
+from fastsimsiam.loaders.base import Batch, Loader
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.storage.base import Storage
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fastsimsiam.config import KnnConfig
+from fastsimsiam.config.run import KnnConfig
 from fastsimsiam.evaluate.features import center_plan, extract
-from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.base import Loader
 from fastsimsiam.methods.base import Method
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.storage.base import Report, Storage

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.config import ViewSpec
+from fastsimsiam.config.run import ViewSpec
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import features_of
-from fastsimsiam.evaluate.lars import Lars
-from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.base import Loader
+from fastsimsiam.optim.lars import Lars
 from fastsimsiam.plan.batches import TrainPlan
 
 TRAINING_VIEW = ViewSpec(area=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0)

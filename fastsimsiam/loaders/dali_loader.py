@@ -23,17 +23,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastsimsiam.cores import num_workers
-from fastsimsiam.loaders.batch import Batch, assemble, assemble_on, size_groups
-from fastsimsiam.loaders.buffers import BufferPool
-from fastsimsiam.loaders.crop import crop_views
+from fastsimsiam.loaders.bad_images import BadImagePolicy
+from fastsimsiam.loaders.base import Batch, assemble, assemble_on, size_groups
 from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.jpeg_header import is_plain_jpeg
 from fastsimsiam.loaders.prefetch import to_device
-from fastsimsiam.loaders.replacement import BadImagePolicy
-from fastsimsiam.optional import require_dali
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.system.buffers import BufferPool
+from fastsimsiam.system.optional import require_dali
+from fastsimsiam.system.resources import num_workers
 
 Bytes = npt.NDArray[np.uint8]
 _NOTHING = np.empty(0, np.uint8)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from nvidia.dali import backend, fn, pipeline_def, types
 
-from fastsimsiam.freed_memory import return_large_blocks
+from fastsimsiam.system.malloc import return_large_blocks
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -8,8 +8,8 @@ import simplejpeg
 from PIL import Image
 
 from fastsimsiam.errors import BadImageError
-from fastsimsiam.scratch import scratch
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.system.scratch import scratch
 
 Pixels = npt.NDArray[np.uint8]
 _JPEG_MAGIC = b"\xff\xd8"

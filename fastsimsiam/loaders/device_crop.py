@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastsimsiam.loaders.batch import size_groups
+from fastsimsiam.loaders.base import size_groups
 
 _PIECE_PIXELS = 1 << 25
 """Boxes of a batch are resampled in pieces of so many pixels, so that their float copies stay small."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from fastsimsiam.loaders.batch import size_groups
+from fastsimsiam.loaders.base import size_groups
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.beton import Beton
 

@@ -18,19 +18,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastsimsiam.cores import num_cores, num_workers
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.loaders.batch import Batch, assemble, size_groups
-from fastsimsiam.loaders.buffers import BufferPool
-from fastsimsiam.loaders.crop import crop_views
+from fastsimsiam.loaders.bad_images import BadImagePolicy
+from fastsimsiam.loaders.base import Batch, assemble, size_groups
 from fastsimsiam.loaders.decode import decode_jpeg
 from fastsimsiam.loaders.ffcv_epoch import EpochPlan
+from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.prefetch import to_device
-from fastsimsiam.loaders.replacement import BadImagePolicy
-from fastsimsiam.optional import require_ffcv
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import Beton
+from fastsimsiam.system.buffers import BufferPool
+from fastsimsiam.system.optional import require_ffcv
+from fastsimsiam.system.resources import num_cores, num_workers
 
 
 def require_beton(storage: Storage) -> Beton:

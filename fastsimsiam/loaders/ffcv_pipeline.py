@@ -24,9 +24,9 @@ from ffcv.pipeline.state import State
 from ffcv.traversal_order.base import TraversalOrder
 from ffcv.utils import cast_int_to_byte_ptr
 
-from fastsimsiam.loaders.batch import size_groups
+from fastsimsiam.loaders.base import size_groups
 from fastsimsiam.loaders.ffcv_epoch import EpochPlan
-from fastsimsiam.loaders.numba_resample import PADDING, resample_box, row_bytes
+from fastsimsiam.loaders.resample import PADDING, resample_box, row_bytes
 from fastsimsiam.storage.beton import Beton
 
 _BATCHES_AHEAD = 2

@@ -17,16 +17,16 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from fastsimsiam.cores import num_workers
 from fastsimsiam.errors import UserError
-from fastsimsiam.loaders.batch import Batch, assemble_on
+from fastsimsiam.loaders.bad_images import BadImagePolicy
+from fastsimsiam.loaders.base import Batch, assemble_on
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.device_crop import crop_views, send
 from fastsimsiam.loaders.jpeg_header import is_plain_jpeg
 from fastsimsiam.loaders.prefetch import ahead
-from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.system.resources import num_workers
 
 _BATCHES_AHEAD = 2
 """Batches that threads read or decode while the device is at an earlier one."""

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastsimsiam.cores import num_workers
-from fastsimsiam.loaders.batch import Batch, assemble, size_groups
-from fastsimsiam.loaders.buffers import BufferPool
-from fastsimsiam.loaders.crop import crop_views
+from fastsimsiam.loaders.bad_images import BadImagePolicy
+from fastsimsiam.loaders.base import Batch, assemble, size_groups
 from fastsimsiam.loaders.decode import Pixels
+from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.prefetch import to_device
-from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
+from fastsimsiam.system.buffers import BufferPool
+from fastsimsiam.system.resources import num_workers
 
 _BATCHES_AHEAD = 2
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastsimsiam.loaders.batch import Batch
+from fastsimsiam.loaders.base import Batch
 
 
 @functools.cache

@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from fastsimsiam.cores import num_workers
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.loaders.batch import Batch, assemble, size_groups
+from fastsimsiam.loaders.bad_images import BadImagePolicy
+from fastsimsiam.loaders.base import Batch, assemble, size_groups
 from fastsimsiam.loaders.decode import to_rgb
 from fastsimsiam.loaders.prefetch import to_device
-from fastsimsiam.loaders.replacement import BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.plan.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewTable
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.system.resources import num_workers
 
 
 def open_with_pil(storage: Storage, index: int) -> Image.Image:

@@ -5,19 +5,19 @@ from typing import Any
 
 import torch
 
-from fastsimsiam.config import DaliConfig, FolderConfig, LoaderName
-from fastsimsiam.cores import host_memory, num_cores
+from fastsimsiam.config.run import DaliConfig, FolderConfig, LoaderName
 from fastsimsiam.errors import UserError
-from fastsimsiam.loaders.batch import Loader
+from fastsimsiam.loaders.base import Loader
+from fastsimsiam.loaders.cpu_loader import folder_loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.ffcv_loader import FfcvLoader
-from fastsimsiam.loaders.folder_loader import folder_loader
 from fastsimsiam.loaders.frame_loader import FrameLoader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader
 from fastsimsiam.loaders.resident_loader import decoded_bytes, resident_loader
-from fastsimsiam.optional import has_dali
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.beton import Beton
+from fastsimsiam.system.optional import has_dali
+from fastsimsiam.system.resources import host_memory, num_cores
 
 # Shares of the memory that a decoded data set may take: the rest is for training and the system.
 _DEVICE_SHARE = 0.25

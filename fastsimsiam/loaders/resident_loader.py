@@ -9,15 +9,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastsimsiam.cores import num_workers
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.loaders.batch import Batch, Loader, assemble_on
+from fastsimsiam.loaders.bad_images import MEND, BadImagePolicy
+from fastsimsiam.loaders.base import Batch, Loader, assemble_on
 from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.loaders.device_crop import crop_views, send
 from fastsimsiam.loaders.host_loader import HostLoader
-from fastsimsiam.loaders.replacement import MEND, BadImagePolicy
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Report, Storage
+from fastsimsiam.system.resources import num_workers
 
 
 def decoded_bytes(storage: Storage) -> int:

@@ -2,10 +2,10 @@
 
 import torch
 
-from fastsimsiam.backbones import feature_extractor
-from fastsimsiam.config import Config
+from fastsimsiam.config.run import Config
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.simsiam import SimSiam
+from fastsimsiam.models.backbones import feature_extractor
 
 
 def build_method(config: Config) -> Method:

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from fastsimsiam.config import SimSiamConfig
-from fastsimsiam.heads import predictor, projector
-from fastsimsiam.losses import collapse_std, negative_cosine_similarity
+from fastsimsiam.config.run import SimSiamConfig
 from fastsimsiam.methods.base import Method, ParameterGroup
+from fastsimsiam.methods.losses import collapse_std, negative_cosine_similarity
+from fastsimsiam.models.heads import predictor, projector
 
 
 class SimSiam(Method):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.context import Session, Split
 from fastsimsiam.evaluate.features import extract
 from fastsimsiam.evaluate.knn import nearest, usable_k, vote
 from fastsimsiam.plan.order import epoch_order
-from fastsimsiam.progress import ImageProgress
-from fastsimsiam.session import Session, Split
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.system.progress import ImageProgress
 
 NEIGHBOURS = 6
 """Shown beside an image."""

@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from fastsimsiam import recipes
-from fastsimsiam.config import Config
-from fastsimsiam.config_io import to_dict
+from fastsimsiam.config.run import Config
+from fastsimsiam.config.stored import to_dict
 from fastsimsiam.errors import UserError
+from fastsimsiam.recipes import catalogue
 
 
 def flat(config: Config) -> dict[str, list[str]]:
@@ -40,7 +40,7 @@ def changed_keys(config: Config) -> dict[str, list[str]]:
     """The keys whose values are not the recipe's, as in `flat`; all where there is no such recipe."""
     own = flat(config)
     try:
-        published = flat(recipes.get(config.recipe))
+        published = flat(catalogue.get(config.recipe))
     except UserError:
         published = {}
     return {key: words for key, words in own.items() if published.get(key) != words}
@@ -54,7 +54,7 @@ def command(config: Config) -> tuple[str, str]:
         has to know of it.
     """
     try:
-        recipe = recipes.get(config.recipe)
+        recipe = catalogue.get(config.recipe)
     except UserError:
         return (
             "",

@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fastsimsiam.checkpoint import CheckpointStore, load
-from fastsimsiam.config import Config
-from fastsimsiam.config_io import from_dict
+from fastsimsiam.config.run import Config
+from fastsimsiam.config.stored import from_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.inspection import verdict as in_words
-from fastsimsiam.losses import collapsed_std
-from fastsimsiam.recorder import clock
+from fastsimsiam.evaluate.inspect import verdict as in_words
+from fastsimsiam.methods.losses import collapsed_std
+from fastsimsiam.runs.checkpoint import CheckpointStore, load
+from fastsimsiam.runs.recorder import clock
 
 _ANNOUNCED = re.compile(r"(\d+) images of (\d+) classes")
 _COLLAPSED_LOSS = -0.9

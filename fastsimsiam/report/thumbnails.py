@@ -9,8 +9,8 @@ from PIL import Image
 
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.plan.views import center_boxes
-from fastsimsiam.progress import ImageProgress
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.system.progress import ImageProgress
 
 JPEG = "data:image/jpeg;base64,"
 """What comes before the base64 text of a picture."""

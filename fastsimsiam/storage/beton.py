@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsimsiam.errors import UserError
-from fastsimsiam.optional import require_ffcv
 from fastsimsiam.storage.read_ahead import read_ahead
+from fastsimsiam.system.optional import require_ffcv
 
 SUFFIX = ".beton"
 MODE_JPEG = 0

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.scratch import scratch
 from fastsimsiam.storage.base import Report
 from fastsimsiam.storage.read_ahead import read_ahead
+from fastsimsiam.system.scratch import scratch
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _EXIF_ORIENTATION = 0x0112

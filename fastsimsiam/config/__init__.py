@@ -1,0 +1,1 @@
+"""The configuration of a run as plain data; nothing here needs torch."""

@@ -1,0 +1,160 @@
+"""A frozen backbone beside a data set: what every evaluation of a checkpoint starts from."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fastsimsiam.config.run import Config, DeviceName, LoaderName, OnBadImage, PrecisionName
+from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.features import center_plan
+from fastsimsiam.evaluate.pretrained import Frozen, Stem, load_frozen
+from fastsimsiam.loaders.base import Loader
+from fastsimsiam.loaders.registry import build_loader, choose_loader
+from fastsimsiam.models.backbones import feature_extractor
+from fastsimsiam.plan.batches import CenterPlan
+from fastsimsiam.recipes import catalogue
+from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.system.malloc import keep_freed_memory
+from fastsimsiam.system.progress import ImageProgress
+from fastsimsiam.train.auto import choose_device, choose_dtype
+
+Split = Literal["train", "val"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Options that all commands share which take a checkpoint and a data set."""
+
+    image_size: int | None = None
+    """Side of the crops in pixels; None: as in training, or 224."""
+    arch: str | None = None
+    """torchvision's name of the network, for weights that are not of this package; None: found out."""
+    stem: Stem | None = None
+    """Stem of such a network, see pretrain --help; None: found out."""
+    loader: LoaderName = "auto"
+    """Where images come from, see pretrain --help."""
+    on_bad_image: OnBadImage = "error"
+    """error: a broken image stops the command. skip: another image stands in."""
+    device: DeviceName = "auto"
+    """auto: cuda where there is one."""
+    precision: PrecisionName = "auto"
+    """Of the backbone's arithmetic, see pretrain --help."""
+    workers: int | None = None
+    """Loader threads; None: one per CPU core of this process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Everything an evaluation needs.
+
+    Attributes:
+        frozen: the backbone and what is known of it; on the device.
+        config: of its training, or the ImageNet recipe's for weights of elsewhere; with this data,
+            image size, loader, device.
+        splits: `train`, and `val` where the data set is not flat.
+        device, dtype: of the backbone, and of its arithmetic.
+        open_loader: makes the loader of a split.
+        opened: the loaders that have been asked for so far, by split.
+    """
+
+    frozen: Frozen
+    config: Config
+    splits: Mapping[Split, Storage]
+    device: torch.device
+    dtype: torch.dtype
+    open_loader: Callable[[Storage], Loader]
+    opened: dict[Split, Loader] = field(default_factory=dict)
+
+    @property
+    def train(self) -> Storage:
+        """The training split."""
+        return self.splits["train"]
+
+    @property
+    def last(self) -> Split:
+        """The split to look at: `val` where there is one."""
+        return "val" if "val" in self.splits else "train"
+
+    def loader(self, split: Split) -> Loader:
+        """The loader of a split, opened when first asked for: some decode all of it then."""
+        if split not in self.opened:
+            self.opened[split] = self.open_loader(self.splits[split])
+        return self.opened[split]
+
+    def centred(self, split: Split) -> CenterPlan:
+        """Every image of a split, centred."""
+        fraction = self.frozen.crop_fraction
+        return center_plan(self.splits[split], self.config.image_size, fraction)
+
+    @property
+    def bad_images(self) -> dict[str, str]:
+        """Path -> what is wrong with it, of images that were replaced so far."""
+        return {
+            path: why for loader in self.opened.values() for path, why in loader.bad_images.items()
+        }
+
+    def untrained(self) -> nn.Module:
+        """The same network with the weights it had before training, or might have had."""
+        torch.manual_seed(self.config.seed)
+        backbone, _ = feature_extractor(self.frozen.arch, self.frozen.stem)
+        return backbone.eval().to(self.device).to(memory_format=torch.channels_last)
+
+
+@contextmanager
+def evaluating(
+    checkpoint: Path | str, data: Path | str, options: EvalOptions, *, need_val: bool = True
+) -> Iterator[Session]:
+    """Opens a checkpoint and a data set, and closes what was opened.
+
+    Args:
+        checkpoint: whatever `frozen.load_frozen` reads.
+        data: folder with train/ and val/, or flat.
+        options: see there.
+        need_val: whether there must be a val/.
+
+    Raises:
+        UserError: something in the arguments, the file or the data has to be mended.
+    """
+    data = Path(data)
+    frozen = load_frozen(
+        Path(checkpoint), arch=options.arch, stem=options.stem, image_size=options.image_size
+    )
+    config = replace(
+        frozen.config or catalogue.get("imagenet-100ep"),
+        data=data, arch=frozen.arch, stem=frozen.stem, image_size=frozen.image_size,
+        loader=options.loader,
+        on_bad_image=options.on_bad_image, device=options.device, precision=options.precision,
+        workers=options.workers,
+    )  # fmt: skip
+    device, _ = choose_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    dtype, _ = choose_dtype(options.precision, device)
+    splits: dict[Split, Storage] = {}
+    with ImageProgress("reading headers") as progress:
+        splits["train"] = train = open_split(data, "train", report=progress)
+        if need_val or has_split(data, "val"):
+            splits["val"] = open_split(data, "val", classes=train.classes, report=progress)
+    name, _ = choose_loader(options.loader, train, device)
+    frozen.backbone.to(device).to(memory_format=torch.channels_last)
+    session = Session(
+        frozen=frozen, config=config, splits=splits, device=device, dtype=dtype,
+        open_loader=lambda storage: build_loader(
+            name, storage, device=device, workers=options.workers, on_bad_image=options.on_bad_image
+        ),
+    )  # fmt: skip
+    try:
+        yield session
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU's memory is too small for what lies there: free it, or pass --device cpu"
+        ) from error
+    finally:
+        for loader in session.opened.values():
+            loader.close()

@@ -1,0 +1,184 @@
+"""Linear evaluation of a checkpoint, from images or from cached features."""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.context import EvalOptions, Session, evaluating
+from fastsimsiam.evaluate.features import centred_features
+from fastsimsiam.evaluate.linear import (
+    CACHED,
+    TRAINING_VIEW,
+    Features,
+    LinearConfig,
+    LinearState,
+    accuracy,
+    cached_features,
+    new_state,
+    random_crop_features,
+    train,
+)
+from fastsimsiam.plan.batches import TrainPlan, require_a_batch
+from fastsimsiam.runs.checkpoint import read_stored, write_atomically
+from fastsimsiam.system.progress import ImageProgress
+
+
+def linear(
+    checkpoint: Path | str,
+    data: Path | str,
+    *,
+    config: LinearConfig | None = None,
+    cached: bool = False,
+    out: Path | None = None,
+    resume: bool = False,
+    options: EvalOptions | None = None,
+) -> dict[str, Any]:
+    """Trains a linear layer on frozen features; top-1 and top-5 after the last epoch.
+
+    Args:
+        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        data: folder with train/ and val/.
+        config: of the layer's training; None: the published one, or `CACHED`.
+        cached: features of centred crops, computed once: quick, and not the published protocol.
+        out: folder that receives the layer after each epoch.
+        resume: continue from what is in `out`.
+        options: see there.
+
+    Returns:
+        `top1` and `top5` in percent, `losses` of the epochs, the protocol and what it was measured on.
+
+    Raises:
+        UserError: something in the arguments or the data has to be mended.
+    """
+    config = config or (CACHED if cached else LinearConfig())
+    if resume and out is None:
+        raise UserError("--resume needs --out, the folder of what is to be resumed")
+    with evaluating(checkpoint, data, options or EvalOptions()) as session:
+        require_a_batch(len(session.train), config.batch_size)
+        backbone = session.frozen.backbone
+        backbone.requires_grad_(False)
+        before = _digest(backbone)
+        state = new_state(
+            session.frozen.feature_dim, len(session.train.classes), config, session.device
+        )
+        identity = _identity(config, cached, before, session)
+        file = out / "linear.pt" if out else None
+        if resume and file:
+            _restore(state, file, identity)
+        elif file and file.exists():
+            raise UserError(
+                f"--out {out} already holds a linear evaluation: pass --resume to go on with it, or "
+                "another --out"
+            )
+        started = time.perf_counter()
+        features = _training(session, config, cached)
+        with ImageProgress("epochs", unit="epochs") as progress:
+
+            def after_epoch(now: LinearState) -> None:
+                progress(now.epoch, config.epochs)
+                if file:
+                    write_atomically(file, {"identity": identity, **now.state_dict()})
+
+            train(state, features, config, after_epoch)
+        top1, top5 = accuracy(state.layer, _validation(session))
+        assert _digest(backbone) == before, "the frozen backbone has changed"
+        return {
+            "protocol": _protocol(config, cached),
+            "top1": top1,
+            "top5": top5,
+            "losses": state.losses,
+            "seconds": time.perf_counter() - started,
+            "config": asdict(config),
+            "bad_images": session.bad_images,
+            "checkpoint": str(checkpoint),
+            "step": session.frozen.step,
+            "data": str(data),
+            "train_images": len(session.train),
+            "val_images": len(session.splits["val"]),
+            "image_size": session.config.image_size,
+        }
+
+
+def _protocol(config: LinearConfig, cached: bool) -> str:
+    """What was done, and whether the figure compares with published ones."""
+    if cached:
+        return "cached features of centred crops: quick, not the published protocol"
+    published = LinearConfig(seed=config.seed)
+    changed = [
+        f"{key} {value}" for key, value in asdict(config).items() if value != asdict(published)[key]
+    ]
+    if changed:
+        return f"random crops, not the published protocol: {', '.join(changed)}"
+    return "random crops, the published protocol"
+
+
+def _training(session: Session, config: LinearConfig, cached: bool) -> Features:
+    backbone, size = session.frozen.backbone, session.config.image_size
+    if not cached:
+        plan = TrainPlan(
+            label=session.train.label, sizes=session.train.sizes, seed=config.seed,
+            specs=(TRAINING_VIEW,), image_size=size, batch_size=config.batch_size,
+        )  # fmt: skip
+        return random_crop_features(
+            backbone, session.loader("train"), plan, device=session.device, dtype=session.dtype
+        )
+    centred = session.centred("train")
+    h, label = [], []
+    with ImageProgress("features", unit="batches") as progress:
+        for found, batch in centred_features(
+            backbone, session.loader("train"), centred, device=session.device, dtype=session.dtype
+        ):
+            h.append(found.half() if session.device.type == "cuda" else found)
+            label.append(batch.label)
+            progress(len(h), centred.num_batches)
+    return cached_features(torch.cat(h), torch.cat(label), config)
+
+
+def _validation(session: Session) -> Iterator[tuple[Tensor, Tensor]]:
+    for h, batch in centred_features(
+        session.frozen.backbone, session.loader("val"), session.centred("val"),
+        device=session.device, dtype=session.dtype,
+    ):  # fmt: skip
+        yield h, batch.label
+
+
+def _digest(module: nn.Module) -> str:
+    """Of every bit of a module's state."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        bits: Tensor = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(bits.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _identity(
+    config: LinearConfig, cached: bool, backbone: str, session: Session
+) -> dict[str, Any]:
+    """What must be the same for a resumed evaluation."""
+    return {
+        "config": asdict(config), "cached": cached, "backbone": backbone,
+        "images": len(session.train), "image_size": session.config.image_size,
+    }  # fmt: skip
+
+
+def _restore(state: LinearState, file: Path, identity: dict[str, Any]) -> None:
+    if not file.is_file():
+        raise UserError(f"--resume: there is no {file}: drop --resume to start")
+    stored = read_stored(file)
+    if "identity" not in stored:
+        raise UserError(f"--resume: {file} is no linear evaluation: pass another --out")
+    differing = [key for key, value in identity.items() if stored["identity"].get(key) != value]
+    if differing:
+        raise UserError(
+            f"--resume: {file} was made with another {', '.join(differing)}: give the old one, or "
+            "another --out"
+        )
+    state.load_state_dict(stored)

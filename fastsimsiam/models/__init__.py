@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, and layers that compute the same faster."""

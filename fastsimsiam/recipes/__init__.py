@@ -1,0 +1,1 @@
+"""Recipes: functions that return the config of a run."""

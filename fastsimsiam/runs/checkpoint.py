@@ -1,0 +1,200 @@
+"""Checkpoints: written atomically, the newest few kept, read without running code."""
+
+import os
+import pickle
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastsimsiam.config.run import Config
+from fastsimsiam.config.stored import differing_keys, from_dict, to_dict
+from fastsimsiam.errors import UserError
+
+FORMAT = 1
+"""In every checkpoint of this package."""
+_NAME = re.compile(r"step-(\d{8})\.pt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A state from which a run continues as if it had never stopped.
+
+    Attributes:
+        config: of the run.
+        step: optimiser steps done.
+        data: fingerprint of the training images, see `build.fingerprint`.
+        method: state dict of the method.
+        optimizer: state dict of the optimiser.
+        rng: torch's generator states, for networks with dropout.
+        seconds: that the run took until then, of all its parts together.
+    """
+
+    config: Config
+    step: int
+    data: str
+    method: dict[str, Any]
+    optimizer: dict[str, Any]
+    rng: dict[str, torch.Tensor]
+    seconds: float = 0.0
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads a checkpoint, with tensors on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or no checkpoint of this package.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}: pass a file DIR/checkpoints/step-*.pt")
+    return from_stored(read_stored(path), path)
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """What `torch.save` has put into a file, on the CPU; nothing in it is run.
+
+    Raises:
+        UserError: the file is damaged, or holds something else than a dict.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    # Whatever the unpickler makes of the bytes of some other file.
+    except (
+        RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error,
+        pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        raise UserError(
+            f"{path} is damaged or no checkpoint: expected what torch.save wrote of tensors and plain "
+            "values, since nothing else is read from a file"
+        ) from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} holds no weights: expected a checkpoint or a state dict")
+    return stored
+
+
+def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
+    """A checkpoint from the content of its file.
+
+    Raises:
+        UserError: it is of another package or version.
+    """
+    if stored.get("format") != FORMAT:
+        raise UserError(f"{path} is no checkpoint that this version of fastsimsiam wrote")
+    return Checkpoint(
+        config=from_dict(stored["config"]),
+        step=stored["step"],
+        data=stored["data"],
+        method=stored["method"],
+        optimizer=stored["optimizer"],
+        rng=stored["rng"],
+        seconds=stored.get("seconds", 0.0),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint; see `write_atomically`."""
+    write_atomically(
+        path,
+        {
+            "format": FORMAT,
+            "config": to_dict(checkpoint.config),
+            "step": checkpoint.step,
+            "data": checkpoint.data,
+            "method": checkpoint.method,
+            "optimizer": checkpoint.optimizer,
+            "rng": checkpoint.rng,
+            "seconds": checkpoint.seconds,
+        },
+    )
+
+
+def write_atomically(path: Path, content: dict[str, Any]) -> None:
+    """Writes beside the target, syncs to the disk and renames: the name never shows half a file.
+
+    Raises:
+        UserError: it cannot be written, the disk is full for instance.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    try:
+        with open(temporary, "wb") as handle:
+            torch.save(content, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write checkpoint {path} ({_first_line(error)}): free some space, then --resume"
+        ) from error
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in `OUT/checkpoints/step-NNNNNNNN.pt`."""
+
+    def __init__(self, out: Path, keep: int) -> None:
+        """Takes the run's folder and how many of the newest files stay."""
+        self._folder = out / "checkpoints"
+        self._keep = keep
+
+    def paths(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        found = [p for p in self._folder.glob("step-*.pt") if _NAME.fullmatch(p.name)]
+        return sorted(found)
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Writes a checkpoint, then removes the oldest ones beyond `keep`."""
+        path = self._folder / f"step-{checkpoint.step:08d}.pt"
+        save(path, checkpoint)
+        for old in self.paths()[: -self._keep]:
+            old.unlink()
+        return path
+
+    def newest(self, say: Callable[[str], None]) -> Checkpoint:
+        """The newest readable checkpoint; damaged ones are named and passed over.
+
+        Raises:
+            UserError: all are damaged.
+        """
+        for path in reversed(self.paths()):
+            try:
+                return load(path)
+            except UserError as error:
+                say(f"WARNING: {error}; falling back to the checkpoint before it")
+        raise UserError(
+            f"all checkpoints in {self._folder} are damaged: start anew with another --out"
+        )
+
+
+def require_same_run(checkpoint: Checkpoint, config: Config, data: str) -> None:
+    """Refuses to continue a checkpoint as another run.
+
+    Raises:
+        UserError: names the keys that differ.
+    """
+    keys = differing_keys(checkpoint.config, config)
+    if keys:
+        raise UserError(
+            f"--resume: the checkpoint was made with another config: {', '.join(keys)}; "
+            f"give the old values, or another --out"
+        )
+    if checkpoint.data != data:
+        raise UserError(
+            f"--resume: the training images changed since the checkpoint ({checkpoint.data} -> "
+            f"{data}): restore them, or start anew with another --out"
+        )

@@ -1,0 +1,1 @@
+"""The machine and the operating system; knows no image and no network."""

@@ -1,0 +1,143 @@
+"""`fastsimsiam embed`: features of a data set into a file, chunk by chunk."""
+
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.context import EvalOptions, Session, Split, evaluating
+from fastsimsiam.evaluate.features import centred_features
+from fastsimsiam.system.files import written_whole
+from fastsimsiam.system.optional import require
+from fastsimsiam.system.progress import ImageProgress
+
+_SUFFIXES = (".npz", ".parquet")
+
+
+def embed(
+    checkpoint: Path | str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    split: Split = "train",
+    options: EvalOptions | None = None,
+) -> int:
+    """Writes the features of every image of a split.
+
+    The file has, for each image: `features` (D float32, as the backbone gives them), `label`,
+    `class`, `path`; an .npz holds them as arrays `features`, `label`, `classes` (names by label)
+    and `path`. Features pass through memory a batch at a time.
+
+    Args:
+        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        data: the data set.
+        out: file to write, .npz or .parquet.
+        split: of it.
+        options: see there.
+
+    Returns:
+        How many images there are.
+
+    Raises:
+        UserError: something in the arguments or the data has to be mended.
+    """
+    out = Path(out)
+    if out.suffix not in _SUFFIXES:
+        raise UserError(f"--out {out}: name it .npz or .parquet")
+    if out.suffix == ".parquet":
+        require("pyarrow", f"--out {out}", "pip install 'fastsimsiam[embed]'")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    with evaluating(checkpoint, data, options or EvalOptions(), need_val=split == "val") as session:
+        write = _write_npz if out.suffix == ".npz" else _write_parquet
+        with written_whole(out, "--out") as file:
+            count = write(file, session, split)
+    return count
+
+
+def _chunks(
+    session: Session, split: Split
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """Features (B, D) of the next images, and their numbers; broken images are left out."""
+    plan = session.centred(split)
+    with ImageProgress("features") as progress:
+        for step, (h, batch) in enumerate(
+            centred_features(
+                session.frozen.backbone,
+                session.loader(split),
+                plan,
+                device=session.device,
+                dtype=session.dtype,
+            )
+        ):
+            planned = plan.index(0, step)
+            # Another image stands where a broken one would have been.
+            whole = batch.index.cpu().numpy() == planned
+            yield _to_numpy(h)[whole], planned[whole]
+            progress(int(planned[-1]) + 1, len(plan.label))
+
+
+def _to_numpy(h: Tensor) -> npt.NDArray[np.float32]:
+    return h.to(device="cpu", dtype=torch.float32).numpy()
+
+
+def _about(session: Session, split: Split) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
+    """Paths, labels and names of classes."""
+    storage = session.splits[split]
+    return list(storage.paths), storage.label, list(storage.classes)
+
+
+def _write_npz(file: Path, session: Session, split: Split) -> int:
+    paths, label, classes = _about(session, split)
+    # Made in files of their own: NumPy can write into an archive only what is complete.
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        raw = np.lib.format.open_memmap(
+            Path(folder) / "raw.npy", "w+", np.float32, (len(paths), session.frozen.feature_dim)
+        )
+        kept: list[npt.NDArray[np.int64]] = []
+        count = 0
+        for h, index in _chunks(session, split):
+            raw[count : count + len(h)] = h
+            kept.append(index)
+            count += len(h)
+        rows = np.concatenate(kept)
+        for name, array in (
+            ("features", raw[:count]), ("label", label[rows]), ("classes", np.array(classes)),
+            ("path", np.array(paths)[rows]),
+        ):  # fmt: skip
+            np.save(Path(folder) / name, array)
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name in ("features", "label", "classes", "path"):
+                archive.write(Path(folder) / f"{name}.npy", f"{name}.npy")
+        del raw
+    return count
+
+
+def _write_parquet(file: Path, session: Session, split: Split) -> int:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    paths, label, classes = _about(session, split)
+    dim = session.frozen.feature_dim
+    schema = pa.schema([
+        ("path", pa.string()), ("label", pa.int64()), ("class", pa.string()),
+        ("features", pa.list_(pa.float32(), dim)),
+    ])  # fmt: skip
+    count = 0
+    with parquet.ParquetWriter(file, schema) as writer:
+        for h, index in _chunks(session, split):
+            columns = {
+                "path": [paths[number] for number in index],
+                "label": label[index],
+                "class": [classes[number] for number in label[index]],
+                "features": pa.FixedSizeListArray.from_arrays(pa.array(h.ravel()), dim),
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+            count += len(h)
+    return count

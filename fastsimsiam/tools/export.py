@@ -1,0 +1,215 @@
+"""`fastsimsiam export`: a trained backbone for other people's code, with a model card beside it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD
+from fastsimsiam.config.stored import to_dict
+from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.pretrained import Frozen, Stem, load_frozen
+from fastsimsiam.models.backbones import classifier_name
+from fastsimsiam.system.files import written_whole
+from fastsimsiam.system.optional import require
+from fastsimsiam.version import __version__
+
+Format = Literal["torchvision", "timm", "onnx"]
+_SUFFIX: Mapping[Format, str] = {
+    "torchvision": ".safetensors", "timm": ".safetensors", "onnx": ".onnx",
+}  # fmt: skip
+_INSTALL = "pip install 'fastsimsiam[export]'"
+_TIMM_CLASSES = 1000
+
+
+def export(
+    checkpoint: Path | str,
+    out: Path | str,
+    *,
+    format: Format = "torchvision",
+    arch: str | None = None,
+    stem: Stem | None = None,
+    image_size: int | None = None,
+) -> tuple[Path, Path]:
+    """Writes a backbone and its card.
+
+    Args:
+        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        out: file to write; its suffix is .safetensors, or .onnx.
+        format: `torchvision`: keys as torchvision's own weights have them, without the last layer.
+            `timm`: as `timm.create_model(ARCH, checkpoint_path=...)` reads them: with a last layer of
+            1,000 zeros, which it insists on.
+            `onnx`: a graph from images (B, 3, S, S), normalised, to features (B, D), any B.
+        arch, stem, image_size: see `load_frozen`.
+
+    Returns:
+        The file and its card, FILE.md.
+
+    Raises:
+        UserError: something in the arguments or the checkpoint has to be mended.
+    """
+    out = Path(out)
+    if out.suffix != _SUFFIX[format]:
+        raise UserError(f"DST is {out}: name it NAME{_SUFFIX[format]} for --format {format}")
+    if not out.parent.is_dir():
+        raise UserError(f"DST is {out}: there is no folder {out.parent}")
+    frozen = load_frozen(Path(checkpoint), arch=arch, stem=stem, image_size=image_size)
+    card = model_card(frozen, out, format)
+    if format == "onnx":
+        _write_onnx(frozen, out)
+    else:
+        require("safetensors", f"--format {format}", _INSTALL)
+        from safetensors.torch import save
+
+        state: dict[str, Tensor] = {
+            key: value.contiguous() for key, value in frozen.backbone.state_dict().items()
+        }
+        if format == "timm":
+            _require_timm_knows(frozen)
+            state["fc.weight"] = torch.zeros(_TIMM_CLASSES, frozen.feature_dim)
+            state["fc.bias"] = torch.zeros(_TIMM_CLASSES)
+        about = {
+            "format": "pt", "arch": frozen.arch, "stem": frozen.stem,
+            "fastsimsiam": __version__,
+        }  # fmt: skip
+        # Not by its `save_file`, whose files nobody else may read.
+        with written_whole(out, "DST") as file:
+            file.write_bytes(save(state, metadata=about))
+    beside = out.with_name(out.name + ".md")
+    with written_whole(beside, "card") as file:
+        file.write_text(card)
+    return out, beside
+
+
+def _require_timm_knows(frozen: Frozen) -> None:
+    """Refuses networks whose keys or arithmetic differ from timm's of the same name."""
+    if frozen.stem != "imagenet":
+        raise UserError(
+            "--format timm: a network with the CIFAR stem is none of timm's: export it as torchvision "
+            "or onnx"
+        )
+    if not frozen.arch.startswith(("resnet", "resnext", "wide_resnet")):
+        raise UserError(
+            f"--format timm: only ResNets have the same keys in timm as in torchvision, and this is a "
+            f"{frozen.arch}: export it as torchvision or onnx"
+        )
+
+
+def _write_onnx(frozen: Frozen, out: Path) -> None:
+    for module in ("onnx", "onnxscript"):
+        require(module, "--format onnx", _INSTALL)
+    size = frozen.image_size
+    example = torch.zeros(2, 3, size, size)
+    backbone = frozen.backbone.to(memory_format=torch.contiguous_format)
+    batch = torch.export.Dim("batch")
+
+    with written_whole(out, "DST") as file:
+        torch.onnx.export(
+            _Features(backbone).eval(), (example,), str(file), input_names=["images"],
+            output_names=["features"], dynamic_shapes={"images": {0: batch}}, dynamo=True,
+            external_data=False, verbose=False,
+        )  # fmt: skip
+
+
+class _Features(nn.Module):
+    """A backbone whose output is always flat."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) to (B, D)."""
+        h: Tensor = self.backbone(images).flatten(1)
+        return h
+
+
+_USE: Mapping[Format, str] = {
+    "torchvision": """import torch
+import torchvision
+from safetensors.torch import load_file
+
+model = torchvision.models.{arch}()
+{stem}model.{classifier} = torch.nn.Identity()   # features instead of classes
+model.load_state_dict(load_file("{file}"))
+model.eval()
+""",
+    "timm": """import timm
+
+model = timm.create_model("{arch}", checkpoint_path="{file}")
+model.reset_classifier(0)   # features; the file's last layer is all zeros
+model.eval()
+""",
+    "onnx": """import onnxruntime
+
+session = onnxruntime.InferenceSession("{file}")
+(features,) = session.run(None, {{"images": images}})   # float32 (B, 3, {size}, {size})
+""",
+}
+_CIFAR_STEM = """model.conv1 = torch.nn.Conv2d(3, {width}, 3, padding=1, bias=False)
+model.maxpool = torch.nn.Identity()
+"""
+
+
+def model_card(frozen: Frozen, out: Path, format: Format) -> str:
+    """What the weights are, in Markdown: use, recipe, data, scores, versions."""
+    stem = ""
+    if frozen.stem == "cifar":
+        stem = _CIFAR_STEM.format(width=frozen.backbone.get_submodule("conv1").out_channels)
+    use = _USE[format].format(
+        arch=frozen.arch, file=out.name, size=frozen.image_size, stem=stem,
+        classifier=classifier_name(frozen.arch),
+    )  # fmt: skip
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    lines = [
+        f"# {frozen.arch}, {frozen.feature_dim} features",
+        "",
+        f"Input: RGB images of {frozen.image_size} pixels, values from 0 to 1, minus the mean "
+        f"({mean}), over the standard deviation ({std}). Output: {frozen.feature_dim} features per "
+        "image.",
+        "",
+        f"```python\n{use}```",
+        "",
+    ]
+    if frozen.stem == "cifar":
+        lines += ["The stem is a 3x3 convolution of stride 1, and there is no max-pooling.", ""]
+    if frozen.config is None:
+        lines += [f"Made from {frozen.path.name}; how it was trained is not recorded there."]
+        return "\n".join(lines) + "\n"
+    config = to_dict(frozen.config)
+    lines += [
+        f"Pretrained without labels: recipe `{frozen.config.recipe}`, {frozen.step} steps of "
+        f"{frozen.config.batch_size} images, {frozen.config.epochs} epochs planned.",
+        "",
+        *_run_lines(frozen),
+        "## Config",
+        "",
+        "```json",
+        json.dumps(config, indent=1),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _run_lines(frozen: Frozen) -> list[str]:
+    """Scores and versions of the run that a checkpoint lies in, where its summary is there."""
+    summary = frozen.path.parent.parent / "summary.json"
+    if not summary.is_file():
+        return []
+    try:
+        stored = json.loads(summary.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{summary} is damaged ({error}): remove it") from error
+    lines = []
+    if stored.get("steps") == frozen.step:
+        scores = {k: v for k, v in stored["last"].items() if k.startswith("knn_")}
+        lines += [f"- {name}: {value:.2f} %" for name, value in scores.items()]
+    lines += [f"- {name} {version}" for name, version in stored.get("versions", {}).items()]
+    if stored.get("data"):
+        lines.append(f"- data: {stored['data']}")
+    if stored.get("commit"):
+        lines.append(f"- commit: {stored['commit']}")
+    return ["## Scores and versions", "", *lines, ""]

@@ -1,0 +1,326 @@
+"""`fastsimsiam pack`: class folders to one file of FFCV's format, every image decoded on the way.
+
+FFCV's loader never looks at the decoder's return code, so a packed file must hold whole JPEGs alone:
+an image is decoded first and its copy is compared after writing. The file is written by FFCV's own
+allocator, from one thread; decoding and encoding are spread over the workers.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.loaders.bad_images import MEND
+from fastsimsiam.loaders.decode import Pixels, decode_jpeg, read_rgb
+from fastsimsiam.storage.base import Report, Storage
+from fastsimsiam.storage.beton import SUFFIX, Beton, manifest_path, open_beton, read_manifest
+from fastsimsiam.system.optional import require_ffcv
+from fastsimsiam.system.resources import num_workers
+from fastsimsiam.version import __version__
+
+_FORMAT = 1
+_SMALLEST_PAGE = 1 << 23
+_LARGEST_PAGE = 1 << 31
+_LARGEST_SIDE = (1 << 16) - 1
+_AHEAD = 8
+"""Images per worker that may wait to be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """How images are stored.
+
+    Attributes:
+        max_side: longest side in pixels, larger images are made smaller; None: any.
+        short_side: likewise the shortest side.
+        quality: of JPEGs that have to be encoded anew.
+    """
+
+    max_side: int | None = None
+    short_side: int | None = None
+    quality: int = 90
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.max_side is not None and self.short_side is not None:
+            raise UserError("give --max-side or --short-side, not both")
+        for name, side in (("--max-side", self.max_side), ("--short-side", self.short_side)):
+            if side is not None and not 1 <= side <= _LARGEST_SIDE:
+                raise UserError(f"{name} is {side}: give 1 to {_LARGEST_SIDE}")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"--quality is {self.quality}: give 1 to 100")
+
+    def bounded(self, height: int, width: int) -> tuple[int, int]:
+        """The size an image is stored with."""
+        scale = 1.0
+        if self.max_side is not None:
+            scale = self.max_side / max(height, width)
+        elif self.short_side is not None:
+            scale = self.short_side / min(height, width)
+        if scale >= 1:
+            return height, width
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """An image ready to be written; `broken` says why it is not."""
+
+    source: int
+    data: bytes = b""
+    height: int = 0
+    width: int = 0
+    kept: bool = False
+    broken: str = ""
+
+
+def pack(
+    storage: Storage,
+    target: Path,
+    options: PackOptions,
+    *,
+    workers: int | None = None,
+    on_bad_image: str = "error",
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Writes `target` and its manifest.
+
+    JPEGs that are small enough, upright and in RGB or grey keep their bytes; everything else is
+    decoded, turned upright, made smaller and encoded as RGB.
+
+    Args:
+        storage: the images, class folders say.
+        target: a .beton file; it appears when it is whole, and replaces an older one.
+        options: how images are stored.
+        workers: threads; None: one per core.
+        on_bad_image: `error`, or `skip`: broken images are left out and listed in the manifest.
+        report: told of the progress.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        BadImageError: an image is broken and the policy is not to skip.
+        UserError: FFCV is missing, or the file cannot be written.
+    """
+    require_ffcv("fastsimsiam pack")
+    workers = num_workers(workers)
+    if target.suffix != SUFFIX:
+        raise UserError(f"{target} is to be a packed file: give a name that ends in {SUFFIX}")
+    if on_bad_image == "error":
+        storage.require_readable()
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            manifest = _write(storage, partial, options, workers, on_bad_image, report)
+            manifest_part = manifest_path(partial)
+            manifest_part.write_text(json.dumps(manifest | {"file": target.name}, indent=1) + "\n")
+            os.replace(partial, target)
+            os.replace(manifest_part, manifest_path(target))
+        finally:
+            for leftover in (partial, manifest_path(partial)):
+                leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target} ({error.strerror or error}): make room, or choose another place"
+        ) from error
+    return manifest | {"file": target.name}
+
+
+def _write(
+    storage: Storage, file: Path, options: PackOptions, workers: int, on_bad_image: str,
+    report: Report | None,
+) -> dict[str, Any]:  # fmt: skip
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.memory_allocator import MemoryAllocator
+    from ffcv.writer import DatasetWriter
+
+    fields = {"image": RGBImageField(write_mode="jpg"), "label": IntField()}
+    writer = DatasetWriter(str(file), fields, page_size=_page_size(storage, options))
+    # The table of images stands before the records, and only when all are decoded is it known how
+    # many there are: it gets room for all, and the lines of broken ones stay empty at its end.
+    writer.num_samples = len(storage)
+    writer.prepare()
+    try:
+        rows = np.zeros(len(storage), dtype=writer.metadata_type)
+        image, label = rows["f0"], rows["f1"]
+        allocator = MemoryAllocator(str(file), writer.data_region_start, writer.page_size)
+        kept: list[_Record] = []
+        checks: list[int] = []
+        broken: dict[str, str] = {}
+        with allocator:
+            for record in _records(storage, options, workers, on_bad_image == "skip", report):
+                if record.broken:
+                    broken[storage.paths[record.source]] = record.broken
+                    continue
+                position = len(kept)
+                allocator.set_current_sample(position)
+                pointer, space = allocator.malloc(len(record.data))
+                space[:] = np.frombuffer(record.data, np.uint8)
+                image[position] = (0, record.width, record.height, pointer)
+                label[position] = storage.label[record.source]
+                kept.append(replace(record, data=b""))
+                checks.append(zlib.crc32(record.data))
+        if not kept:
+            raise UserError(f"{storage.root} has no image that can be decoded: nothing to pack")
+        writer.metadata_sm.buf[: rows.nbytes] = rows.tobytes()
+        writer.header["num_samples"] = len(kept)
+        writer.finalize(allocator.allocations)
+    finally:
+        writer.metadata_sm.close()
+        writer.metadata_sm.unlink()
+    beton = open_beton(file)
+    for position, check in enumerate(checks):
+        if zlib.crc32(beton.read(position)) != check:
+            raise OSError(None, "the copy differs from what was written; is the disk full?")
+    return _manifest(storage, file, options, kept, broken)
+
+
+def _manifest(
+    storage: Storage, file: Path, options: PackOptions, kept: list[_Record], broken: dict[str, str]
+) -> dict[str, Any]:
+    label = storage.label[[record.source for record in kept]]
+    count = Counter(label.tolist())
+    return {
+        "format": _FORMAT,
+        "images_total": len(kept),
+        "bytes": file.stat().st_size,
+        "sha256": _checksum(file),
+        "images_with_their_own_bytes": sum(record.kept for record in kept),
+        "largest": [max(r.height for r in kept), max(r.width for r in kept)],
+        "options": {
+            "max_side": options.max_side,
+            "short_side": options.short_side,
+            "quality": options.quality,
+        },
+        "versions": {"fastsimsiam": __version__, "ffcv": version("ffcv")},
+        "left_out": broken,
+        "classes": list(storage.classes),
+        "images_of_class": [count[i] for i in range(len(storage.classes))],
+        "images": [storage.paths[record.source] for record in kept],
+    }
+
+
+def _page_size(storage: Storage, options: PackOptions) -> int:
+    """A power of two that the largest record fits into."""
+    largest = _SMALLEST_PAGE
+    for index, (height, width) in enumerate(storage.sizes.tolist()):
+        if height * width * 3 <= largest:
+            continue  # no JPEG worth the name is larger than its pixels
+        bounded = options.bounded(height, width)
+        if bounded != (height, width):
+            largest = max(largest, 3 * bounded[0] * bounded[1])
+        else:
+            largest = max(largest, len(storage.read(index)), 3 * height * width)
+    if largest > _LARGEST_PAGE:
+        raise UserError(f"{storage.root} has images too large for the format: pass --max-side")
+    return 1 << (largest - 1).bit_length()
+
+
+def _records(
+    storage: Storage, options: PackOptions, workers: int, skip: bool, report: Report | None
+) -> Iterator[_Record]:
+    """Every image in order, made by threads, a bounded number ahead."""
+    waiting: deque[Future[_Record]] = deque()
+    indices = iter(range(len(storage)))
+    done = 0
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="pack")
+    try:
+        while True:
+            while len(waiting) < _AHEAD * workers and (index := next(indices, None)) is not None:
+                waiting.append(pool.submit(_encode, storage, index, options, skip))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+            done += 1
+            if report:
+                report(done, len(storage))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(storage: Storage, index: int, options: PackOptions, skip: bool) -> _Record:
+    """Decodes one image, and encodes it anew unless its own bytes will do."""
+    height, width = storage.sizes[index].tolist()
+    try:
+        if (
+            height
+            and storage.orientation[index] == 1
+            and options.bounded(height, width) == (height, width)
+        ):
+            data = storage.read(index)
+            pixels = decode_jpeg(data, height * width)
+            if pixels is not None and pixels.shape[:2] == (height, width):
+                return _Record(
+                    source=index, data=bytes(data), height=height, width=width, kept=True
+                )
+        pixels = read_rgb(storage, index)
+    except BadImageError as error:
+        if not skip:
+            raise BadImageError(f"{error}: {MEND}") from error
+        return _Record(source=index, broken=str(error))
+    if max(pixels.shape) > _LARGEST_SIDE:
+        raise UserError(f"{storage.name(index)} is too large for the format: pass --max-side")
+    pixels = _resized(pixels, options.bounded(*pixels.shape[:2]))
+    data = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(pixels), options.quality, "RGB", colorsubsampling="420"
+    )
+    return _Record(source=index, data=data, height=pixels.shape[0], width=pixels.shape[1])
+
+
+def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    if pixels.shape[:2] == size:
+        return pixels
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def _checksum(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def verify(file: Path, *, workers: int | None = None, report: Report | None = None) -> Beton:
+    """Compares a packed file with its manifest, and decodes every image.
+
+    Args:
+        file: it.
+        workers: threads; None: one per core.
+        report: told of the progress.
+
+    Raises:
+        UserError: says what is wrong.
+    """
+    beton = open_beton(file)
+    manifest = read_manifest(file)
+    if manifest is None:
+        raise UserError(f"{manifest_path(file)} is missing: there is nothing to verify {file} with")
+    for what, expected, found in (
+        ("bytes", manifest.get("bytes"), file.stat().st_size),
+        ("images", manifest.get("images_total"), len(beton)),
+        ("sha256", manifest.get("sha256"), _checksum(file)),
+    ):
+        if expected != found:
+            raise UserError(
+                f"{file} differs from its manifest in {what} ({found}, not {expected}): pack it again"
+            )
+    with ThreadPoolExecutor(num_workers(workers)) as pool:
+        for done, _ in enumerate(
+            pool.map(lambda index: read_rgb(beton, index).shape, range(len(beton))), start=1
+        ):
+            if report:
+                report(done, len(beton))
+    return beton

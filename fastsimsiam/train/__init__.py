@@ -1,0 +1,1 @@
+"""Pretraining: the loop, the step, and the command that runs them."""

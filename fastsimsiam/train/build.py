@@ -1,0 +1,95 @@
+"""From a config to a trainer."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastsimsiam.augment.photometric import Photometric
+from fastsimsiam.config.run import CompileName, Config
+from fastsimsiam.loaders.base import Loader
+from fastsimsiam.methods.base import Method
+from fastsimsiam.methods.registry import build_method
+from fastsimsiam.models.small_convolutions import use_products
+from fastsimsiam.optim.schedule import durations
+from fastsimsiam.optim.sgd import ScheduledSGD
+from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.runs.checkpoint import CheckpointStore
+from fastsimsiam.runs.recorder import Recorder
+from fastsimsiam.storage.base import Storage, fingerprint
+from fastsimsiam.system.malloc import keep_freed_memory
+from fastsimsiam.train.distributed import World
+from fastsimsiam.train.evaluator import Evaluator
+from fastsimsiam.train.step import TrainStep
+from fastsimsiam.train.trainer import Trainer
+
+
+def build_trainer(
+    config: Config,
+    storage: Storage,
+    loader: Loader,
+    *,
+    evaluators: Sequence[Evaluator],
+    store: CheckpointStore,
+    recorder: Recorder,
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: CompileName,
+    world: World,
+) -> Trainer:
+    """A trainer with fresh weights at step 0."""
+    parts = world.size * config.accumulate
+    assert config.batch_size % parts == 0
+    plan = TrainPlan(
+        label=storage.label,
+        sizes=storage.sizes,
+        seed=config.seed,
+        specs=config.views,
+        image_size=config.image_size,
+        batch_size=config.batch_size // parts,
+        rank=world.rank,
+        world_size=world.size,
+        round_to=config.accumulate,
+    )
+    method = build_method(config)
+    if world.size > 1 and device.type == "cuda":
+        # Untyped in torch; it returns what it is given, with other BatchNorm layers inside.
+        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+        method = cast(Method, convert(method))
+    # Shapes never change, so cuDNN may time its convolutions once and keep the best.
+    torch.backends.cudnn.benchmark = True
+    method = method.to(device).to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        keep_freed_memory()
+        use_products(method)
+    photometric = Photometric(config.views, plan.view_sizes, dtype)
+    compute: nn.Module = TrainStep(photometric, method, device, dtype)
+    if compiled == "step":
+        compute.compile(fullgraph=True, dynamic=False)
+    elif compiled == "colour":
+        photometric.compile_alone()
+    if world.size > 1:
+        compute = DistributedDataParallel(
+            compute,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            # Every rank has its own running statistics, or SyncBatchNorm has made them equal.
+            broadcast_buffers=False,
+        )
+    return Trainer(
+        config=config,
+        method=method,
+        compute=compute,
+        optimizer=ScheduledSGD(method.parameter_groups(), config.optimizer, device),
+        lengths=durations(config, plan.num_batches // config.accumulate),
+        plan=plan,
+        loader=loader,
+        evaluators=evaluators,
+        store=store,
+        data=fingerprint(storage),
+        recorder=recorder,
+        device=device,
+        world=world,
+    )

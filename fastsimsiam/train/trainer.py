@@ -1,0 +1,312 @@
+"""The loop. It knows neither methods nor loaders by name; build.py hands it both.
+
+Between two log steps the host never waits for the device: the learning rate is a tensor, loss and
+figures are summed on the device, and so is the check that the loss is finite.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fastsimsiam.config.run import Config
+from fastsimsiam.errors import UserError
+from fastsimsiam.loaders.base import Batch, Loader
+from fastsimsiam.methods.base import Method
+from fastsimsiam.methods.losses import collapsed_std
+from fastsimsiam.optim.schedule import Durations, learning_rate, starting_rate
+from fastsimsiam.optim.sgd import ScheduledSGD
+from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore
+from fastsimsiam.runs.recorder import Recorder, clock
+from fastsimsiam.train.distributed import World
+from fastsimsiam.train.evaluator import Evaluator
+from fastsimsiam.train.interrupt import Interrupt, catch_signals
+
+_COLLAPSED_LOSS = -0.9
+
+
+class NonFiniteLossError(UserError):
+    """The loss became infinite or not a number."""
+
+
+@dataclass(kw_only=True)
+class _Window:
+    """What has gone on since the last log step; the tensors stay on the device."""
+
+    device: torch.device
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    waited: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            total = self.sums.get(name)
+            self.sums[name] = value.detach().float() if total is None else total + value.detach()
+
+    def means(self, world: World) -> dict[str, float]:
+        """The figures' means per step; this waits for the device."""
+        totals = torch.stack(list(self.sums.values())) / self.steps
+        return dict(zip(self.sums, world.mean(totals).tolist(), strict=True))
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Everything a run needs, put together by `build.py`.
+
+    Attributes:
+        config: of the run.
+        method: the module that is trained.
+        compute: (crops, photometric) -> (loss, figures); the compiled step, DDP around it.
+        optimizer: of the method's parameters.
+        lengths: durations in steps.
+        plan: batches of this rank.
+        loader: makes them.
+        evaluators: called before the first step, every so often, and at the end.
+        store: where checkpoints go.
+        data: fingerprint of the training images.
+        recorder: where figures go.
+        device: of the method.
+        world: this process among the others.
+        step: optimiser steps done.
+        after_step: called after each of them.
+        seconds: that the run took before this process took it up.
+    """
+
+    config: Config
+    method: Method
+    compute: Callable[..., tuple[Tensor, dict[str, Tensor]]] | nn.Module
+    optimizer: ScheduledSGD
+    lengths: Durations
+    plan: TrainPlan
+    loader: Loader
+    evaluators: Sequence[Evaluator]
+    store: CheckpointStore
+    data: str
+    recorder: Recorder
+    device: torch.device
+    world: World
+    step: int = 0
+    after_step: Callable[[], None] = lambda: None
+    seconds: float = 0.0
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continues from a checkpoint."""
+        self.method.load_state_dict(checkpoint.method)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        torch.set_rng_state(checkpoint.rng["cpu"])
+        if "cuda" in checkpoint.rng and self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint.rng["cuda"], self.device)
+        self.step = checkpoint.step
+        self.seconds = checkpoint.seconds
+
+    def fit(self) -> int:
+        """Trains to the end of the run.
+
+        Returns:
+            0, or the number of the signal that ended it early; the state is saved either way.
+
+        Raises:
+            NonFiniteLossError: names the step, its learning rate and the last good checkpoint.
+            UserError: an image is broken or the disk is full; the state is saved where possible.
+        """
+        self._started = time.perf_counter()
+        self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
+        self._saved_step = self.step if self.step else -1
+        self._warned = False
+        self._pace: float | None = None
+        self.method.train()
+        with catch_signals() as interrupt:
+            if self.step == 0:
+                self._evaluate("untrained")
+            self.recorder.start_bar(self.lengths.stop, self.step)
+            try:
+                self._run(interrupt)
+            except NonFiniteLossError:
+                raise
+            except (UserError, OSError):
+                # With several ranks the others are elsewhere, and would wait for this one for ever.
+                if self.world.size == 1:
+                    self._save()
+                raise
+            self._save()
+        if interrupt.number:
+            name = signal.Signals(interrupt.number).name
+            self.recorder.say(f"{name}: saved at step {self.step}; go on with --resume")
+        return interrupt.number
+
+    def _run(self, interrupt: Interrupt) -> None:
+        per_epoch, parts = self.lengths.steps_per_epoch, self.config.accumulate
+        leaving = False
+        while self.step < self.lengths.stop and not leaving:
+            epoch, done = divmod(self.step, per_epoch)
+            batches = self.loader.iterate(self.plan, epoch, done * parts)
+            window = _Window(device=self.device)
+            for _ in range(done, min(per_epoch, self.lengths.stop - epoch * per_epoch)):
+                self._step(batches, window)
+                self.after_step()
+                at_end = self.step in (self.lengths.stop, (epoch + 1) * per_epoch)
+                if self.step % self.config.log_every == 0 or at_end:
+                    self._log(window)
+                    window = _Window(device=self.device)
+                    # Ranks must leave together; they agree where they wait for each other anyway.
+                    number = self.world.maximum(interrupt.number, self.device)
+                    if number:
+                        interrupt.number, leaving = number, True
+                if self.step % self.lengths.checkpoint_every == 0 and not at_end:
+                    paused = time.perf_counter()
+                    self._save()
+                    window.started += time.perf_counter() - paused
+                leaving = leaving or (self.world.size == 1 and interrupt.number != 0)
+                if leaving and not at_end:
+                    return
+            assert self.step < (epoch + 1) * per_epoch or next(batches, None) is None
+            # Also when leaving: the evaluation that is due here would never be made up for.
+            self._end_of_epoch()
+
+    def _end_of_epoch(self) -> None:
+        every = self.lengths.knn_every
+        due = every and (self.step % every == 0 or self.step == self.lengths.stop)
+        if due:
+            self._evaluate(f"epoch {self.step / self.lengths.steps_per_epoch:g}")
+        # After the evaluation, so that a resumed run need not ask whether it took place.
+        if self.step % self.lengths.checkpoint_every == 0:
+            self._save()
+
+    def _step(self, batches: Iterator[Batch], window: _Window) -> None:
+        """One optimiser step; nothing here waits for the device."""
+        rate = self._rate(self.step)
+        self.optimizer.set_rates(rate, starting_rate(self.config.optimizer, self.config.batch_size))
+        for batch in self._parts(batches, window):
+            loss, figures = self.compute(batch.crops, batch.photometric)
+            # With several ranks every part is reduced: more traffic than needed, but exact.
+            (loss / self.config.accumulate).backward()
+            share = 1.0 / self.config.accumulate
+            window.add({name: value * share for name, value in {"loss": loss, **figures}.items()})
+            failed = (self._first_bad_step < 0) & ~torch.isfinite(loss.detach())
+            self._first_bad_step.masked_fill_(failed, self.step)
+        self.optimizer.step()
+        self.step += 1
+        window.steps += 1
+
+    def _parts(self, batches: Iterator[Batch], window: _Window) -> list[Batch]:
+        """All parts of a step before any is used, so that a broken image leaves a whole state."""
+        asked = time.perf_counter()
+        parts = [batch for _, batch in zip(range(self.config.accumulate), batches, strict=False)]
+        window.waited += time.perf_counter() - asked
+        assert len(parts) == self.config.accumulate, "the loader ended its epoch early"
+        return parts
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(
+            self.config.optimizer,
+            batch_size=self.config.batch_size,
+            step=step,
+            lengths=self.lengths,
+        )
+
+    def _log(self, window: _Window) -> None:
+        """The one place of the loop that waits for the device."""
+        self._check_finite()
+        means = window.means(self.world)
+        seconds = time.perf_counter() - window.started
+        on_this_device = window.steps * self.config.batch_size / self.world.size
+        pace = seconds / window.steps
+        self._pace = pace if self._pace is None else 0.9 * self._pace + 0.1 * pace
+        wait = window.waited / seconds
+        rate = self._rate(self.step - 1)
+        epoch = self.step / self.lengths.steps_per_epoch
+        self.recorder.record(
+            self.step,
+            {
+                "epoch": epoch,
+                **means,
+                "lr": rate,
+                "images_per_second": on_this_device / seconds,
+                "data_wait": wait,
+            },
+        )
+        spread = means.get("collapse_std")
+        healthy = "" if spread is None else f"std*sqrt(D) {spread:.2f}  "
+        remaining = (self.lengths.stop - self.step) * self._pace
+        self.recorder.step(
+            self.step,
+            self.lengths.stop,
+            f"epoch {epoch:.2f}  loss {means['loss']:.4f}  {healthy}lr {rate:.4g}  "
+            f"{on_this_device / seconds:.0f} images/s  data-wait {wait:.0%}  ETA {clock(remaining)}",
+        )
+        self._warn_of_collapse(means)
+
+    def _warn_of_collapse(self, means: dict[str, float]) -> None:
+        collapsed = means.get("collapse_std", 1.0) < collapsed_std(self.plan.batch_size)
+        if collapsed and means["loss"] < _COLLAPSED_LOSS and not self._warned:
+            self._warned = True
+            self.recorder.say(
+                f"WARNING: the network has collapsed: at step {self.step} all images get the same "
+                f"output (std*sqrt(D) {means['collapse_std']:.3f}, healthy is about 1; loss "
+                f"{means['loss']:.3f}). Check that stop_gradient is on, the predictor is trained and "
+                f"its lr constant, and the lr and weight decay are not too high."
+            )
+
+    def _check_finite(self) -> None:
+        bad = self.world.maximum(int(self._first_bad_step.item()), self.device)
+        if bad >= 0:
+            raise self._not_finite(f"the loss is not finite at step {bad}", bad)
+
+    def _check_weights(self) -> None:
+        """A finite loss may have had gradients that are not; nothing of that is saved."""
+        norm = torch.nn.utils.get_total_norm([p.detach() for p in self.method.parameters()])
+        if not torch.isfinite(norm):
+            raise self._not_finite(f"the weights are not finite at step {self.step}", self.step)
+
+    def _not_finite(self, what: str, step: int) -> NonFiniteLossError:
+        saved = self.store.paths()
+        last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        return NonFiniteLossError(
+            f"{what} (lr {self._rate(step):.4g}); {last}: "
+            f"lower --optimizer.lr, or pass --precision fp32"
+        )
+
+    def _evaluate(self, when: str) -> None:
+        """Scores the method on the main rank; the others wait."""
+        if self.evaluators and self.world.is_main:
+            self.recorder.status("evaluating")
+            started = time.perf_counter()
+            figures = {
+                name: value for evaluate in self.evaluators for name, value in evaluate(self.method)
+            }
+            self.recorder.record(self.step, figures)
+            text = "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
+            self.recorder.say(f"{when}: {text}  ({clock(time.perf_counter() - started)})")
+        self.world.wait()
+
+    def elapsed(self) -> float:
+        """Seconds that the run took until now, those before a resume included."""
+        return self.seconds + time.perf_counter() - self._started
+
+    def _save(self) -> None:
+        if self.step in (0, self._saved_step):
+            return
+        self._check_finite()
+        self._check_weights()
+        if self.world.is_main:
+            rng = {"cpu": torch.get_rng_state()}
+            if self.device.type == "cuda":
+                rng["cuda"] = torch.cuda.get_rng_state(self.device)
+            self.store.save(
+                Checkpoint(
+                    config=self.config,
+                    step=self.step,
+                    data=self.data,
+                    method=self.method.state_dict(),
+                    optimizer=self.optimizer.state_dict(),
+                    rng=rng,
+                    seconds=self.elapsed(),
+                )
+            )
+        self._saved_step = self.step
+        self.world.wait()

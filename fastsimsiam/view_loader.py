@@ -1,0 +1,166 @@
+"""What Python code uses that brings its own loop: recipes, a trained backbone, the fast loaders."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsimsiam.augment.photometric import Photometric
+from fastsimsiam.config.run import Config, DeviceName, LoaderName, OnBadImage, ViewSpec
+from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.pretrained import Stem, load_frozen
+from fastsimsiam.loaders.registry import build_loader, choose_loader
+from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.recipes import catalogue
+from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.train.auto import choose_device
+
+
+def recipe(name: str, **changes: Any) -> Config:
+    """A recipe's config with some fields changed.
+
+    Args:
+        name: see `fastsimsiam recipes`.
+        changes: fields of `Config`: data, out, epochs, batch_size, ...
+
+    Raises:
+        UserError: there is no such recipe, or a value is out of range.
+    """
+    for key in ("data", "out"):
+        if key in changes:
+            changes[key] = Path(changes[key])
+    return replace(catalogue.get(name), **changes)
+
+
+def load_backbone(
+    path: Path | str, *, arch: str | None = None, stem: Stem | None = None
+) -> nn.Module:
+    """A trained backbone: normalised images (B, 3, S, S) to features (B, D); on the CPU, in eval mode.
+
+    Args:
+        path: a checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam.
+        arch, stem: of weights that do not tell; None: found out, for ResNets.
+
+    Raises:
+        UserError: the file cannot be read, or its keys are not those of the network.
+    """
+    return load_frozen(Path(path), arch=arch, stem=stem).backbone
+
+
+class Loader:
+    """Batches of views for a loop of your own, by the fast loaders and the colour part.
+
+    Each iteration over it is the next epoch, so that it can stand where a DataLoader stands::
+
+        with fastsimsiam.Loader("data/imagenette", batch_size=256, image_size=128) as loader:
+            for epoch in range(100):
+                for views, label in loader:     # two tensors (B, 3, 128, 128), and (B,)
+                    ...
+
+    Under torch.distributed every rank gets its own share of every batch.
+
+    Attributes:
+        epoch: number of the next epoch. Set it to resume.
+        classes: names of the classes; labels are positions in it.
+    """
+
+    def __init__(
+        self,
+        data: Path | str,
+        *,
+        batch_size: int,
+        image_size: int = 224,
+        views: Sequence[ViewSpec] = (ViewSpec(), ViewSpec()),
+        split: str = "train",
+        seed: int = 0,
+        loader: LoaderName = "auto",
+        device: DeviceName = "auto",
+        dtype: torch.dtype = torch.float32,
+        workers: int | None = None,
+        on_bad_image: OnBadImage = "error",
+        compile: bool = False,
+    ) -> None:
+        """Opens a data set.
+
+        Args:
+            data: folder of class folders with train/ and val/, or flat; or packed files.
+            batch_size: images per batch, all ranks together.
+            image_size: side of the views in pixels, of specs that name none.
+            views: one spec per view; SimSiam's two by default, one is fine.
+            split: `train` or `val`.
+            seed: of the order and the views.
+            loader: as of `pretrain`.
+            device: where the views are.
+            dtype: of the views.
+            workers: loader threads; None: one per CPU core.
+            on_bad_image: `error`, or `skip`: another image stands in.
+            compile: compile the colour part; pays from some hundred batches on.
+
+        Raises:
+            UserError: something in the arguments or the data has to be mended.
+        """
+        if image_size < 1:
+            raise UserError(f"image_size is {image_size}: give 1 or more")
+        if not views:
+            raise UserError("views is empty: give a ViewSpec for each view")
+        rank, world_size = 0, 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if batch_size < 1 or batch_size % world_size:
+            raise UserError(f"batch_size is {batch_size}: give a multiple of {world_size}")
+        data = Path(data)
+        classes = None
+        if split != "train" and has_split(data, "train"):
+            classes = open_split(data, "train").classes  # labels mean the same in both
+        storage = open_split(data, split, classes=classes)
+        self.classes = list(storage.classes)
+        self.epoch = 0
+        where, _ = choose_device(device, rank % max(1, torch.cuda.device_count()))
+        name, _ = choose_loader(loader, storage, where, world_size)
+        self._plan = TrainPlan(
+            label=storage.label, sizes=storage.sizes, seed=seed, specs=tuple(views),
+            image_size=image_size, batch_size=batch_size // world_size, rank=rank,
+            world_size=world_size,
+        )  # fmt: skip
+        self._photometric = Photometric(self._plan.specs, self._plan.view_sizes, dtype)
+        if compile:
+            self._photometric.compile_alone()
+        self._loader = build_loader(
+            name, storage, device=where, workers=workers, on_bad_image=on_bad_image
+        )
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self._plan.num_batches
+
+    def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        """Batches of the next epoch: a tensor (B, 3, S, S) per view, normalised; labels (B,)."""
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        for batch in self._loader.iterate(self._plan, epoch):
+            with torch.no_grad():
+                views = self._photometric(batch.crops, batch.photometric)
+            yield views, batch.label
+
+    @property
+    def bad_images(self) -> dict[str, str]:
+        """Path -> what is wrong with it, of images that were replaced so far."""
+        return self._loader.bad_images
+
+    def close(self) -> None:
+        """Ends all threads and frees memory."""
+        self._loader.close()
+
+    def __enter__(self) -> "Loader":
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        """Closes."""
+        self.close()

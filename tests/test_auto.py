@@ -1,0 +1,164 @@
+"""What `auto` takes for a loader, on machines that this one is not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CPU, require
+
+from fastsimsiam.config.run import Config
+from fastsimsiam.errors import UserError
+from fastsimsiam.recipes import catalogue
+from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.beton import open_beton
+from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.system import hardware as machine_module
+from fastsimsiam.system import resources
+from fastsimsiam.tools.pack import PackOptions, pack
+from fastsimsiam.train import auto
+
+GPU = torch.device("cuda", 0)
+
+
+class Machine:
+    """Pretends to be another machine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self.be(memory=1 << 40, gpu_memory=1 << 40, cores=16, dali=True)
+
+    def be(self, **what: int) -> None:
+        """Sets memory in bytes, free GPU memory, cores, and whether DALI is installed."""
+        for key, value in what.items():
+            if key == "gpu_memory":
+                self._patch.setattr(torch.cuda, "mem_get_info", lambda _, free=value: (free, free))
+            else:
+                name = {"memory": "host_memory", "cores": "num_cores", "dali": "has_dali"}[key]
+                self._patch.setattr(auto, name, lambda value=value: value)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """One with room for everything, until told otherwise."""
+    return Machine(monkeypatch)
+
+
+@pytest.fixture
+def config() -> Config:
+    """Leaves the choice open."""
+    return catalogue.get("imagenette")
+
+
+@pytest.fixture
+def folder(class_folders: Path) -> Storage:
+    """About a megabyte when decoded."""
+    return open_split(class_folders, "train")
+
+
+def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
+    monkeypatch.setattr(auto, "mend_for_compiling", lambda _: None)
+    assert auto.choose_compile(config, 10_000, GPU)[0] == "step"
+    assert auto.choose_compile(config, 10_000, GPU, num_processes=2)[0] == "colour"
+    assert auto.choose_compile(config, 10_000, CPU)[0] == "colour"
+    assert auto.choose_compile(config, 10, CPU) == ("off", "a short run on a CPU")
+    few = replace(config, max_steps=3)
+    assert auto.choose_compile(few, 10_000, CPU) == ("off", "a short run on a CPU")
+    asked = replace(config, compile="step")
+    assert auto.choose_compile(asked, 10, CPU) == ("step", "asked for")
+    with pytest.raises(UserError, match="pass --compile colour"):
+        auto.choose_compile(asked, 10, GPU, num_processes=2)
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_what_compiling_lacks_is_named(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, config: Config, tmp_path: Path
+) -> None:
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    asked = replace(config, compile="step")
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(machine_module.sysconfig, "get_paths", lambda _: {"include": str(tmp_path)})
+    monkeypatch.setattr(machine_module.shutil, "which", lambda _: None)
+    compiled, why = auto.choose_compile(config, 10_000, device)
+    assert compiled == "off"
+    assert "install g" in why
+    with pytest.raises(UserError, match="install g.*pass --compile off"):
+        auto.choose_compile(asked, 10_000, device)
+    monkeypatch.setattr(machine_module.shutil, "which", lambda name: name)
+    assert auto.choose_compile(asked, 10_000, device)[0] == "step"
+    (tmp_path / "Python.h").unlink()
+    with pytest.raises(UserError, match="install python3.*-dev, for Python.h"):
+        auto.choose_compile(asked, 10_000, device)
+
+
+def test_what_fits_is_kept(machine: Machine, config: Config, folder: Storage) -> None:
+    for device in (CPU, GPU):
+        name, why = auto.choose_loader(config, folder, device)
+        assert name == "resident"
+        assert "GB decoded is within" in why
+
+
+def test_what_is_asked_for_is_taken(machine: Machine, config: Config, folder: Storage) -> None:
+    assert auto.choose_loader(replace(config, loader="folder"), folder, CPU)[0] == "folder"
+
+
+def test_what_does_not_fit_is_decoded_as_it_comes(
+    machine: Machine, config: Config, folder: Storage
+) -> None:
+    machine.be(memory=1 << 20, gpu_memory=1 << 20)
+    name, why = auto.choose_loader(config, folder, CPU)
+    assert name == "folder"
+    assert "is more than 10% of the memory" in why
+    assert auto.choose_loader(config, folder, GPU)[0] == "folder"
+
+
+def test_memory_counts_once_for_each_process(
+    machine: Machine, config: Config, folder: Storage
+) -> None:
+    machine.be(memory=4 << 20, dali=False)
+    assert auto.choose_loader(config, folder, GPU, num_processes=1)[0] == "resident"
+    name, why = auto.choose_loader(config, folder, GPU, num_processes=8)
+    assert name == "folder"
+    assert "for 8 processes" in why
+
+
+def test_few_cores_for_each_gpu_leave_decoding_to_it(
+    machine: Machine, config: Config, folder: Storage
+) -> None:
+    machine.be(gpu_memory=1 << 20)
+    assert auto.choose_loader(config, folder, GPU, num_processes=2)[0] == "folder"
+    name, why = auto.choose_loader(config, folder, GPU, num_processes=4)
+    assert name == "dali"
+    assert "4 CPU cores per GPU" in why
+    machine.be(dali=False)
+    assert auto.choose_loader(config, folder, GPU, num_processes=4)[0] == "folder"
+    machine.be(dali=True, memory=1 << 20)
+    assert auto.choose_loader(config, folder, CPU, num_processes=4)[0] == "folder"
+
+
+def test_packed_files_go_through_ffcv(
+    machine: Machine, config: Config, folder: Storage, tmp_path: Path
+) -> None:
+    require("ffcv")
+    pack(folder, tmp_path / "a.beton", PackOptions())
+    beton = open_beton(tmp_path / "a.beton")
+    assert auto.choose_loader(config, beton, GPU)[0] == "resident"
+    machine.be(gpu_memory=1 << 20)
+    name, why = auto.choose_loader(config, beton, GPU)
+    assert name == "ffcv"
+    assert "stays in the page cache" in why
+    machine.be(memory=int(beton.length.sum()))
+    name, why = auto.choose_loader(config, beton, GPU)
+    assert name == "ffcv"
+    assert "read ahead" in why
+
+
+def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(resources, "_MEMORY_LIMITS", (str(tmp_path / "none"), str(limit)))
+    whole = resources.host_memory()
+    limit.write_text("max\n")
+    assert resources.host_memory() == whole
+    limit.write_text(f"{whole // 4}\n")
+    assert resources.host_memory() == whole // 4
