@@ -41,7 +41,7 @@ _PICTURES = 8
 
 def batch_of(images: int, image_size: int, device: torch.device) -> Batch:
     """Crops and parameters of a batch; the crops are a few made-up photographs again and again."""
-    specs = catalogue.get("imagenet-100ep").views
+    specs = catalogue.recipe("imagenet-100ep").views
     sizes = np.full((images, 2), 500, np.int32)
     plan = TrainPlan(
         label=np.zeros(images, np.int64), sizes=sizes, seed=0, specs=specs, image_size=image_size,
@@ -58,7 +58,7 @@ def batch_of(images: int, image_size: int, device: torch.device) -> Batch:
 
 def ours(device: torch.device, image_size: int, *, compiled: bool) -> Work:
     """Our photometric part, into the dtype that the device's network takes."""
-    specs = catalogue.get("imagenet-100ep").views
+    specs = catalogue.recipe("imagenet-100ep").views
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     photometric = Photometric(specs, (image_size, image_size), dtype)
     if compiled:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.methods.losses import collapse_std, negative_cosine_similarity
+from fastsimsiam.methods.collapse import collapse_std
+from fastsimsiam.methods.losses import negative_cosine_similarity
 from fastsimsiam.methods.simsiam import SimSiam
 
 

@@ -67,7 +67,7 @@ Make = Callable[[ClassFolder, int], Epoch]
 
 def plan_of(storage: Storage, images: int) -> TrainPlan:
     """SimSiam's two views at 224 pixels, of the first `images`."""
-    recipe = catalogue.get("imagenet-100ep")
+    recipe = catalogue.recipe("imagenet-100ep")
     return TrainPlan(
         label=storage.label[:images], sizes=storage.sizes[:images], seed=0, specs=recipe.views,
         image_size=224, batch_size=BATCH,
@@ -108,7 +108,7 @@ def ours(make: Callable[[ClassFolder, int], Loader]) -> Make:
 def folder_colour(storage: ClassFolder, workers: int) -> Epoch:
     """`folder`, and our colour, compiled as long runs have it."""
     loader = folder_loader(storage, device=CPU, workers=workers)
-    photometric = Photometric(catalogue.get("imagenet-100ep").views, (224, 224))
+    photometric = Photometric(catalogue.recipe("imagenet-100ep").views, (224, 224))
     photometric.compile_alone()
 
     def epoch(number: int, images: int) -> Iterator[int]:

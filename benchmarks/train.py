@@ -38,7 +38,7 @@ _EPOCHS = 100
 def config_of(args: argparse.Namespace) -> Config:
     """The ImageNet recipe on the scale that was asked for, without evaluation and checkpoints."""
     return replace(
-        catalogue.get("imagenet-100ep"),
+        catalogue.recipe("imagenet-100ep"),
         data=args.data,
         arch=args.arch,
         image_size=args.image_size,

@@ -17,22 +17,23 @@ from fastsimsiam.version import __version__
 
 if TYPE_CHECKING:
     from fastsimsiam.evaluate.inspect import inspect
+    from fastsimsiam.evaluate.knn import knn
     from fastsimsiam.evaluate.linear_probe import linear
-    from fastsimsiam.evaluate.knn_command import knn
+    from fastsimsiam.evaluate.pretrained import load_backbone
+    from fastsimsiam.recipes.catalogue import recipe
     from fastsimsiam.tools.embed import embed
     from fastsimsiam.tools.export import export
     from fastsimsiam.train.pretrain import pretrain
-    from fastsimsiam.view_loader import Loader, load_backbone, recipe
+    from fastsimsiam.view_loader import Loader
 
 __all__ = [
     "Loader", "__version__", "embed", "export", "inspect", "knn", "linear", "load_backbone", "pretrain",
     "recipe",
 ]  # fmt: skip
 _WHERE = {
-    "Loader": "view_loader", "load_backbone": "view_loader", "recipe": "view_loader",
-    "embed": "tools.embed",
-    "export": "tools.export", "inspect": "evaluate.inspect", "knn": "evaluate.knn_command",
-    "linear": "evaluate.linear_probe", "pretrain": "train.pretrain",
+    "Loader": "view_loader", "load_backbone": "evaluate.pretrained", "recipe": "recipes.catalogue",
+    "embed": "tools.embed", "export": "tools.export", "inspect": "evaluate.inspect",
+    "knn": "evaluate.knn", "linear": "evaluate.linear_probe", "pretrain": "train.pretrain",
 }  # fmt: skip
 
 

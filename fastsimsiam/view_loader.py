@@ -1,54 +1,20 @@
 """What Python code uses that brings its own loop: recipes, a trained backbone, the fast loaders."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.config.run import Config, DeviceName, LoaderName, OnBadImage, ViewSpec
+from fastsimsiam.config.run import DeviceName, LoaderName, OnBadImage
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.pretrained import Stem, load_frozen
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.plan.batches import TrainPlan
-from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.open import has_split, open_split
-from fastsimsiam.train.auto import choose_device
-
-
-def recipe(name: str, **changes: Any) -> Config:
-    """A recipe's config with some fields changed.
-
-    Args:
-        name: see `fastsimsiam recipes`.
-        changes: fields of `Config`: data, out, epochs, batch_size, ...
-
-    Raises:
-        UserError: there is no such recipe, or a value is out of range.
-    """
-    for key in ("data", "out"):
-        if key in changes:
-            changes[key] = Path(changes[key])
-    return replace(catalogue.get(name), **changes)
-
-
-def load_backbone(
-    path: Path | str, *, arch: str | None = None, stem: Stem | None = None
-) -> nn.Module:
-    """A trained backbone: normalised images (B, 3, S, S) to features (B, D); on the CPU, in eval mode.
-
-    Args:
-        path: a checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam.
-        arch, stem: of weights that do not tell; None: found out, for ResNets.
-
-    Raises:
-        UserError: the file cannot be read, or its keys are not those of the network.
-    """
-    return load_frozen(Path(path), arch=arch, stem=stem).backbone
+from fastsimsiam.system.device import choose_device
 
 
 class Loader:

@@ -12,13 +12,8 @@ import tiny_backbone  # noqa: F401
 import torch
 from PIL import Image, ImageOps
 
-from fastsimsiam.config.run import (
-    CheckpointConfig,
-    Config,
-    KnnConfig,
-    OptimizerConfig,
-    SimSiamConfig,
-)
+from fastsimsiam.config.methods import SimSiamConfig
+from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig, OptimizerConfig
 from fastsimsiam.doctor.synthetic import textured_image
 from fastsimsiam.recipes import catalogue
 
@@ -80,7 +75,7 @@ def photos() -> Path:
 @pytest.fixture
 def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
     """A run of a few seconds on a CPU, in float32: 12 steps of 2 epochs."""
-    config = catalogue.get("imagenette")
+    config = catalogue.recipe("imagenette")
     return replace(
         config,
         data=class_folders,

@@ -20,10 +20,10 @@ from fastsimsiam.augment.blur import (
     gaussian_weights,
 )
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
-from fastsimsiam.config.run import ViewSpec
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.loaders.reference_loader import photometric_with_pil
 from fastsimsiam.plan.views import ViewTable, draw_views, without_photometric
-from fastsimsiam.system.hardware import mend_for_compiling
+from fastsimsiam.system.compiler import mend_for_compiling
 
 SIZE = 96
 NO_COLOUR = ViewSpec(flip=0, jitter=0, grey=0, blur=0)

@@ -9,12 +9,12 @@ from conftest import CPU, require
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
+from fastsimsiam.loaders import registry
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import open_beton
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.system import hardware as machine_module
-from fastsimsiam.system import resources
+from fastsimsiam.system import compiler, resources
 from fastsimsiam.tools.pack import PackOptions, pack
 from fastsimsiam.train import auto
 
@@ -35,7 +35,7 @@ class Machine:
                 self._patch.setattr(torch.cuda, "mem_get_info", lambda _, free=value: (free, free))
             else:
                 name = {"memory": "host_memory", "cores": "num_cores", "dali": "has_dali"}[key]
-                self._patch.setattr(auto, name, lambda value=value: value)
+                self._patch.setattr(registry, name, lambda value=value: value)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 @pytest.fixture
 def config() -> Config:
     """Leaves the choice open."""
-    return catalogue.get("imagenette")
+    return catalogue.recipe("imagenette")
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def test_what_compiling_lacks_is_named(
         monkeypatch.delenv(variable, raising=False)
     asked = replace(config, compile="step")
     (tmp_path / "Python.h").touch()
-    monkeypatch.setattr(machine_module.sysconfig, "get_paths", lambda _: {"include": str(tmp_path)})
-    monkeypatch.setattr(machine_module.shutil, "which", lambda _: None)
+    monkeypatch.setattr(compiler.sysconfig, "get_paths", lambda _: {"include": str(tmp_path)})
+    monkeypatch.setattr(compiler.shutil, "which", lambda _: None)
     compiled, why = auto.choose_compile(config, 10_000, device)
     assert compiled == "off"
     assert "install g" in why
     with pytest.raises(UserError, match="install g.*pass --compile off"):
         auto.choose_compile(asked, 10_000, device)
-    monkeypatch.setattr(machine_module.shutil, "which", lambda name: name)
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: name)
     assert auto.choose_compile(asked, 10_000, device)[0] == "step"
     (tmp_path / "Python.h").unlink()
     with pytest.raises(UserError, match="install python3.*-dev, for Python.h"):
@@ -94,31 +94,31 @@ def test_what_compiling_lacks_is_named(
 
 def test_what_fits_is_kept(machine: Machine, config: Config, folder: Storage) -> None:
     for device in (CPU, GPU):
-        name, why = auto.choose_loader(config, folder, device)
+        name, why = registry.choose_loader(config.loader, folder, device)
         assert name == "resident"
         assert "GB decoded is within" in why
 
 
 def test_what_is_asked_for_is_taken(machine: Machine, config: Config, folder: Storage) -> None:
-    assert auto.choose_loader(replace(config, loader="folder"), folder, CPU)[0] == "folder"
+    assert registry.choose_loader("folder", folder, CPU)[0] == "folder"
 
 
 def test_what_does_not_fit_is_decoded_as_it_comes(
     machine: Machine, config: Config, folder: Storage
 ) -> None:
     machine.be(memory=1 << 20, gpu_memory=1 << 20)
-    name, why = auto.choose_loader(config, folder, CPU)
+    name, why = registry.choose_loader(config.loader, folder, CPU)
     assert name == "folder"
     assert "is more than 10% of the memory" in why
-    assert auto.choose_loader(config, folder, GPU)[0] == "folder"
+    assert registry.choose_loader(config.loader, folder, GPU)[0] == "folder"
 
 
 def test_memory_counts_once_for_each_process(
     machine: Machine, config: Config, folder: Storage
 ) -> None:
     machine.be(memory=4 << 20, dali=False)
-    assert auto.choose_loader(config, folder, GPU, num_processes=1)[0] == "resident"
-    name, why = auto.choose_loader(config, folder, GPU, num_processes=8)
+    assert registry.choose_loader(config.loader, folder, GPU, num_processes=1)[0] == "resident"
+    name, why = registry.choose_loader(config.loader, folder, GPU, num_processes=8)
     assert name == "folder"
     assert "for 8 processes" in why
 
@@ -127,14 +127,14 @@ def test_few_cores_for_each_gpu_leave_decoding_to_it(
     machine: Machine, config: Config, folder: Storage
 ) -> None:
     machine.be(gpu_memory=1 << 20)
-    assert auto.choose_loader(config, folder, GPU, num_processes=2)[0] == "folder"
-    name, why = auto.choose_loader(config, folder, GPU, num_processes=4)
+    assert registry.choose_loader(config.loader, folder, GPU, num_processes=2)[0] == "folder"
+    name, why = registry.choose_loader(config.loader, folder, GPU, num_processes=4)
     assert name == "dali"
     assert "4 CPU cores per GPU" in why
     machine.be(dali=False)
-    assert auto.choose_loader(config, folder, GPU, num_processes=4)[0] == "folder"
+    assert registry.choose_loader(config.loader, folder, GPU, num_processes=4)[0] == "folder"
     machine.be(dali=True, memory=1 << 20)
-    assert auto.choose_loader(config, folder, CPU, num_processes=4)[0] == "folder"
+    assert registry.choose_loader(config.loader, folder, CPU, num_processes=4)[0] == "folder"
 
 
 def test_packed_files_go_through_ffcv(
@@ -143,13 +143,13 @@ def test_packed_files_go_through_ffcv(
     require("ffcv")
     pack(folder, tmp_path / "a.beton", PackOptions())
     beton = open_beton(tmp_path / "a.beton")
-    assert auto.choose_loader(config, beton, GPU)[0] == "resident"
+    assert registry.choose_loader(config.loader, beton, GPU)[0] == "resident"
     machine.be(gpu_memory=1 << 20)
-    name, why = auto.choose_loader(config, beton, GPU)
+    name, why = registry.choose_loader(config.loader, beton, GPU)
     assert name == "ffcv"
     assert "stays in the page cache" in why
     machine.be(memory=int(beton.length.sum()))
-    name, why = auto.choose_loader(config, beton, GPU)
+    name, why = registry.choose_loader(config.loader, beton, GPU)
     assert name == "ffcv"
     assert "read ahead" in why
 

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from fastsimsiam.cli import main
+from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import differing_keys, from_dict, to_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import EvalOptions
+from fastsimsiam.evaluate.knn import knn
 from fastsimsiam.recipes import catalogue
-from fastsimsiam.evaluate.knn_command import knn
 from fastsimsiam.train.pretrain import pretrain
 
 
@@ -116,7 +116,7 @@ def test_help_shows_every_key(capsys: pytest.CaptureFixture[str], name: str) -> 
         main(["pretrain", name, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for key in config_keys(catalogue.get(name)):
+    for key in config_keys(catalogue.recipe(name)):
         if key != "recipe":
             assert f"--{key}" in text, key
 
@@ -147,7 +147,7 @@ def test_recipes_are_listed_with_what_they_promise(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("name", catalogue.RECIPES)
 def test_configs_survive_json(name: str) -> None:
-    config = catalogue.get(name)
+    config = catalogue.recipe(name)
     again = from_dict(json.loads(json.dumps(to_dict(config))))
     assert again == config
     assert differing_keys(config, again) == []
@@ -156,7 +156,7 @@ def test_configs_survive_json(name: str) -> None:
 
 
 def test_the_published_recipe_is_the_published_one() -> None:
-    config = catalogue.get("imagenet-100ep")
+    config = catalogue.recipe("imagenet-100ep")
     assert (config.epochs, config.batch_size, config.image_size, config.arch) == (
         100,
         512,

@@ -109,7 +109,7 @@ def test_a_batch_is_halved_only_where_its_own_step_is_too_long(
     monkeypatch: pytest.MonkeyPatch, class_folders: Path
 ) -> None:
     """What a step costs beside its images must not count against a large batch."""
-    config, storage = catalogue.get("imagenette"), open_split(class_folders, "train")
+    config, storage = catalogue.recipe("imagenette"), open_split(class_folders, "train")
     tried: list[int] = []
 
     def seconds(_: Config, size: int, __: Storage) -> float:
@@ -129,7 +129,7 @@ def test_a_batch_is_halved_only_where_its_own_step_is_too_long(
 def figures_of_a_run(class_folders: Path) -> dict[str, object]:
     """The doctor's JSON for a tiny run."""
     config = replace(
-        catalogue.get("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
+        catalogue.recipe("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
         batch_size=16, epochs=40, device="cpu", compile="off", loader="folder", workers=1,
         knn=KnnConfig(every_epochs=10),
     )  # fmt: skip
@@ -164,7 +164,7 @@ def test_figures_of_a_run_are_there_and_fit_together(figures_of_a_run: dict[str,
 def test_made_up_photographs_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where no data/ is
     config: Config = replace(
-        catalogue.get("cifar10-800ep"), arch="tiny_resnet", stem="imagenet", batch_size=32,
+        catalogue.recipe("cifar10-800ep"), arch="tiny_resnet", stem="imagenet", batch_size=32,
         device="cpu", compile="off", loader="folder", workers=1,
     )  # fmt: skip
     report = examine(config, minutes=0.02)
@@ -217,7 +217,7 @@ def test_the_machine_is_described() -> None:
 def short_run(class_folders: Path, **changes: object) -> Config:
     """A run of two steps in all, of tiny images."""
     return replace(
-        catalogue.get("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
+        catalogue.recipe("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
         batch_size=48, epochs=1, device="cpu", compile="off", loader="folder", workers=1,
         **changes,
     )  # fmt: skip

@@ -13,9 +13,9 @@ from pyarrow import parquet
 
 from fastsimsiam import embed
 from fastsimsiam.cli import main
+from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
 from fastsimsiam.evaluate import context
-from fastsimsiam.evaluate.context import EvalOptions
 from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.evaluate.pretrained import load_frozen
 from fastsimsiam.loaders.base import Loader

@@ -13,12 +13,12 @@ from conftest import CPU
 from torch import Tensor, nn
 
 from fastsimsiam.cli import main
+from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate import linear_probe
-from fastsimsiam.evaluate.context import EvalOptions, evaluating
+from fastsimsiam.evaluate.context import evaluating
 from fastsimsiam.evaluate.linear import (
-    LinearConfig,
     LinearState,
     accuracy,
     cached_features,

@@ -16,7 +16,8 @@ import torch
 from conftest import CPU, open_with_pil, require
 from PIL import Image
 
-from fastsimsiam.config.run import FolderConfig, ViewSpec
+from fastsimsiam.config.run import FolderConfig
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import BadImageError
 from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.loaders import cpu_loader as folder_module

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastsimsiam.methods.losses import collapse_std, collapsed_std, negative_cosine_similarity
+from fastsimsiam.methods.collapse import collapse_std, collapsed_std
+from fastsimsiam.methods.losses import negative_cosine_similarity
 
 
 def naive_loss(p: np.ndarray, z: np.ndarray) -> float:

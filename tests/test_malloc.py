@@ -8,9 +8,10 @@ import sys
 import pytest
 from test_trainer import trainer
 
+from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
 from fastsimsiam.evaluate import context
-from fastsimsiam.evaluate.context import EvalOptions, evaluating
+from fastsimsiam.evaluate.context import evaluating
 from fastsimsiam.train import build
 
 _LARGE_BLOCKS = """

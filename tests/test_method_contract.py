@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.config.run import SimSiamConfig
+from fastsimsiam.config.methods import SimSiamConfig
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.losses import negative_cosine_similarity
 from fastsimsiam.methods.simsiam import SimSiam

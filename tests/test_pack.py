@@ -15,7 +15,7 @@ from conftest import CPU, open_with_pil, require, textured_image
 from PIL import Image
 
 from fastsimsiam.cli import main
-from fastsimsiam.config.run import ViewSpec
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.loaders.decode import read_rgb

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torchvision import transforms
 
-from fastsimsiam.config.run import ViewSpec
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import UserError
 from fastsimsiam.plan.batches import CenterPlan, TrainPlan
 from fastsimsiam.plan.counter_rng import hash_words, keys, uniform

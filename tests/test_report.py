@@ -21,10 +21,12 @@ import torch
 from PIL import Image
 
 from fastsimsiam.cli import main
-from fastsimsiam.config.run import Config, KnnConfig, OptimizerConfig, SimSiamConfig, ViewSpec
+from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.methods import SimSiamConfig
+from fastsimsiam.config.run import Config, KnnConfig, OptimizerConfig
 from fastsimsiam.config.stored import to_dict
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import EvalOptions
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.report import runs as report_runs
 from fastsimsiam.report.flat_map import flat_map
@@ -204,7 +206,7 @@ def test_gallery_frames_neighbours_by_class(finished: Config) -> None:
 def test_the_command_repeats_the_config(
     monkeypatch: pytest.MonkeyPatch, recipe: str, changes: dict[str, Any]
 ) -> None:
-    config = replace(catalogue.get(recipe), **changes)
+    config = replace(catalogue.recipe(recipe), **changes)
     seen = []
 
     @dataclass
@@ -225,14 +227,14 @@ def test_the_command_repeats_the_config(
 
 def test_the_command_names_only_what_differs() -> None:
     spec = ViewSpec(blur_sigma=(0.1, 0.6))
-    config = replace(catalogue.get("imagenette"), views=(spec, ViewSpec()), epochs=24)
+    config = replace(catalogue.recipe("imagenette"), views=(spec, ViewSpec()), epochs=24)
     assert command(config)[0].replace("\\\n   ", "") == (
         "fastsimsiam pretrain imagenette  --epochs 24  --views.0.blur-sigma 0.1 0.6"
     )
 
 
 def test_no_command_where_none_can_say_it() -> None:
-    config = catalogue.get("imagenette")
+    config = catalogue.recipe("imagenette")
     assert command(replace(config, recipe="mine")) == (
         "",
         "The recipe mine is none of this version: repeat the run from Python.",
@@ -372,7 +374,7 @@ def test_several_runs_lie_over_each_other(finished: Config, tmp_path: Path) -> N
 )
 def test_the_verdict(tmp_path: Path, std: float, state: str, sentence: str) -> None:
     lines = [line(1), line(2, collapse_std=std)]
-    folder = fake_run(tmp_path / "run", catalogue.get("demo"), lines)
+    folder = fake_run(tmp_path / "run", catalogue.recipe("demo"), lines)
     assert verdict(read_runs([folder])[0])[0] == state
     page = read(report([folder]))
     assert sentence in page.text
@@ -382,7 +384,7 @@ def test_the_verdict(tmp_path: Path, std: float, state: str, sentence: str) -> N
 
 
 def test_collapse_is_told_at_a_small_batch(tmp_path: Path) -> None:
-    config = replace(catalogue.get("imagenette"), batch_size=64)
+    config = replace(catalogue.recipe("imagenette"), batch_size=64)
     for name, loss, state in (("a", -0.99, "collapsed"), ("b", -0.5, "half collapsed")):
         folder = fake_run(tmp_path / name, config, [line(1, collapse_std=0.26, loss=loss)])
         run = read_runs([folder])[0]
@@ -392,7 +394,7 @@ def test_collapse_is_told_at_a_small_batch(tmp_path: Path) -> None:
 
 def test_long_curves_are_thinned_to_means(tmp_path: Path) -> None:
     lines = [line(n, loss=float(n % 2)) for n in range(1, 5001)]
-    folder = fake_run(tmp_path / "run", catalogue.get("demo"), lines)
+    folder = fake_run(tmp_path / "run", catalogue.recipe("demo"), lines)
     epochs, values = read_runs([folder])[0].curve("loss")
     assert len(epochs) == len(values) <= 600
     assert epochs[-1] == 500
@@ -410,14 +412,14 @@ def test_scores_before_any_log_line_have_their_epoch(finished: Config) -> None:
 
 
 def test_a_line_cut_short_at_the_end_is_passed_over(tmp_path: Path) -> None:
-    folder = fake_run(tmp_path / "run", catalogue.get("demo"), [line(1), line(2)])
+    folder = fake_run(tmp_path / "run", catalogue.recipe("demo"), [line(1), line(2)])
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "lo')
     assert len(read_runs([folder])[0].lines) == 2
 
 
 def test_wrong_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    demo = catalogue.get("demo")
+    demo = catalogue.recipe("demo")
     good = fake_run(tmp_path / "good", demo, [line(1)])
     empty = fake_run(tmp_path / "empty", demo, [])
     damaged = fake_run(tmp_path / "damaged", demo, [line(1), line(2)])

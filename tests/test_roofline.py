@@ -59,7 +59,7 @@ def test_bytes_and_operations_are_those_counted_by_hand() -> None:
 
 def test_resnet50_is_as_published() -> None:
     """24.3 GFLOP a view, backward included; and the order of the levels."""
-    config = catalogue.get("imagenet-100ep")
+    config = catalogue.recipe("imagenet-100ep")
     cost = step_cost(lambda: build_method(config), 224, 2, torch.bfloat16)
     assert cost.flops == pytest.approx(24.3e9, rel=0.01)
     # MB a view, as counted independently: 476, 369 and 258.

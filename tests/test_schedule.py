@@ -18,7 +18,7 @@ from fastsimsiam.recipes import catalogue
 
 def rates(optimizer: OptimizerConfig, batch_size: int = 512, epochs: int = 4) -> list[float]:
     """The rate of each step, at 5 steps an epoch."""
-    config = replace(catalogue.get("imagenet-100ep"), epochs=epochs)
+    config = replace(catalogue.recipe("imagenet-100ep"), epochs=epochs)
     lengths = durations(config, 5)
     return [
         learning_rate(optimizer, batch_size=batch_size, step=step, lengths=lengths)
@@ -50,7 +50,7 @@ def test_warm_up_rises_to_the_peak_then_falls() -> None:
 
 def test_durations_become_steps() -> None:
     config = replace(
-        catalogue.get("imagenet-100ep"),
+        catalogue.recipe("imagenet-100ep"),
         max_steps=120,
         checkpoint=CheckpointConfig(every_epochs=0.25),
     )

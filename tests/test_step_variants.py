@@ -9,7 +9,8 @@ from conftest import CPU
 
 from benchmarks.step import analysed, config_of, table
 from benchmarks.step_variants import VARIANTS, Step
-from fastsimsiam.config.run import Config, SimSiamConfig
+from fastsimsiam.config.methods import SimSiamConfig
+from fastsimsiam.config.run import Config
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.paired import cost_ratio, floor_of, settled, thresholds
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.config.run import ViewSpec
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.doctor.measure import batches_of, one_step, ready
 from fastsimsiam.doctor.synthetic import photograph
 from fastsimsiam.loaders import cpu_loader as folder_module
@@ -34,7 +34,7 @@ from fastsimsiam.runs.checkpoint import CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.system.hardware import mend_for_compiling
+from fastsimsiam.system.compiler import mend_for_compiling
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.trainer import Trainer, _Window
@@ -174,7 +174,7 @@ def test_a_planted_slow_down_is_caught(
     mend_for_compiling("cpu") is not None, reason=f"needs {mend_for_compiling('cpu')}"
 )
 def test_compiled_colour_to_eager() -> None:
-    specs = catalogue.get("imagenet-100ep").views
+    specs = catalogue.recipe("imagenet-100ep").views
     sizes = np.full((64, 2), 300, np.int32)
     plan = TrainPlan(
         label=np.zeros(64, np.int64), sizes=sizes, seed=0, specs=specs, image_size=64, batch_size=64
@@ -201,7 +201,7 @@ def test_compiled_colour_to_eager() -> None:
 def trainer_on(storage: Storage, out: Path) -> Iterator[tuple[Trainer, _Window]]:
     """A trainer between two log steps."""
     config = replace(
-        catalogue.get("imagenet-100ep"), arch="resnet18", image_size=64, batch_size=IMAGES // 3,
+        catalogue.recipe("imagenet-100ep"), arch="resnet18", image_size=64, batch_size=IMAGES // 3,
         out=out, precision="fp32",
     )  # fmt: skip
     recorder = Recorder(out, active=False)

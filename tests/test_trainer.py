@@ -14,13 +14,8 @@ from torch import Tensor, nn
 import fastsimsiam.loaders.cpu_loader
 import fastsimsiam.train.build
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.config.run import (
-    CheckpointConfig,
-    Config,
-    KnnConfig,
-    OptimizerConfig,
-    SimSiamConfig,
-)
+from fastsimsiam.config.methods import SimSiamConfig
+from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig, OptimizerConfig
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.loaders.registry import build_loader
@@ -32,7 +27,7 @@ from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.system.hardware import mend_for_compiling
+from fastsimsiam.system.compiler import mend_for_compiling
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.pretrain import pretrain

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import fastsimsiam
-from fastsimsiam.config.run import Config, ViewSpec
+from fastsimsiam.config.run import Config
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.linear_probe import LinearConfig
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastsimsiam.augment.blur import gaussian_blur
 from fastsimsiam.augment.color import jitter, luma
-from fastsimsiam.config.run import ViewSpec
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.loaders.base import size_groups
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -35,7 +35,7 @@ def run(words: list[str]) -> int:
         _Doctor,
         rest,
         "fastsimsiam doctor",
-        default=_Doctor(config=catalogue.get(name)),
+        default=_Doctor(config=catalogue.recipe(name)),
         about=about,
     )
     from fastsimsiam.doctor.doctor import examine, in_words

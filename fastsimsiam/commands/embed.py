@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastsimsiam.commands.parse import parse
-from fastsimsiam.evaluate.context import EvalOptions
+from fastsimsiam.config.evaluation import EvalOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse, write_json
-from fastsimsiam.evaluate.context import EvalOptions
+from fastsimsiam.config.evaluation import EvalOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse, write_json
-from fastsimsiam.evaluate.context import EvalOptions
+from fastsimsiam.config.evaluation import EvalOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Weighted kNN top-1 of frozen features, beside the untrained network's."
     arguments = parse(_Knn, words, "fastsimsiam knn", about=about)
-    from fastsimsiam.evaluate.knn_command import knn
+    from fastsimsiam.evaluate.knn import knn
 
     scores = knn(
         arguments.checkpoint, arguments.data, k=arguments.k, temperature=arguments.temperature,

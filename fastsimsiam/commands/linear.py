@@ -7,8 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse, write_json
-from fastsimsiam.evaluate.context import EvalOptions
-from fastsimsiam.evaluate.linear import CACHED, LinearConfig
+from fastsimsiam.config.evaluation import CACHED, EvalOptions, LinearConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """`fastsimsiam pretrain RECIPE`."""
 
-import inspect
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -35,13 +34,13 @@ def run(words: list[str]) -> int:
             return 0
         raise UserError(f"pretrain needs a recipe first: one of {', '.join(catalogue.RECIPES)}")
     name = words[0]
-    config = catalogue.get(name)
+    config = catalogue.recipe(name)
     arguments = parse(
         _Pretrain,
         words[1:],
         f"fastsimsiam pretrain {name}",
         default=_Pretrain(config=config),
-        about=inspect.getdoc(catalogue.RECIPES[name]) or "",
+        about=catalogue.find(name).description,
     )
     if arguments.profile < 0:
         raise UserError(f"--profile is {arguments.profile}: give 0 or more")

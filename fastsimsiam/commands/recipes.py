@@ -1,6 +1,5 @@
 """`fastsimsiam recipes`."""
 
-import inspect
 from dataclasses import dataclass, field
 
 from fastsimsiam.commands.parse import parse
@@ -18,9 +17,9 @@ class _Recipes:
 def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
     arguments = parse(_Recipes, words, "fastsimsiam recipes", about="Lists the recipes.")
-    for name, make in catalogue.RECIPES.items():
+    for name, recipe in catalogue.RECIPES.items():
         print(name)
         if not arguments.names:
-            print("\n".join(f"    {line}" for line in (inspect.getdoc(make) or "").splitlines()))
+            print("\n".join(f"    {line}" for line in recipe.description.splitlines()))
             print()
     return 0

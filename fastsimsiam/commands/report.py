@@ -7,8 +7,8 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse
+from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import EvalOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Draws a grid: the original with the boxes of its views, then every view."
     arguments = parse(_Views, words, "fastsimsiam views", about=about)
-    from fastsimsiam.tools.show import show_views
+    from fastsimsiam.tools.views import show_views
 
     show_views(
         arguments.path,

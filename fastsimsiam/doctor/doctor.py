@@ -29,7 +29,8 @@ from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import Beton
 from fastsimsiam.storage.open import has_split, open_split
-from fastsimsiam.system.hardware import describe, mend_for_compiling
+from fastsimsiam.system.compiler import mend_for_compiling
+from fastsimsiam.system.hardware import describe
 from fastsimsiam.system.resources import host_memory, num_cores, num_workers
 from fastsimsiam.train.auto import choose_all
 
@@ -41,15 +42,6 @@ _PROBE_BATCH = 8
 _LONGEST_STEP = 0.02
 """Of the time that is given: a CPU measures smaller batches than would take longer."""
 _FEWEST_STEPS = 12
-_LIKE = {
-    "imagenet": (1_281_167, 50_000, (375, 500)),
-    "imagenette": (9_469, 3_925, (375, 500)),
-    "imagewoof": (9_025, 3_929, (375, 500)),
-    "cifar10": (50_000, 10_000, (32, 32)),
-    "digits": (1_437, 360, (32, 32)),
-}
-"""Training images, validation images, and usual height and width of the recipes' data sets."""
-
 Say = Callable[[str], None]
 
 
@@ -116,7 +108,7 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
         raise UserError(f"--minutes is {minutes:g}: give more than 0")
     seconds = 60 * minutes
     # A folder that was asked for and is not there is an error, as in `pretrain`.
-    usual = catalogue.get(config.recipe).data
+    usual = catalogue.recipe(config.recipe).data
     made_up = config.data == usual and not usual.exists()
     train, val_images = _open(config, made_up)
     require_a_batch(len(train), config.batch_size)  # of large batches a part is measured
@@ -206,11 +198,11 @@ def _open(config: Config, made_up: bool) -> tuple[Storage, int]:
         if not has_split(config.data, "val"):
             return train, 0
         return train, len(open_split(config.data, "val", classes=train.classes))
-    images, val_images, (height, width) = _LIKE[config.data.name]
+    like = catalogue.find(config.recipe).data_set
     from fastsimsiam.storage.class_folder import open_split as open_folders
 
-    folder = made_up_photographs(256, height, width)
-    return repeated(open_folders(folder, "train"), images), val_images
+    folder = made_up_photographs(256, like.height, like.width)
+    return repeated(open_folders(folder, "train"), like.train_images), like.val_images
 
 
 def _batch(config: Config, size: int, train: Storage, seconds: float) -> int:

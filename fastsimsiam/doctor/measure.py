@@ -25,8 +25,9 @@ from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.runs.checkpoint import CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Report, Storage
+from fastsimsiam.system.device import choose_dtype
 from fastsimsiam.system.resources import num_workers
-from fastsimsiam.train.auto import choose_all, choose_dtype
+from fastsimsiam.train.auto import choose_all
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.step import TrainStep

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsimsiam.methods.losses import collapse_std
+from fastsimsiam.methods.collapse import collapse_std
 
 _CHUNK = 1024
 _DEAD = 1e-3

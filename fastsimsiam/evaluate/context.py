@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
-from fastsimsiam.config.run import Config, DeviceName, LoaderName, OnBadImage, PrecisionName
+from fastsimsiam.config.evaluation import EvalOptions, Split
+from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import center_plan
-from fastsimsiam.evaluate.pretrained import Frozen, Stem, load_frozen
+from fastsimsiam.evaluate.pretrained import Frozen, load_frozen
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.models.backbones import feature_extractor
@@ -20,33 +20,9 @@ from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.system.device import choose_device, choose_dtype
 from fastsimsiam.system.malloc import keep_freed_memory
 from fastsimsiam.system.progress import ImageProgress
-from fastsimsiam.train.auto import choose_device, choose_dtype
-
-Split = Literal["train", "val"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalOptions:
-    """Options that all commands share which take a checkpoint and a data set."""
-
-    image_size: int | None = None
-    """Side of the crops in pixels; None: as in training, or 224."""
-    arch: str | None = None
-    """torchvision's name of the network, for weights that are not of this package; None: found out."""
-    stem: Stem | None = None
-    """Stem of such a network, see pretrain --help; None: found out."""
-    loader: LoaderName = "auto"
-    """Where images come from, see pretrain --help."""
-    on_bad_image: OnBadImage = "error"
-    """error: a broken image stops the command. skip: another image stands in."""
-    device: DeviceName = "auto"
-    """auto: cuda where there is one."""
-    precision: PrecisionName = "auto"
-    """Of the backbone's arithmetic, see pretrain --help."""
-    workers: int | None = None
-    """Loader threads; None: one per CPU core of this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +102,7 @@ def evaluating(
         Path(checkpoint), arch=options.arch, stem=options.stem, image_size=options.image_size
     )
     config = replace(
-        frozen.config or catalogue.get("imagenet-100ep"),
+        frozen.config or catalogue.recipe("imagenet-100ep"),
         data=data, arch=frozen.arch, stem=frozen.stem, image_size=frozen.image_size,
         loader=options.loader,
         on_bad_image=options.on_bad_image, device=options.device, precision=options.precision,

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.augment.photometric import Photometric
+from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.collapse import alignment, collapse_figures
-from fastsimsiam.evaluate.context import EvalOptions, Session, evaluating
+from fastsimsiam.evaluate.context import Session, evaluating
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import load

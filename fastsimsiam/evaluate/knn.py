@@ -1,109 +1,23 @@
-"""Weighted k-nearest-neighbour classification of frozen features.
-
-Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", arXiv
-1805.01978, section 3.4: neighbours vote with weight exp(cosine similarity / temperature).
-Shapes: N bank, Q queries, D features, K neighbours, C classes.
-"""
+"""kNN top-1 of a backbone: as a command, and as what the trainer calls between epochs."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
+from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import KnnConfig
+from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.context import Session, evaluating
 from fastsimsiam.evaluate.features import center_plan, extract
+from fastsimsiam.evaluate.neighbors import knn_accuracy
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.methods.base import Method
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.storage.base import Report, Storage
-
-_QUERY_CHUNK = 1024
-_BANK_CHUNK = 131_072
-
-
-def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest bank features of each query by cosine similarity.
-
-    Only a block of the similarity matrix exists at a time.
-
-    Args:
-        queries: (Q, D) of length 1.
-        bank: (N, D) of length 1.
-        k: neighbours, at most N.
-
-    Returns:
-        Similarities (Q, k) in float32, falling, and bank positions (Q, k).
-    """
-    similar, position = [], []
-    for start in range(0, len(queries), _QUERY_CHUNK):
-        query = queries[start : start + _QUERY_CHUNK]
-        best = query.new_empty((len(query), 0), dtype=torch.float32)
-        where = torch.empty((len(query), 0), dtype=torch.int64, device=query.device)
-        for first in range(0, len(bank), _BANK_CHUNK):
-            block = (query @ bank[first : first + _BANK_CHUNK].T).float()
-            value, index = block.topk(min(k, block.shape[1]), dim=1)
-            best, where = torch.cat([best, value], 1), torch.cat([where, index + first], 1)
-            best, kept = best.topk(min(k, best.shape[1]), dim=1)
-            where = where.gather(1, kept)
-        similar.append(best)
-        position.append(where)
-    return torch.cat(similar), torch.cat(position)
-
-
-def knn_accuracy(
-    bank: Tensor,
-    bank_label: Tensor,
-    queries: Tensor,
-    query_label: Tensor,
-    *,
-    k: Sequence[int],
-    temperature: float,
-    num_classes: int,
-) -> dict[int, float]:
-    """Top-1 accuracy for several numbers of neighbours.
-
-    Args:
-        bank: training features (N, D) of length 1.
-        bank_label: (N,).
-        queries: validation features (Q, D) of length 1.
-        query_label: (Q,).
-        k: numbers of neighbours, each at most N.
-        temperature: of the weights.
-        num_classes: C.
-
-    Returns:
-        k -> share of right answers, 0 to 1.
-    """
-    similarity, position = nearest(queries, bank, max(k))
-    label = bank_label[position]
-    result = {}
-    for count in k:
-        answer = vote(
-            similarity[:, :count],
-            label[:, :count],
-            temperature=temperature,
-            num_classes=num_classes,
-        )
-        result[count] = (answer == query_label).float().mean().item()
-    return result
-
-
-def vote(similarity: Tensor, label: Tensor, *, temperature: float, num_classes: int) -> Tensor:
-    """The class that neighbours vote for, weighted by exp(similarity / temperature).
-
-    Args:
-        similarity: (Q, K) cosine similarities, falling.
-        label: (Q, K) classes of the neighbours.
-        temperature: of the weights.
-        num_classes: C.
-
-    Returns:
-        (Q,) class numbers.
-    """
-    # Relative to the nearest one, so that the exponential cannot overflow.
-    weight = ((similarity - similarity[:, :1]) / temperature).exp()
-    votes = torch.zeros(len(label), num_classes, device=label.device)
-    return votes.scatter_add_(1, label, weight).argmax(dim=1)
+from fastsimsiam.system.progress import ImageProgress
 
 
 class KnnEvaluator:
@@ -176,3 +90,71 @@ def build_knn(
         dtype=dtype,
         report=report,
     )
+
+
+def knn(
+    checkpoint: Path | str,
+    data: Path | str,
+    *,
+    k: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.1,
+    options: EvalOptions | None = None,
+) -> dict[str, Any]:
+    """KNN top-1 on a validation split, training split as the bank.
+
+    Args:
+        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        data: folder with train/ and val/.
+        k: numbers of neighbours.
+        temperature: neighbours are weighted by exp(cosine similarity / temperature).
+        options: see there.
+
+    Returns:
+        `trained` and `untrained`, each k -> percent, and what they were measured on.
+
+    Raises:
+        UserError: something in the arguments or the data has to be mended.
+    """
+    if not k or min(k) < 1:
+        raise UserError(f"--k is {tuple(k)}: give numbers from 1 up")
+    if temperature <= 0:
+        raise UserError(f"--temperature is {temperature}: give more than 0")
+    with evaluating(checkpoint, data, options or EvalOptions()) as session:
+        if max(k) > len(session.train):
+            raise UserError(
+                f"--k {max(k)} is more than the {len(session.train)} training images: lower it"
+            )
+        backbones = {"untrained": session.untrained(), "trained": session.frozen.backbone}
+        scores: dict[str, Any] = {
+            state: _scores(session, backbone, k, temperature)
+            for state, backbone in backbones.items()
+        }
+        return scores | {
+            "bad_images": session.bad_images,
+            "checkpoint": str(checkpoint),
+            "step": session.frozen.step,
+            "data": str(data),
+            "temperature": temperature,
+            "bank": len(session.train),
+            "queries": len(session.splits["val"]),
+        }
+
+
+def _scores(
+    session: Session, backbone: nn.Module, k: Sequence[int], temperature: float
+) -> dict[int, float]:
+    sides = []
+    for split in session.splits:
+        with ImageProgress("features", unit="batches") as progress:
+            sides.append(
+                extract(
+                    backbone, session.loader(split), session.centred(split),
+                    device=session.device, dtype=session.dtype, report=progress,
+                )
+            )  # fmt: skip
+    (bank, bank_label), (queries, query_label) = sides
+    shares = knn_accuracy(
+        bank, bank_label, queries, query_label, k=k, temperature=temperature,
+        num_classes=len(session.train.classes),
+    )  # fmt: skip
+    return {count: 100.0 * share for count, share in shares.items()}

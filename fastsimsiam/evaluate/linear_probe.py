@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastsimsiam.config.evaluation import CACHED, EvalOptions, LinearConfig
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import EvalOptions, Session, evaluating
+from fastsimsiam.evaluate.context import Session, evaluating
 from fastsimsiam.evaluate.features import centred_features
 from fastsimsiam.evaluate.linear import (
-    CACHED,
     TRAINING_VIEW,
     Features,
-    LinearConfig,
     LinearState,
     accuracy,
     cached_features,

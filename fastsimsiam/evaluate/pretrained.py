@@ -7,18 +7,18 @@ Known are: checkpoints and runs of this package; state dicts of torchvision and 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.models.backbones import classifier_name, feature_extractor
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, from_stored, read_stored
 from fastsimsiam.system.optional import require
 
-Stem = Literal["imagenet", "cifar"]
 _PREFIXES = ("module.encoder.", "module.backbone.", "encoder.", "backbone.", "module.", "")
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _GUESSES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
@@ -192,3 +192,18 @@ def _some(keys: Any) -> str:
     names = list(keys)
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + rest
+
+
+def load_backbone(
+    path: Path | str, *, arch: str | None = None, stem: Stem | None = None
+) -> nn.Module:
+    """A trained backbone: normalised images (B, 3, S, S) to features (B, D); on the CPU, in eval mode.
+
+    Args:
+        path: a checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam.
+        arch, stem: of weights that do not tell; None: found out, for ResNets.
+
+    Raises:
+        UserError: the file cannot be read, or its keys are not those of the network.
+    """
+    return load_frozen(Path(path), arch=arch, stem=stem).backbone

@@ -1,11 +1,7 @@
 """Losses as pure functions. Shapes: B batch, D dimensions."""
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
-
-_COLLAPSED_STD = 0.1
 
 
 def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
@@ -19,30 +15,3 @@ def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
         A scalar in [-1, 1]; arXiv 2011.10566, equation 1.
     """
     return -(F.normalize(p.float(), dim=1) * F.normalize(z.float(), dim=1)).sum(dim=1).mean()
-
-
-def collapse_std(z: Tensor) -> Tensor:
-    """How far z is from collapse: mean over dimensions of std(z / |z|), times sqrt(D).
-
-    Args:
-        z: projections (B, D).
-
-    Returns:
-        A scalar: about 1 for directions spread over the sphere, 0 where all outputs are equal;
-        arXiv 2011.10566, section 4.1.
-    """
-    direction = F.normalize(z.detach().float(), dim=1)
-    mean_std: Tensor = direction.std(dim=0, correction=0).mean()
-    return mean_std * math.sqrt(z.shape[1])
-
-
-def collapsed_std(batch_size: int) -> float:
-    """Below which the collapse figure of a batch in training means collapse.
-
-    Behind a BatchNorm not all outputs of a batch can be equal: one is left opposite to all others, and
-    the figure is about 2 / sqrt(batch size).
-
-    Args:
-        batch_size: of which the figure was taken, on one device.
-    """
-    return max(_COLLAPSED_STD, 3.0 / math.sqrt(batch_size))

@@ -2,9 +2,10 @@
 
 from torch import Tensor, nn
 
-from fastsimsiam.config.run import SimSiamConfig
+from fastsimsiam.config.methods import SimSiamConfig
 from fastsimsiam.methods.base import Method, ParameterGroup
-from fastsimsiam.methods.losses import collapse_std, negative_cosine_similarity
+from fastsimsiam.methods.collapse import collapse_std
+from fastsimsiam.methods.losses import negative_cosine_similarity
 from fastsimsiam.models.heads import predictor, projector
 
 

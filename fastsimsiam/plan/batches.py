@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastsimsiam.config.run import ViewSpec
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import UserError
 from fastsimsiam.plan.counter_rng import hash_words
 from fastsimsiam.plan.order import epoch_order

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastsimsiam.config.run import ViewSpec
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.plan.counter_rng import Floats, UInts, hash_words, keys, uniform
 
 _VIEW_STREAM = 2

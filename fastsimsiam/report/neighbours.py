@@ -11,10 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastsimsiam.config.evaluation import Split
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import Session, Split
+from fastsimsiam.evaluate.context import Session
 from fastsimsiam.evaluate.features import extract
-from fastsimsiam.evaluate.knn import nearest, usable_k, vote
+from fastsimsiam.evaluate.knn import usable_k
+from fastsimsiam.evaluate.neighbors import nearest, vote
 from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.progress import ImageProgress

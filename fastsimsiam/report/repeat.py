@@ -40,7 +40,7 @@ def changed_keys(config: Config) -> dict[str, list[str]]:
     """The keys whose values are not the recipe's, as in `flat`; all where there is no such recipe."""
     own = flat(config)
     try:
-        published = flat(catalogue.get(config.recipe))
+        published = flat(catalogue.recipe(config.recipe))
     except UserError:
         published = {}
     return {key: words for key, words in own.items() if published.get(key) != words}
@@ -54,7 +54,7 @@ def command(config: Config) -> tuple[str, str]:
         has to know of it.
     """
     try:
-        recipe = catalogue.get(config.recipe)
+        recipe = catalogue.recipe(config.recipe)
     except UserError:
         return (
             "",

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import EvalOptions, Session, evaluating
+from fastsimsiam.evaluate.context import Session, evaluating
 from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.report import figures, sections
 from fastsimsiam.report.flat_map import MOST, flat_map

@@ -12,9 +12,9 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import from_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.inspect import verdict as in_words
-from fastsimsiam.methods.losses import collapsed_std
+from fastsimsiam.methods.collapse import collapsed_std
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
-from fastsimsiam.runs.recorder import clock
+from fastsimsiam.system.progress import clock
 
 _ANNOUNCED = re.compile(r"(\d+) images of (\d+) classes")
 _COLLAPSED_LOSS = -0.9

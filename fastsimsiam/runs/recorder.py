@@ -12,13 +12,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from fastsimsiam.errors import UserError
 
 
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    whole = int(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
-
-
 class Recorder:
     """Writes what happens in a run. On ranks other than the main one it is silent.
 

@@ -1,17 +1,16 @@
 """What there is: versions, optional parts, processors and memory."""
 
 import importlib.util
-import os
 import platform
 import shutil
 import subprocess
-import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastsimsiam.system.compiler import mend_for_compiling
 from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import host_memory, num_cores
 from fastsimsiam.version import __version__
@@ -83,29 +82,6 @@ def gpus() -> list[dict[str, Any]]:
             "capability": f"{major}.{minor}",
         })  # fmt: skip
     return found
-
-
-def mend_for_compiling(device_type: str) -> str | None:
-    """What has to be done before torch.compile works on this machine; None where it does.
-
-    Inductor builds C++ for a CPU. For a GPU Triton builds the C that starts its kernels. Both include
-    Python's headers, which Debian packs apart from Python.
-
-    Args:
-        device_type: `cpu` or `cuda`.
-    """
-    compilers: tuple[str, ...]
-    if device_type == "cuda":
-        named, compilers = "CC", ("gcc", "clang")
-    else:
-        named, compilers = "CXX", ("g++",)
-    if not os.environ.get(named) and not any(map(shutil.which, compilers)):
-        return f"install {compilers[0]}"
-    # Where Triton and Inductor look; Debian's own scheme names a folder that stays empty.
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
-    if not (Path(sysconfig.get_paths(scheme)["include"]) / "Python.h").exists():
-        return f"install python{sysconfig.get_python_version()}-dev, for Python.h"
-    return None
 
 
 def describe() -> dict[str, Any]:

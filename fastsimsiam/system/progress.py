@@ -16,6 +16,13 @@ from rich.progress import (
 _LINE_SECONDS = 10.0
 
 
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    whole = int(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
 class ImageProgress:
     """Reports images (or other units) done, their rate and the time left, on stderr."""
 

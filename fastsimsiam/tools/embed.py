@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import EvalOptions, Session, Split, evaluating
+from fastsimsiam.evaluate.context import Session, evaluating
 from fastsimsiam.evaluate.features import centred_features
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require

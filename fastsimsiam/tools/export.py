@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD
+from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.config.stored import to_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.pretrained import Frozen, Stem, load_frozen
+from fastsimsiam.evaluate.pretrained import Frozen, load_frozen
 from fastsimsiam.models.backbones import classifier_name
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require

@@ -1,9 +1,8 @@
-"""Pictures: the views of a recipe, and the curves of a run."""
+"""`fastsimsiam views`: a recipe's views of one image or of a few images of a data set."""
 
-import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +16,67 @@ from fastsimsiam.loaders.base import assemble, size_groups
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.plan.batches import BatchPlan
+from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.plan.views import draw_views
+from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.class_folder import ClassFolder
+from fastsimsiam.storage.header_index import read_header
+from fastsimsiam.storage.open import open_split
 
 _TILE = 192
 _GAP = 8
 _TITLE = 24
 # Okabe and Ito's palette, told apart with any colour vision.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
+
+
+def show_views(
+    path: Path, out: Path, *, recipe: str, image_size: int | None, num_images: int, seed: int
+) -> None:
+    """Writes a grid of originals and views.
+
+    Args:
+        path: an image file, or a data set's folder.
+        out: PNG file to write.
+        recipe: whose views.
+        image_size: side of the views in pixels; None: the recipe's.
+        num_images: rows, where `path` is a folder.
+        seed: of the choice of images and of the views.
+
+    Raises:
+        UserError: there is no image at `path`, or `out` cannot be written.
+    """
+    if num_images < 1:
+        raise UserError(f"--images is {num_images}: give 1 or more")
+    config = catalogue.recipe(recipe)
+    if image_size is not None:
+        config = replace(config, image_size=image_size)
+    storage = _single_image(path) if path.is_file() else open_split(path, "train")
+    storage.require_readable()
+    index = epoch_order(len(storage), seed, 0)[:num_images].tolist()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw_views_grid(storage, index, config, seed=seed, out=out)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"cannot write --out {out} ({error}): give a .png in a writable folder"
+        ) from error
+
+
+def _single_image(path: Path) -> ClassFolder:
+    """A data set of one file."""
+    height, width, orientation = read_header(path)
+    return ClassFolder(
+        root=path.parent,
+        paths=[path.name],
+        classes=["image"],
+        label=np.zeros(1, np.int64),
+        sizes=np.array([[height, width]], np.int32),
+        orientation=np.array([orientation], np.uint8),
+    )
 
 
 def draw_views_grid(
@@ -100,57 +152,3 @@ def _grid(columns: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Im
         for row, picture in enumerate(pictures):
             grid.paste(picture, (x, _TITLE + _GAP + row * pitch))
     return grid
-
-
-def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
-    """Loss, collapse figure, kNN and throughput over the epochs, as a PNG.
-
-    Args:
-        history: the lines of metrics.jsonl.
-        out: file to write.
-
-    Returns:
-        What was done, for the log: matplotlib is optional.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        return "no curves.png: pip install 'fastsimsiam[demo]' brings matplotlib, which draws it"
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    trained = [line for line in history if "epoch" in line]
-    if not trained:
-        return "no curves.png: the run has no metrics yet"
-    steps_per_epoch = trained[-1]["step"] / trained[-1]["epoch"]
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2).flatten()
-    epoch = [line["epoch"] for line in trained]
-    for panel, name, title in (
-        (panels[0], "loss", "loss (-1 is perfect agreement)"),
-        (panels[1], "collapse_std", "std of z/|z| times sqrt(D) (1 healthy, 0 collapsed)"),
-        (panels[3], "images_per_second", "images/s per device"),
-    ):
-        panel.plot(epoch, [line.get(name, float("nan")) for line in trained], color=_COLOURS[4])
-        panel.set_title(title, fontsize=10)
-    panels[1].set_ylim(0, 1.1)
-    panels[3].set_ylim(bottom=0)
-    scored = [line for line in history if any(name.startswith("knn_") for name in line)]
-    names = dict.fromkeys(n for line in scored for n in line if n.startswith("knn_"))
-    for number, name in enumerate(names):
-        at = [line["step"] / steps_per_epoch for line in scored]
-        label = name.removeprefix("knn_top1_k")
-        panels[2].plot(
-            at, [line.get(name, float("nan")) for line in scored], "o-", label=f"k = {label}",
-            color=_COLOURS[number % len(_COLOURS)], markersize=4,
-        )  # fmt: skip
-    if scored:
-        panels[2].legend(fontsize=8)
-    panels[2].set_title("kNN top-1 on the validation split, % (epoch 0: untrained)", fontsize=10)
-    for panel in panels:
-        panel.set_xlabel("epoch")
-        panel.grid(alpha=0.3)
-    try:
-        figure.savefig(out, dpi=100)
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror})") from error
-    return f"curves: {out}"

@@ -17,13 +17,15 @@ from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, require_same_run
-from fastsimsiam.runs.recorder import Recorder, clock
+from fastsimsiam.runs.curves import draw_curves
+from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Report, Storage, fingerprint
 from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
-from fastsimsiam.tools.views import draw_curves
-from fastsimsiam.train.auto import choose_all, choose_device
+from fastsimsiam.system.progress import clock
+from fastsimsiam.train.auto import choose_all
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import World, join
 from fastsimsiam.train.profiler import profiled

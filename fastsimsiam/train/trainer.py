@@ -16,12 +16,13 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.base import Batch, Loader
 from fastsimsiam.methods.base import Method
-from fastsimsiam.methods.losses import collapsed_std
+from fastsimsiam.methods.collapse import collapsed_std
 from fastsimsiam.optim.schedule import Durations, learning_rate, starting_rate
 from fastsimsiam.optim.sgd import ScheduledSGD
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore
-from fastsimsiam.runs.recorder import Recorder, clock
+from fastsimsiam.runs.recorder import Recorder
+from fastsimsiam.system.progress import clock
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.evaluator import Evaluator
 from fastsimsiam.train.interrupt import Interrupt, catch_signals

@@ -1,0 +1,51 @@
+"""What the fields of all configs share: switches, neutral fields, and checks of ranges."""
+
+from dataclasses import field
+from typing import Annotated, Any
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from fastsimsiam.errors import UserError
+
+_SWITCH = {"on": True, "off": False}
+
+Switch = Annotated[
+    bool,
+    tyro.conf.FlagConversionOff,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{on,off}",
+        instance_from_str=lambda words: _SWITCH[words[0]],
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: ["on" if value else "off"],
+        choices=("on", "off"),
+    ),
+]
+"""A boolean written `on` or `off` on the command line."""
+
+
+def neutral(default: Any) -> Any:
+    """A field that changes nothing of what is learned: a run may be resumed with another value."""
+    return field(default=default, metadata={"neutral": True})
+
+
+def require(condition: bool, key: str, value: object, fix: str) -> None:
+    """Refuses a value.
+
+    Raises:
+        UserError: `condition` does not hold; names the key, its value, and what to give instead.
+    """
+    if not condition:
+        raise UserError(f"{key} is {value}: {fix}")
+
+
+def require_probability(owner: str, config: object, *names: str) -> None:
+    """Refuses fields `names` of a config that are no probabilities.
+
+    Raises:
+        UserError: names the first one as `owner.name`.
+    """
+    for name in names:
+        value = getattr(config, name)
+        require(0.0 <= value <= 1.0, f"{owner}.{name}", value, "give a probability from 0 to 1")

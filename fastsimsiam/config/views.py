@@ -1,0 +1,53 @@
+"""How a view of an image is drawn."""
+
+from dataclasses import dataclass
+
+from fastsimsiam.config.fields import require, require_probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSpec:
+    """How one view of an image is drawn. Defaults are SimSiam's, see recipes.py."""
+
+    size: int | None = None
+    """Side of the square crop in pixels; None takes image_size."""
+    area: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the image's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of the box."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.8
+    """Probability of colour jitter."""
+    brightness: float = 0.4
+    """Factor drawn from 1 - x to 1 + x."""
+    contrast: float = 0.4
+    """Factor drawn from 1 - x to 1 + x."""
+    saturation: float = 0.4
+    """Factor drawn from 1 - x to 1 + x."""
+    hue: float = 0.1
+    """Rotation drawn from -x to x, in turns; at most 0.5."""
+    grey: float = 0.2
+    """Probability of greyscale."""
+    blur: float = 0.5
+    """Probability of Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Smallest and largest standard deviation of the blur, in pixels of the crop."""
+    solarize: float = 0.0
+    """Probability of inverting the levels from 128 up."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        require_probability("views", self, "flip", "jitter", "grey", "blur", "solarize")
+        require(self.size is None or self.size > 0, "views.size", self.size, "give 1 or more")
+        low, high = self.area
+        require(0 < low <= high <= 1, "views.area", self.area, "give 0 < low <= high <= 1")
+        low, high = self.ratio
+        require(0 < low <= high, "views.ratio", self.ratio, "give 0 < low <= high")
+        low, high = self.blur_sigma
+        require(0 < low <= high, "views.blur_sigma", self.blur_sigma, "give 0 < low <= high")
+        for name in ("brightness", "contrast", "saturation"):
+            require(
+                getattr(self, name) >= 0, f"views.{name}", getattr(self, name), "give 0 or more"
+            )
+        require(0 <= self.hue <= 0.5, "views.hue", self.hue, "give 0 to 0.5")

@@ -1,0 +1,65 @@
+"""The curves of a run as a picture."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastsimsiam.errors import UserError
+
+# Okabe and Ito's palette, told apart with any colour vision.
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
+
+
+def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
+    """Loss, collapse figure, kNN and throughput over the epochs, as a PNG.
+
+    Args:
+        history: the lines of metrics.jsonl.
+        out: file to write.
+
+    Returns:
+        What was done, for the log: matplotlib is optional.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return "no curves.png: pip install 'fastsimsiam[demo]' brings matplotlib, which draws it"
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    trained = [line for line in history if "epoch" in line]
+    if not trained:
+        return "no curves.png: the run has no metrics yet"
+    steps_per_epoch = trained[-1]["step"] / trained[-1]["epoch"]
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 2).flatten()
+    epoch = [line["epoch"] for line in trained]
+    for panel, name, title in (
+        (panels[0], "loss", "loss (-1 is perfect agreement)"),
+        (panels[1], "collapse_std", "std of z/|z| times sqrt(D) (1 healthy, 0 collapsed)"),
+        (panels[3], "images_per_second", "images/s per device"),
+    ):
+        panel.plot(epoch, [line.get(name, float("nan")) for line in trained], color=_COLOURS[4])
+        panel.set_title(title, fontsize=10)
+    panels[1].set_ylim(0, 1.1)
+    panels[3].set_ylim(bottom=0)
+    scored = [line for line in history if any(name.startswith("knn_") for name in line)]
+    names = dict.fromkeys(n for line in scored for n in line if n.startswith("knn_"))
+    for number, name in enumerate(names):
+        at = [line["step"] / steps_per_epoch for line in scored]
+        label = name.removeprefix("knn_top1_k")
+        panels[2].plot(
+            at, [line.get(name, float("nan")) for line in scored], "o-", label=f"k = {label}",
+            color=_COLOURS[number % len(_COLOURS)], markersize=4,
+        )  # fmt: skip
+    if scored:
+        panels[2].legend(fontsize=8)
+    panels[2].set_title("kNN top-1 on the validation split, % (epoch 0: untrained)", fontsize=10)
+    for panel in panels:
+        panel.set_xlabel("epoch")
+        panel.grid(alpha=0.3)
+    try:
+        figure.savefig(out, dpi=100)
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror})") from error
+    return f"curves: {out}"

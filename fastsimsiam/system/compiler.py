@@ -1,0 +1,29 @@
+"""Whether torch.compile works on this machine."""
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+
+def mend_for_compiling(device_type: str) -> str | None:
+    """What has to be done before torch.compile works on this machine; None where it does.
+
+    Inductor builds C++ for a CPU. For a GPU Triton builds the C that starts its kernels. Both include
+    Python's headers, which Debian packs apart from Python.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+    """
+    compilers: tuple[str, ...]
+    if device_type == "cuda":
+        named, compilers = "CC", ("gcc", "clang")
+    else:
+        named, compilers = "CXX", ("g++",)
+    if not os.environ.get(named) and not any(map(shutil.which, compilers)):
+        return f"install {compilers[0]}"
+    # Where Triton and Inductor look; Debian's own scheme names a folder that stays empty.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    if not (Path(sysconfig.get_paths(scheme)["include"]) / "Python.h").exists():
+        return f"install python{sysconfig.get_python_version()}-dev, for Python.h"
+    return None
