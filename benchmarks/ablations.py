@@ -21,9 +21,23 @@ from benchmarks.loss_curves import COLOURS, curve_of
 
 BATCH = 256
 FLAGS = [
-    "--arch", "resnet18", "--image-size", "32", "--batch-size", str(BATCH), "--optimizer.lr", "0.3",
-    "--log-every", "2", "--knn.k", "20", "--views.0.blur", "0", "--views.1.blur", "0",
-]  # fmt: skip
+    "--arch",
+    "resnet18",
+    "--image-size",
+    "32",
+    "--batch-size",
+    str(BATCH),
+    "--optimizer.lr",
+    "0.3",
+    "--log-every",
+    "2",
+    "--knn.k",
+    "20",
+    "--views.0.blur",
+    "0",
+    "--views.1.blur",
+    "0",
+]
 HIDDEN_BN = ["--method.projector-output-bn", "off"]
 RUNS = {
     "full": [],
@@ -39,9 +53,19 @@ RUNS = {
 def curve(switches: list[str], data: Path, epochs: int, out: Path) -> dict[str, Any]:
     """One run: loss and collapse figure over the steps, kNN before and after."""
     fastsimsiam(
-        "pretrain", "imagenette", "--data", str(data), "--out", str(out), "--epochs", str(epochs),
-        "--knn.every-epochs", str(epochs), *FLAGS, *switches,
-    )  # fmt: skip
+        "pretrain",
+        "imagenette",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--epochs",
+        str(epochs),
+        "--knn.every-epochs",
+        str(epochs),
+        *FLAGS,
+        *switches,
+    )
     return {"switches": switches, **curve_of(out)}
 
 
@@ -66,9 +90,12 @@ def draw(curves: dict[str, Any], out: Path) -> None:
         panel.grid(alpha=0.2)
         panel.spines[["top", "right"]].set_visible(False)
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False,
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
         fontsize=9,
-    )  # fmt: skip
+    )
     figure.savefig(out, dpi=110)
 
 

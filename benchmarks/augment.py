@@ -44,15 +44,21 @@ def batch_of(images: int, image_size: int, device: torch.device) -> Batch:
     specs = catalogue.recipe("imagenet-100ep").views
     sizes = np.full((images, 2), 500, np.int32)
     plan = TrainPlan(
-        label=np.zeros(images, np.int64), sizes=sizes, seed=0, specs=specs, image_size=image_size,
+        label=np.zeros(images, np.int64),
+        sizes=sizes,
+        seed=0,
+        specs=specs,
+        image_size=image_size,
         batch_size=images,
-    )  # fmt: skip
+    )
     rng = np.random.default_rng(0)
     pictures = [np.asarray(photograph(rng, image_size, image_size)) for _ in range(_PICTURES)]
-    crops = np.stack([
-        np.stack([pictures[(2 * row + view) % _PICTURES] for view in range(2)])
-        for row in range(images)
-    ])  # fmt: skip
+    crops = np.stack(
+        [
+            np.stack([pictures[(2 * row + view) % _PICTURES] for view in range(2)])
+            for row in range(images)
+        ]
+    )
     return assemble(plan.batch(0, 0), (torch.from_numpy(crops),)).to(device)
 
 
@@ -81,14 +87,16 @@ def torchvision(device: torch.device, image_size: int) -> Work:
     """Torchvision's transforms on tensors. A batch at once would get one draw for all of it."""
     from torchvision.transforms import v2
 
-    transform = v2.Compose([
-        v2.RandomHorizontalFlip(),
-        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        v2.RandomGrayscale(p=0.2),
-        v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], p=0.5),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ])  # fmt: skip
+    transform = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], p=0.5),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
 
     def work(batch: Batch) -> list[Tensor]:
         views = batch.crops[0].flatten(0, 1).permute(0, 3, 1, 2)

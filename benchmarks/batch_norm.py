@@ -83,8 +83,9 @@ def ways(x: Tensor, residual: Tensor | None, gradient: Tensor) -> dict[str, _Wor
     def sums_alone(tile: Tile) -> _Work:
         keep = is_written(None, output)
         return lambda: (
-            kernels.moments(x.detach(), tile), kernels.gradient_sums(*operands, keep, tile)
-        )  # fmt: skip
+            kernels.moments(x.detach(), tile),
+            kernels.gradient_sums(*operands, keep, tile),
+        )
 
     return found | {f"{_SUMS} {tile}": sums_alone(tile) for tile in _TILES}
 
@@ -134,9 +135,11 @@ def main() -> None:
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
     parser = parser_of_parts(__doc__, rounds=20)
     parser.add_argument(
-        "--images", type=int, default=256 if gpu else 8,
+        "--images",
+        type=int,
+        default=256 if gpu else 8,
         help="of the largest map; of smaller ones more, as many bytes",
-    )  # fmt: skip
+    )
     args = parser.parse_args()
     largest = max(channels * side**2 for channels, side, _ in _SHAPES)
     shapes = []

@@ -30,9 +30,10 @@ def loader_chart(result: dict[str, Any], figure: Figure) -> None:
     names = sorted(rates, key=lambda name: rates[name])
     axes = figure.subplots()
     bars = axes.barh(
-        names, [rates[name] for name in names],
+        names,
+        [rates[name] for name in names],
         color=[_GREY if name in _PEERS else _BLUE for name in names],
-    )  # fmt: skip
+    )
     axes.bar_label(bars, labels=[f"{rates[name]:,.0f}" for name in names], padding=3, fontsize=9)
     axes.axvline(bound, color="black", linestyle="--", linewidth=1)
     axes.text(
@@ -45,8 +46,9 @@ def loader_chart(result: dict[str, Any], figure: Figure) -> None:
     machine = result["machine"]
     axes.set_title(
         f"Loaders on {result['workers']} threads of an {machine['cpu']} ({machine['cores']} cores)",
-        fontsize=11, loc="left",
-    )  # fmt: skip
+        fontsize=11,
+        loc="left",
+    )
 
 
 def step_chart(result: dict[str, Any], figure: Figure) -> None:
@@ -62,9 +64,12 @@ def step_chart(result: dict[str, Any], figure: Figure) -> None:
     for row, name in enumerate(names):
         limit = sum(variants[name]["part_limit_ms"].values())
         axes.plot(
-            [limit, limit], [row - 0.42, row + 0.42], color="black", linewidth=2,
+            [limit, limit],
+            [row - 0.42, row + 0.42],
+            color="black",
+            linewidth=2,
             label="roofline (BatchNorm, ReLU and add fused)" if row == 0 else None,
-        )  # fmt: skip
+        )
         share = limit / variants[name]["step_ms"]
         axes.text(left[row], row, f" {share:.0%}", va="center", fontsize=9)
     axes.set_xlim(0, 1.1 * max(left))
@@ -74,8 +79,9 @@ def step_chart(result: dict[str, Any], figure: Figure) -> None:
     where = machine["gpu"] or f"{machine['cpu']} ({machine['cores']} cores)"
     axes.set_title(
         f"{result['arch']}, {result['image_size']} pixels, batch {result['batch_size']}, on an {where}",
-        fontsize=11, loc="left",
-    )  # fmt: skip
+        fontsize=11,
+        loc="left",
+    )
 
 
 _DRAW: dict[str, Callable[[dict[str, Any], Figure], None]] = {

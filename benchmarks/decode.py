@@ -128,9 +128,10 @@ def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
     files = open_split(data, "train")
     # Upright JPEGs in colour: what every one of them decodes without further ado.
     jpegs = [
-        number for number in np.flatnonzero(files.orientation == 1).tolist()
+        number
+        for number in np.flatnonzero(files.orientation == 1).tolist()
         if bytes(files.read(number)[:2]) == b"\xff\xd8"
-    ]  # fmt: skip
+    ]
     assert jpegs, f"{data} has no JPEG files"
     index = (jpegs * (images // len(jpegs) + 1))[:images]
     decode = CONFIGURATIONS[name]

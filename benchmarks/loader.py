@@ -69,9 +69,13 @@ def plan_of(storage: Storage, images: int) -> TrainPlan:
     """SimSiam's two views at 224 pixels, of the first `images`."""
     recipe = catalogue.recipe("imagenet-100ep")
     return TrainPlan(
-        label=storage.label[:images], sizes=storage.sizes[:images], seed=0, specs=recipe.views,
-        image_size=224, batch_size=BATCH,
-    )  # fmt: skip
+        label=storage.label[:images],
+        sizes=storage.sizes[:images],
+        seed=0,
+        specs=recipe.views,
+        image_size=224,
+        batch_size=BATCH,
+    )
 
 
 def decode(storage: ClassFolder, workers: int) -> Epoch:

@@ -30,10 +30,23 @@ RUNS = {
     "folder, another seed": ("folder", 1, LEARNING_RATE),
 }
 SHORT_RUN = [
-    "--arch", "resnet18", "--image-size", "64", "--batch-size", "64",
-    "--log-every", "20", "--knn.k", "20",
-    "--views.0.blur-sigma", "0.1", "0.6", "--views.1.blur-sigma", "0.1", "0.6",
-]  # fmt: skip
+    "--arch",
+    "resnet18",
+    "--image-size",
+    "64",
+    "--batch-size",
+    "64",
+    "--log-every",
+    "20",
+    "--knn.k",
+    "20",
+    "--views.0.blur-sigma",
+    "0.1",
+    "0.6",
+    "--views.1.blur-sigma",
+    "0.1",
+    "0.6",
+]
 # Okabe and Ito's palette, told apart with any colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#000000", "#999999")
 
@@ -42,11 +55,24 @@ def curve(name: str, data: Path, packed: Path, epochs: int, out: Path) -> dict[s
     """One run: loss and collapse figure over the steps, kNN before and after."""
     loader, seed, learning_rate = RUNS[name]
     fastsimsiam(
-        "pretrain", "imagenette", "--data", str(packed if loader == "ffcv" else data),
-        "--out", str(out), "--loader", loader, "--seed", str(seed), "--epochs", str(epochs),
-        "--optimizer.lr", str(learning_rate),
-        "--knn.every-epochs", str(epochs), *SHORT_RUN,
-    )  # fmt: skip
+        "pretrain",
+        "imagenette",
+        "--data",
+        str(packed if loader == "ffcv" else data),
+        "--out",
+        str(out),
+        "--loader",
+        loader,
+        "--seed",
+        str(seed),
+        "--epochs",
+        str(epochs),
+        "--optimizer.lr",
+        str(learning_rate),
+        "--knn.every-epochs",
+        str(epochs),
+        *SHORT_RUN,
+    )
     return curve_of(out)
 
 

@@ -55,8 +55,10 @@ class SpaceToDepthConv2d(nn.Conv2d):
 
 
 WAYS: dict[str, type[nn.Conv2d]] = {
-    "plain": nn.Conv2d, "padded": PaddedConv2d, "space-to-depth": SpaceToDepthConv2d,
-}  # fmt: skip
+    "plain": nn.Conv2d,
+    "padded": PaddedConv2d,
+    "space-to-depth": SpaceToDepthConv2d,
+}
 
 
 def use_stem(module: nn.Module, way: str) -> None:

@@ -87,9 +87,13 @@ def measure(name: str, config: Config, steps: int, device: torch.device) -> dict
     parts = [step.seconds_of_parts(views) for _ in range(steps)]
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     return {
-        "step_seconds": seconds, "part_seconds": parts, "warm_up_seconds": warm_up, "peak_mib": peak,
-        "loss": loss.item(), "gradient_norms": gradients,
-    }  # fmt: skip
+        "step_seconds": seconds,
+        "part_seconds": parts,
+        "warm_up_seconds": warm_up,
+        "peak_mib": peak,
+        "loss": loss.item(),
+        "gradient_norms": gradients,
+    }
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:

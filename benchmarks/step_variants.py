@@ -120,10 +120,12 @@ class Step:
             self._update: Callable[[], None] = ours.step
         else:
             theirs = torch.optim.SGD(
-                [parameter for group in groups for parameter in group.parameters], lr=rate,
-                momentum=config.optimizer.momentum, weight_decay=config.optimizer.weight_decay,
+                [parameter for group in groups for parameter in group.parameters],
+                lr=rate,
+                momentum=config.optimizer.momentum,
+                weight_decay=config.optimizer.weight_decay,
                 foreach=variant.sgd == "foreach",
-            )  # fmt: skip
+            )
 
             def update() -> None:
                 theirs.step()

@@ -104,8 +104,17 @@ def cpu_jobs() -> list[Job]:
     return [
         Job(
             name="loader",
-            words=("benchmarks.loader", "--repeats", "1", "--images", "400", "--only",
-                   "decode", "folder", "reference-crops"),
+            words=(
+                "benchmarks.loader",
+                "--repeats",
+                "1",
+                "--images",
+                "400",
+                "--only",
+                "decode",
+                "folder",
+                "reference-crops",
+            ),
             reads=True,
         ),
         Job(
@@ -117,7 +126,7 @@ def cpu_jobs() -> list[Job]:
         _step(64, ["eager", "textbook-fp32", "textbook-amp-nhwc"]),
         _train("train-folder", "--loader", "folder", "--steps", "10"),
         _step(64, ["compiled"]),
-    ]  # fmt: skip
+    ]
 
 
 def run(job: Job, out: Path, data: Path, seconds: float) -> str:
@@ -129,9 +138,11 @@ def run(job: Job, out: Path, data: Path, seconds: float) -> str:
         words += ["--json", str(out / f"{job.file or job.name}.json")]
     with open(out / f"{job.name}.log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *words], stdout=log, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", *words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -67,9 +67,11 @@ def measure(name: str, config: Config, steps: int) -> dict[str, Any]:
             cores = (time.process_time() - busy) / (time.perf_counter() - started)
             rate, data_wait, seconds = logged(trainer.recorder.history, steps, config.batch_size)
             return {
-                "images_per_second": rate.images_per_second, "seconds": seconds,
-                "data_wait": data_wait, "cores": cores,
-            }  # fmt: skip
+                "images_per_second": rate.images_per_second,
+                "seconds": seconds,
+                "data_wait": data_wait,
+                "cores": cores,
+            }
         batches = batches_of(trainer)
         synthetic = next(batches) if name == "step" else None
         ready(trainer)
@@ -85,9 +87,10 @@ def measure(name: str, config: Config, steps: int) -> dict[str, Any]:
         seconds, busy = time.perf_counter() - started, time.process_time() - busy
         batches.close()
     return {
-        "images_per_second": steps * config.batch_size / seconds, "seconds": seconds,
+        "images_per_second": steps * config.batch_size / seconds,
+        "seconds": seconds,
         "cores": busy / seconds,
-    }  # fmt: skip
+    }
 
 
 def table(result: dict[str, Any]) -> str:

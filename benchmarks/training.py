@@ -26,9 +26,12 @@ def result_of(out: Path, flags: list[str]) -> dict[str, Any]:
     found["bad_images"] = len(found["bad_images"])
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return {
-        "regime": "training", "flags": flags, **found, "minutes": round(found["seconds"] / 60, 1),
+        "regime": "training",
+        "flags": flags,
+        **found,
+        "minutes": round(found["seconds"] / 60, 1),
         "metrics": [json.loads(line) for line in lines],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -42,9 +45,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file that receives the result")
     parser.add_argument("--png", type=Path, help="file that receives the curves")
     parser.add_argument(
-        "--linear", type=int, nargs="?", const=256, metavar="BATCH",
+        "--linear",
+        type=int,
+        nargs="?",
+        const=256,
+        metavar="BATCH",
         help="score by `linear --cached` too, with batches of so many images (256)",
-    )  # fmt: skip
+    )
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     args, flags = parser.parse_args(words[:end]), words[end + 1 :]
@@ -54,9 +61,16 @@ def main() -> None:
     if args.linear:
         scores = args.out / "linear.json"
         fastsimsiam(
-            "linear", args.out, "--data", args.data, "--cached", "--json", scores,
-            "--batch-size", args.linear,
-        )  # fmt: skip
+            "linear",
+            args.out,
+            "--data",
+            args.data,
+            "--cached",
+            "--json",
+            scores,
+            "--batch-size",
+            args.linear,
+        )
         found = json.loads(scores.read_text())
         result["linear_cached"] = {
             key: found[key] for key in ("protocol", "config", "top1", "top5")

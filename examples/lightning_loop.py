@@ -53,9 +53,13 @@ class SimSiamModule(lightning.LightningModule):
         loss, scores = self.method(views)
         figures = {"loss": loss, **scores}
         self.log_dict(
-            figures, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(views[0]),
+            figures,
+            prog_bar=True,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(views[0]),
             sync_dist=True,
-        )  # fmt: skip
+        )
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -92,9 +96,12 @@ def main() -> None:
     args = parser.parse_args()
     config = fastsimsiam.recipe(args.recipe, data=args.data, epochs=args.epochs)
     trainer = lightning.Trainer(
-        max_epochs=args.epochs, logger=False, enable_checkpointing=False, devices=args.devices,
+        max_epochs=args.epochs,
+        logger=False,
+        enable_checkpointing=False,
+        devices=args.devices,
         accelerator=args.device,
-    )  # fmt: skip
+    )
     trainer.fit(SimSiamModule(config, args.device))
     if trainer.is_global_zero:
         print({name: round(float(value), 4) for name, value in trainer.callback_metrics.items()})

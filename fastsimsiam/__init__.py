@@ -27,14 +27,28 @@ if TYPE_CHECKING:
     from fastsimsiam.view_loader import Loader
 
 __all__ = [
-    "Loader", "__version__", "embed", "export", "inspect", "knn", "linear", "load_backbone", "pretrain",
+    "Loader",
+    "__version__",
+    "embed",
+    "export",
+    "inspect",
+    "knn",
+    "linear",
+    "load_backbone",
+    "pretrain",
     "recipe",
-]  # fmt: skip
+]
 _WHERE = {
-    "Loader": "view_loader", "load_backbone": "evaluate.pretrained", "recipe": "recipes.catalogue",
-    "embed": "tools.embed", "export": "tools.export", "inspect": "evaluate.inspect",
-    "knn": "evaluate.knn", "linear": "evaluate.linear_probe", "pretrain": "train.pretrain",
-}  # fmt: skip
+    "Loader": "view_loader",
+    "load_backbone": "evaluate.pretrained",
+    "recipe": "recipes.catalogue",
+    "embed": "tools.embed",
+    "export": "tools.export",
+    "inspect": "evaluate.inspect",
+    "knn": "evaluate.knn",
+    "linear": "evaluate.linear_probe",
+    "pretrain": "train.pretrain",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,18 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.version import __version__
 
 _COMMANDS = (
-    "pretrain", "knn", "linear", "inspect", "embed", "export", "report", "views", "pack", "doctor",
+    "pretrain",
+    "knn",
+    "linear",
+    "inspect",
+    "embed",
+    "export",
+    "report",
+    "views",
+    "pack",
+    "doctor",
     "recipes",
-)  # fmt: skip
+)
 _HELP = """usage: fastsimsiam COMMAND ...
 
 commands:

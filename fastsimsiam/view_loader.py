@@ -88,10 +88,15 @@ class Loader:
         where, _ = choose_device(device, rank % max(1, torch.cuda.device_count()))
         name, _ = choose_loader(loader, storage, where, world_size)
         self._plan = TrainPlan(
-            label=storage.label, sizes=storage.sizes, seed=seed, specs=tuple(views),
-            image_size=image_size, batch_size=batch_size // world_size, rank=rank,
+            label=storage.label,
+            sizes=storage.sizes,
+            seed=seed,
+            specs=tuple(views),
+            image_size=image_size,
+            batch_size=batch_size // world_size,
+            rank=rank,
             world_size=world_size,
-        )  # fmt: skip
+        )
         self._photometric = Photometric(self._plan.specs, self._plan.view_sizes, dtype)
         if compile:
             self._photometric.compile_alone()
@@ -125,8 +130,10 @@ class Loader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Closes."""
         self.close()

@@ -23,23 +23,66 @@ MAY_IMPORT = {
     "loaders": {"plan", "storage", "system"},
     "augment": {"loaders", "plan"},
     "evaluate": {
-        "augment", "loaders", "methods", "models", "optim", "plan", "recipes", "runs", "storage", "system",
+        "augment",
+        "loaders",
+        "methods",
+        "models",
+        "optim",
+        "plan",
+        "recipes",
+        "runs",
+        "storage",
+        "system",
     },
     "view_loader": {"augment", "loaders", "plan", "storage", "system"},
     "train": {
-        "augment", "evaluate", "loaders", "methods", "models", "optim", "plan", "runs", "storage", "system",
+        "augment",
+        "evaluate",
+        "loaders",
+        "methods",
+        "models",
+        "optim",
+        "plan",
+        "runs",
+        "storage",
+        "system",
     },
     "tools": {
-        "augment", "evaluate", "loaders", "models", "plan", "recipes", "runs", "storage", "system",
+        "augment",
+        "evaluate",
+        "loaders",
+        "models",
+        "plan",
+        "recipes",
+        "runs",
+        "storage",
+        "system",
     },
     "doctor": {
-        "augment", "evaluate", "loaders", "methods", "optim", "plan", "recipes", "runs", "storage",
-        "system", "train",
+        "augment",
+        "evaluate",
+        "loaders",
+        "methods",
+        "optim",
+        "plan",
+        "recipes",
+        "runs",
+        "storage",
+        "system",
+        "train",
     },
     "report": {
-        "evaluate", "loaders", "methods", "plan", "recipes", "runs", "storage", "system", "tools",
+        "evaluate",
+        "loaders",
+        "methods",
+        "plan",
+        "recipes",
+        "runs",
+        "storage",
+        "system",
+        "tools",
     },
-}  # fmt: skip
+}
 GROUND = {"config", "errors", "version"}
 FACES = {"__init__", "__main__", "cli", "commands"}
 # Within a folder: what nothing else in it may import, since it knows all of them.
@@ -169,7 +212,10 @@ def test_files_are_read_in_one_sitting(path: Path) -> None:
 def test_tables_of_the_documents_are_those_of_their_result_files() -> None:
     root = PACKAGE.parent
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.render", "--check"], cwd=root, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "benchmarks.render", "--check"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout

@@ -14,11 +14,7 @@ from torchvision.transforms import functional as TF
 
 from benchmarks.augment import half_products
 from fastsimsiam.augment import photometric as photometric_module
-from fastsimsiam.augment.blur import (
-    blur_by_products,
-    blur_by_shifts,
-    gaussian_weights,
-)
+from fastsimsiam.augment.blur import blur_by_products, blur_by_shifts, gaussian_weights
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.loaders.reference_loader import photometric_with_pil
@@ -75,15 +71,25 @@ def difference(pictures: Tensor, table: ViewTable, spec: ViewSpec) -> float:
 @pytest.mark.parametrize(
     ("name", "value", "limit"),
     [
-        ("brightness", 0.6, 0.5), ("brightness", 1.4, 0.5),
-        ("contrast", 0.6, 0.5), ("contrast", 1.4, 0.5),
-        ("saturation", 0.6, 0.5), ("saturation", 1.4, 0.5),
-        ("hue", -0.1, 0.7), ("hue", 0.05, 0.7), ("hue", 0.1, 0.7), ("hue", 0.5, 0.7),
-        ("grey", True, 0.3), ("solarize", True, 0.01), ("flip", True, 0.01),
-        ("blur_sigma", 0.1, 0.01), ("blur_sigma", 0.5, 0.7), ("blur_sigma", 1.0, 0.7),
+        ("brightness", 0.6, 0.5),
+        ("brightness", 1.4, 0.5),
+        ("contrast", 0.6, 0.5),
+        ("contrast", 1.4, 0.5),
+        ("saturation", 0.6, 0.5),
+        ("saturation", 1.4, 0.5),
+        ("hue", -0.1, 0.7),
+        ("hue", 0.05, 0.7),
+        ("hue", 0.1, 0.7),
+        ("hue", 0.5, 0.7),
+        ("grey", True, 0.3),
+        ("solarize", True, 0.01),
+        ("flip", True, 0.01),
+        ("blur_sigma", 0.1, 0.01),
+        ("blur_sigma", 0.5, 0.7),
+        ("blur_sigma", 1.0, 0.7),
         ("blur_sigma", 2.0, 0.7),
     ],
-)  # fmt: skip
+)
 def test_each_operation_is_pils(pictures: Tensor, name: str, value: float, limit: float) -> None:
     table = blank(len(pictures))
     getattr(table, name)[:] = value
@@ -184,9 +190,12 @@ def test_compiled_alone_it_gives_the_same_from_one_compilation() -> None:
                 for views, side in ((2, 40), (1, 16))
             )
             table = draw_views(
-                specs, seed=0, epoch=epoch, index=np.arange(14),
+                specs,
+                seed=0,
+                epoch=epoch,
+                index=np.arange(14),
                 sizes=np.full((14, 2), 50, np.int32),
-            )  # fmt: skip
+            )
             photometric = {name: torch.as_tensor(v) for name, v in table.photometric().items()}
             with torch._dynamo.config.patch(error_on_recompile=epoch > 0):
                 views = alone(crops, photometric)

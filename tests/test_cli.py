@@ -33,10 +33,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["pretrian"],
-            "no command 'pretrian': choose one of pretrain, knn, linear,",
-        ),
+        (["pretrian"], "no command 'pretrian': choose one of pretrain, knn, linear,"),
         (["pretrain"], "needs a recipe first: one of imagenet-100ep"),
         (["pretrain", "imagenette", "--profile", "-1"], "--profile is -1: give 0 or more"),
         (["pretrain", "imagenot"], "no recipe 'imagenot': choose one of"),
@@ -74,9 +71,13 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ],
 )
 def test_wrong_input_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    words: list[str], message: str, class_folders: Path,
-) -> None:  # fmt: skip
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    words: list[str],
+    message: str,
+    class_folders: Path,
+) -> None:
     monkeypatch.chdir(tmp_path)
     words = [word.format(images=class_folders) for word in words]
     if "cuda" in words:

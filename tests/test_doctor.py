@@ -25,12 +25,32 @@ from fastsimsiam.train.trainer import Trainer
 
 # A GPU that is fed well.
 FED = Figures(
-    gpu=True, storage=20_000, decode=9_000, loader=8_000, augment=200_000, step=4_000, train=3_950,
-    features=12_000, samples=[3_900, 4_000, 3_950], data_wait=0.01, compile_seconds=60,
-    loader_name="folder", workers=16, cores=16, decoded_bytes=10**12, device_memory=80 * 10**9,
-    device_free=10 * 10**9, mean_pixels=187_500, crop_pixels=224**2, packed=False, has_dali=True,
-    mend_for_compiling=None, precision="bfloat16", compiled="step", batch_size=512,
-)  # fmt: skip
+    gpu=True,
+    storage=20_000,
+    decode=9_000,
+    loader=8_000,
+    augment=200_000,
+    step=4_000,
+    train=3_950,
+    features=12_000,
+    samples=[3_900, 4_000, 3_950],
+    data_wait=0.01,
+    compile_seconds=60,
+    loader_name="folder",
+    workers=16,
+    cores=16,
+    decoded_bytes=10**12,
+    device_memory=80 * 10**9,
+    device_free=10 * 10**9,
+    mean_pixels=187_500,
+    crop_pixels=224**2,
+    packed=False,
+    has_dali=True,
+    mend_for_compiling=None,
+    precision="bfloat16",
+    compiled="step",
+    batch_size=512,
+)
 STARVED = replace(FED, loader=2_000, decode=2_400, train=1_990, data_wait=0.5)
 CPU_ONLY = replace(FED, gpu=False, loader=1_000, step=100, train=91, compiled="colour")
 
@@ -129,10 +149,18 @@ def test_a_batch_is_halved_only_where_its_own_step_is_too_long(
 def figures_of_a_run(class_folders: Path) -> dict[str, object]:
     """The doctor's JSON for a tiny run."""
     config = replace(
-        catalogue.recipe("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
-        batch_size=16, epochs=40, device="cpu", compile="off", loader="folder", workers=1,
+        catalogue.recipe("imagenette"),
+        data=class_folders,
+        arch="tiny_resnet",
+        image_size=32,
+        batch_size=16,
+        epochs=40,
+        device="cpu",
+        compile="off",
+        loader="folder",
+        workers=1,
         knn=KnnConfig(every_epochs=10),
-    )  # fmt: skip
+    )
     said: list[str] = []
     report = examine(config, minutes=0.05, say=said.append)
     assert said[0].startswith("loader folder (asked for)")
@@ -164,9 +192,15 @@ def test_figures_of_a_run_are_there_and_fit_together(figures_of_a_run: dict[str,
 def test_made_up_photographs_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where no data/ is
     config: Config = replace(
-        catalogue.recipe("cifar10-800ep"), arch="tiny_resnet", stem="imagenet", batch_size=32,
-        device="cpu", compile="off", loader="folder", workers=1,
-    )  # fmt: skip
+        catalogue.recipe("cifar10-800ep"),
+        arch="tiny_resnet",
+        stem="imagenet",
+        batch_size=32,
+        device="cpu",
+        compile="off",
+        loader="folder",
+        workers=1,
+    )
     report = examine(config, minutes=0.02)
     assert report.made_up
     assert 50_000 <= report.images < 50_256
@@ -217,10 +251,18 @@ def test_the_machine_is_described() -> None:
 def short_run(class_folders: Path, **changes: object) -> Config:
     """A run of two steps in all, of tiny images."""
     return replace(
-        catalogue.recipe("imagenette"), data=class_folders, arch="tiny_resnet", image_size=32,
-        batch_size=48, epochs=1, device="cpu", compile="off", loader="folder", workers=1,
+        catalogue.recipe("imagenette"),
+        data=class_folders,
+        arch="tiny_resnet",
+        image_size=32,
+        batch_size=48,
+        epochs=1,
+        device="cpu",
+        compile="off",
+        loader="folder",
+        workers=1,
         **changes,
-    )  # fmt: skip
+    )
 
 
 def test_a_run_shorter_than_its_measurement_is_foretold(class_folders: Path) -> None:
@@ -259,12 +301,14 @@ def test_broken_images_are_for_the_loader_to_say(class_folders: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("lines", "name"),
     [
-        ("model\t\t: 2\nmodel name\t: AMD EPYC\ncpu family\t: 26\n\nmodel\t\t: 3\n",
-         "AMD EPYC, cpu family 26, model 2"),
+        (
+            "model\t\t: 2\nmodel name\t: AMD EPYC\ncpu family\t: 26\n\nmodel\t\t: 3\n",
+            "AMD EPYC, cpu family 26, model 2",
+        ),
         ("model name\t: Some: CPU\n", "Some: CPU"),
         ("CPU part\t: 0xd40\n", "by platform"),
     ],
-)  # fmt: skip
+)
 def test_processors_of_two_generations_have_two_names(
     lines: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

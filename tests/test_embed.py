@@ -43,9 +43,12 @@ def test_features_are_those_of_the_evaluation(run: Config, tmp_path: Path) -> No
     val = open_split(run.data, "val")
     loader = build_loader("folder", val, device=CPU, workers=1, on_bad_image="error")
     unit, label = extract(
-        load_frozen(run.out).backbone, loader,
-        center_plan(val, run.image_size, run.knn.crop_fraction), device=CPU, dtype=torch.float32,
-    )  # fmt: skip
+        load_frozen(run.out).backbone,
+        loader,
+        center_plan(val, run.image_size, run.knn.crop_fraction),
+        device=CPU,
+        dtype=torch.float32,
+    )
     loader.close()
     found = F.normalize(torch.from_numpy(stored["features"]), dim=1)
     torch.testing.assert_close(found, unit, atol=1e-5, rtol=1e-4)

@@ -91,9 +91,10 @@ def test_every_relu_and_addition_behind_a_norm_is_taken_in(arch: str, left_over:
     assert any(isinstance(layer, FusedBatchNorm2d) for layer in fused.modules())
     relus = (nn.ReLU, nn.ReLU6)
     left = [
-        node for node in fused.graph.nodes
+        node
+        for node in fused.graph.nodes
         if node.op == "call_module" and isinstance(fused.get_submodule(node.target), relus)
-    ]  # fmt: skip
+    ]
     # VGG has one behind each linear layer, MobileNet ReLU6s, which are not taken in.
     behind_norm = [n for n in left if node_is(n.all_input_nodes[0], fused, nn.BatchNorm2d)]
     assert len(behind_norm) == left_over

@@ -36,10 +36,14 @@ def gpu_config(tiny_config: Config) -> Config:
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("folder", FolderConfig()), ("folder", FolderConfig(crops="device")),
-     ("folder", FolderConfig(decoder="nvjpeg")), ("resident", FolderConfig()),
-     ("dali", FolderConfig())],
-)  # fmt: skip
+    [
+        ("folder", FolderConfig()),
+        ("folder", FolderConfig(crops="device")),
+        ("folder", FolderConfig(decoder="nvjpeg")),
+        ("resident", FolderConfig()),
+        ("dali", FolderConfig()),
+    ],
+)
 def test_crops_are_those_of_a_cpu(
     name: str, folder: FolderConfig, photos: Path, gpu_config: Config
 ) -> None:
@@ -47,9 +51,13 @@ def test_crops_are_those_of_a_cpu(
         require("dali")
     storage = open_split(photos, "train")
     plan = TrainPlan(
-        label=storage.label, sizes=storage.sizes, seed=0, specs=gpu_config.views, image_size=224,
+        label=storage.label,
+        sizes=storage.sizes,
+        seed=0,
+        specs=gpu_config.views,
+        image_size=224,
         batch_size=32,
-    )  # fmt: skip
+    )
     cpu = build_loader("folder", storage, device=CPU, workers=2, on_bad_image="error")
     gpu = build_loader(
         name,
@@ -78,9 +86,17 @@ def test_no_sync_and_no_recompile_between_log_steps(
     recorder = Recorder(gpu_config.out)
     torch._dynamo.reset()
     made = build_trainer(
-        gpu_config, storage, source, evaluators=[], store=CheckpointStore(gpu_config.out, 1),
-        recorder=recorder, device=device, dtype=torch.bfloat16, compiled=compiled, world=World(),
-    )  # fmt: skip
+        gpu_config,
+        storage,
+        source,
+        evaluators=[],
+        store=CheckpointStore(gpu_config.out, 1),
+        recorder=recorder,
+        device=device,
+        dtype=torch.bfloat16,
+        compiled=compiled,
+        world=World(),
+    )
     from fastsimsiam.train.trainer import _Window
 
     made._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
@@ -144,8 +160,15 @@ def test_norm_kernels_are_torchs_sums(shape: tuple[int, ...], two: bool, added: 
     for ours, theirs in zip((mean, variance), sums.merged(x, *sums.moments(x)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     operands = (
-        gradient, other if two else None, x, mean, scale, shift, output if added else None, True,
-    )  # fmt: skip
+        gradient,
+        other if two else None,
+        x,
+        mean,
+        scale,
+        shift,
+        output if added else None,
+        True,
+    )
     torch.library.opcheck(sums.channel_gradient_sums, operands)
     found, wanted = sums.channel_gradient_sums(*operands), sums.gradient_sums(*operands)
     # Where x * scale + shift rounds to another side of zero, the ReLU may let through or not.

@@ -184,9 +184,11 @@ def test_a_backbone_that_changes_is_noticed(
     )
     with pytest.raises(AssertionError, match="the frozen backbone has changed"):
         linear_probe.linear(
-            tiny_config.out, tiny_config.data, config=LinearConfig(epochs=1, batch_size=32),
+            tiny_config.out,
+            tiny_config.data,
+            config=LinearConfig(epochs=1, batch_size=32),
             options=ON_CPU,
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def train_plan(storage: Storage, **changes: object) -> TrainPlan:
     """Two views of 32 pixels."""
     options = {
-        "label": storage.label, "sizes": storage.sizes, "seed": 1, "image_size": 32,
-        "specs": (ViewSpec(), ViewSpec()), "batch_size": 20,
-    }  # fmt: skip
+        "label": storage.label,
+        "sizes": storage.sizes,
+        "seed": 1,
+        "image_size": 32,
+        "specs": (ViewSpec(), ViewSpec()),
+        "batch_size": 20,
+    }
     return TrainPlan(**(options | changes))
 
 
@@ -182,9 +186,12 @@ def test_boxes_are_honoured_on_photographs(name: str, photos: Path) -> None:
     slow = name.startswith(("resident-device", "frames"))  # on a CPU
     some = slice(None, None, 10 if slow else 8)
     storage = replace(
-        every, paths=every.paths[some], label=every.label[some], sizes=every.sizes[some],
+        every,
+        paths=every.paths[some],
+        label=every.label[some],
+        sizes=every.sizes[some],
         orientation=every.orientation[some],
-    )  # fmt: skip
+    )
     storage = stored(name, storage)
     check_boxes(name, storage, train_plan(storage, image_size=224))
 
@@ -383,9 +390,13 @@ def test_folder_crops_where_it_is_told_to(
     """Made for a GPU; nothing touches it before the first batch."""
     storage = open_split(class_folders, "train")
     made = build_loader(
-        "folder", storage, device=torch.device("cuda", 0), workers=1, on_bad_image="error",
+        "folder",
+        storage,
+        device=torch.device("cuda", 0),
+        workers=1,
+        on_bad_image="error",
         folder=options,
-    )  # fmt: skip
+    )
     with closing(made):
         assert type(made) is loader
 

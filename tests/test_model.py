@@ -16,9 +16,16 @@ def num_parameters(module: nn.Module) -> int:
 
 @pytest.mark.parametrize(
     ("arch", "dim"),
-    [("resnet18", 512), ("resnet50", 2048), ("mobilenet_v3_small", 1024), ("vgg11_bn", 4096),
-     ("densenet121", 1024), ("squeezenet1_0", None), ("convnext_tiny", 768)],
-)  # fmt: skip
+    [
+        ("resnet18", 512),
+        ("resnet50", 2048),
+        ("mobilenet_v3_small", 1024),
+        ("vgg11_bn", 4096),
+        ("densenet121", 1024),
+        ("squeezenet1_0", None),
+        ("convnext_tiny", 768),
+    ],
+)
 def test_any_torchvision_backbone(arch: str, dim: int | None) -> None:
     if dim is None:
         with pytest.raises(UserError, match="squeezenet1_0 ends in no linear layer"):
@@ -52,10 +59,12 @@ def test_cifar_stem_keeps_the_resolution() -> None:
 
 @pytest.mark.parametrize(
     ("arch", "stem", "message"),
-    [("resnet17", "imagenet", "resnet17 is no torchvision .*try resnet"),
-     ("vgg11", "cifar", "changes ResNets only"),
-     ("fcn_resnet50", "imagenet", "no torchvision classification network")],
-)  # fmt: skip
+    [
+        ("resnet17", "imagenet", "resnet17 is no torchvision .*try resnet"),
+        ("vgg11", "cifar", "changes ResNets only"),
+        ("fcn_resnet50", "imagenet", "no torchvision classification network"),
+    ],
+)
 def test_wrong_names_are_refused(arch: str, stem: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         feature_extractor(arch, stem)

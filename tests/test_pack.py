@@ -139,9 +139,13 @@ def test_every_loader_takes_the_same_folder(name: str, nasty_folder: Path) -> No
         build_loader(name, storage, device=CPU, workers=2, on_bad_image="error")
     loader = build_loader(name, storage, device=CPU, workers=2, on_bad_image="skip")
     plan = TrainPlan(
-        label=storage.label, sizes=storage.sizes, seed=0, specs=(ViewSpec(), ViewSpec()),
-        image_size=32, batch_size=len(storage),
-    )  # fmt: skip
+        label=storage.label,
+        sizes=storage.sizes,
+        seed=0,
+        specs=(ViewSpec(), ViewSpec()),
+        image_size=32,
+        batch_size=len(storage),
+    )
     with closing(loader):
         (batch,) = loader.iterate(plan)
     shown = {Path(storage.paths[index]).name for index in batch.index.tolist()}
@@ -162,9 +166,13 @@ def test_a_bad_record_is_named_and_never_passed_on(images: Path, tmp_path: Path)
     beton = packed(images, tmp_path / "a.beton")
     damage(beton, 3)
     plan = TrainPlan(
-        label=beton.label, sizes=beton.sizes, seed=0, specs=(ViewSpec(), ViewSpec()),
-        image_size=32, batch_size=12,
-    )  # fmt: skip
+        label=beton.label,
+        sizes=beton.sizes,
+        seed=0,
+        specs=(ViewSpec(), ViewSpec()),
+        image_size=32,
+        batch_size=12,
+    )
     loader = build_loader("ffcv", beton, device=CPU, workers=2, on_bad_image="error")
     with (
         closing(loader),
@@ -252,10 +260,17 @@ def test_a_full_disk_is_one_line(images: Path, tmp_path: Path) -> None:
 
     done = subprocess.run(
         [sys.executable, "-m", "fastsimsiam", "pack", str(images), str(tmp_path / "a.beton")],
-        capture_output=True, text=True, preexec_fn=limit, check=False,
-        env={"XDG_CACHE_HOME": str(tmp_path), "PATH": "", "HOME": str(tmp_path),
-             "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        check=False,
+        env={
+            "XDG_CACHE_HOME": str(tmp_path),
+            "PATH": "",
+            "HOME": str(tmp_path),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+    )
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
     assert "cannot write" in line
@@ -265,14 +280,16 @@ def test_a_full_disk_is_one_line(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["{images}", "{out}/a.txt"], "ends in .beton"),
-     (["{images}"], "needs SRC and DST.beton"),
-     (["{images}", "{out}/a.beton", "--max-side", "9", "--short-side", "9"], "not both"),
-     (["{images}", "{out}/a.beton", "--quality", "0"], "--quality is 0"),
-     (["{images}", "{out}/a.beton", "--workers", "-1"], "--workers is -1"),
-     (["{out}", "{out}/a.beton"], "no .jpg"),
-     (["--verify", "{out}/a.beton"], "does not exist")],
-)  # fmt: skip
+    [
+        (["{images}", "{out}/a.txt"], "ends in .beton"),
+        (["{images}"], "needs SRC and DST.beton"),
+        (["{images}", "{out}/a.beton", "--max-side", "9", "--short-side", "9"], "not both"),
+        (["{images}", "{out}/a.beton", "--quality", "0"], "--quality is 0"),
+        (["{images}", "{out}/a.beton", "--workers", "-1"], "--workers is -1"),
+        (["{out}", "{out}/a.beton"], "no .jpg"),
+        (["--verify", "{out}/a.beton"], "does not exist"),
+    ],
+)
 def test_wrong_input_is_one_line(
     words: list[str], message: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,9 +32,13 @@ def plan(num: int = 1000, **changes: object) -> TrainPlan:
     """A training plan over `num` images of 100 x 120 to 149 x 169 pixels."""
     sizes = np.stack([100 + np.arange(num) % 50, 120 + np.arange(num) % 50], 1).astype(np.int32)
     base = TrainPlan(
-        label=np.arange(num) % 7, sizes=sizes, seed=5, specs=(ViewSpec(), ViewSpec()),
-        image_size=64, batch_size=64,
-    )  # fmt: skip
+        label=np.arange(num) % 7,
+        sizes=sizes,
+        seed=5,
+        specs=(ViewSpec(), ViewSpec()),
+        image_size=64,
+        batch_size=64,
+    )
     return replace(base, **changes)
 
 
@@ -101,9 +105,12 @@ def test_probabilities_are_met() -> None:
     spec = ViewSpec(flip=0.5, jitter=0.8, grey=0.2, blur=0.3, solarize=0.1)
     drawn = table(spec)
     shares = {
-        0.5: drawn.flip, 0.8: drawn.brightness != 1, 0.2: drawn.grey,
-        0.3: drawn.blur_sigma > 0, 0.1: drawn.solarize,
-    }  # fmt: skip
+        0.5: drawn.flip,
+        0.8: drawn.brightness != 1,
+        0.2: drawn.grey,
+        0.3: drawn.blur_sigma > 0,
+        0.1: drawn.solarize,
+    }
     for probability, hit in shares.items():
         for view in range(2):
             test = stats.binomtest(int(hit[:, view].sum()), NUM, probability)
@@ -129,9 +136,12 @@ def test_impossible_and_certain_draws() -> None:
 def test_views_and_epochs_are_independent() -> None:
     drawn = table(ViewSpec(jitter=1.0))
     other = draw_views(
-        [ViewSpec(jitter=1.0)], seed=3, epoch=2, index=np.arange(NUM),
+        [ViewSpec(jitter=1.0)],
+        seed=3,
+        epoch=2,
+        index=np.arange(NUM),
         sizes=np.tile(np.array([[375, 500]], np.int32), (NUM, 1)),
-    )  # fmt: skip
+    )
     for a, b in (
         (drawn.brightness[:, 0], drawn.brightness[:, 1]),
         (drawn.brightness[:, 0], drawn.contrast[:, 0]),
@@ -173,20 +183,21 @@ def test_views_are_those_of_earlier_versions() -> None:
     index = np.array([0, 5, 17, 400_000, 1_281_166])
     table = draw_views(specs, seed=7, epoch=3, index=index, sizes=sizes)
     assert table.box.tolist() == [
-        [[41, 86, 319, 396], [0, 239, 239, 180]], [[86, 35, 405, 326], [280, 115, 169, 166]],
-        [[0, 998, 3, 4], [0, 998, 3, 4]], [[12, 1, 58, 59], [52, 5, 34, 32]],
+        [[41, 86, 319, 396], [0, 239, 239, 180]],
+        [[86, 35, 405, 326], [280, 115, 169, 166]],
+        [[0, 998, 3, 4], [0, 998, 3, 4]],
+        [[12, 1, 58, 59], [52, 5, 34, 32]],
         [[0, 0, 1, 1], [0, 0, 1, 1]],
-    ]  # fmt: skip
+    ]
     # Second and fifth attempts at the first view's box.
     retried = draw_views(
         specs, seed=7, epoch=3, index=np.array([18, 19]), sizes=np.array([(200, 500)] * 2, np.int32)
     )
     assert retried.box.tolist() == [
-        [[7, 188, 168, 154], [31, 57, 148, 165]], [[7, 113, 192, 198], [32, 121, 107, 125]]
-    ]  # fmt: skip
-    assert table.order[:2].tolist() == [
-        [[1, 3, 0, 2], [1, 2, 0, 3]], [[0, 1, 3, 2], [1, 2, 0, 3]]
-    ]  # fmt: skip
+        [[7, 188, 168, 154], [31, 57, 148, 165]],
+        [[7, 113, 192, 198], [32, 121, 107, 125]],
+    ]
+    assert table.order[:2].tolist() == [[[1, 3, 0, 2], [1, 2, 0, 3]], [[0, 1, 3, 2], [1, 2, 0, 3]]]
     assert table.flip.tolist() == [[0, 0], [1, 0], [0, 1], [0, 1], [0, 0]]
     assert table.grey.tolist() == [[0, 0], [1, 0], [0, 0], [1, 0], [0, 0]]
     assert table.solarize.tolist() == [[0, 0], [0, 1], [0, 1], [0, 1], [0, 0]]

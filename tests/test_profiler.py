@@ -34,9 +34,12 @@ def test_a_run_that_is_too_short_says_so(tiny_config: Config) -> None:
 def test_annotations_are_not_kernels() -> None:
     def event(key: str, device: str, *, time: float, annotation: bool = False) -> SimpleNamespace:
         return SimpleNamespace(
-            key=key, device_type=SimpleNamespace(name=device), self_device_time_total=time,
-            self_cpu_time_total=0.0, is_user_annotation=annotation,
-        )  # fmt: skip
+            key=key,
+            device_type=SimpleNamespace(name=device),
+            self_device_time_total=time,
+            self_cpu_time_total=0.0,
+            is_user_annotation=annotation,
+        )
 
     events = [
         event("conv", "CUDA", time=3.0),

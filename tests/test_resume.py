@@ -21,14 +21,47 @@ from fastsimsiam.train.pretrain import pretrain
 def command(config: Config, *more: str) -> list[str]:
     """The command line of `tiny_config`."""
     return [
-        sys.executable, "-m", "fastsimsiam", "pretrain", "imagenette",
-        "--data", str(config.data), "--out", str(config.out), "--epochs", str(config.epochs),
-        "--batch-size", "16", "--image-size", "32", "--device", "cpu", "--precision", "fp32",
-        "--compile", "off", "--loader", "folder", "--workers", "2", "--log-every", "1",
-        "--method.projector-layers", "2", "--method.projector-dim", "64",
-        "--method.predictor-dim", "16", "--knn.every-epochs", "0",
-        "--arch", "shufflenet_v2_x0_5", "--checkpoint.every-epochs", "0.34", *more,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "fastsimsiam",
+        "pretrain",
+        "imagenette",
+        "--data",
+        str(config.data),
+        "--out",
+        str(config.out),
+        "--epochs",
+        str(config.epochs),
+        "--batch-size",
+        "16",
+        "--image-size",
+        "32",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--compile",
+        "off",
+        "--loader",
+        "folder",
+        "--workers",
+        "2",
+        "--log-every",
+        "1",
+        "--method.projector-layers",
+        "2",
+        "--method.projector-dim",
+        "64",
+        "--method.predictor-dim",
+        "16",
+        "--knn.every-epochs",
+        "0",
+        "--arch",
+        "shufflenet_v2_x0_5",
+        "--checkpoint.every-epochs",
+        "0.34",
+        *more,
+    ]
 
 
 def wait_for_step(config: Config, process: "subprocess.Popen[str]", step: int) -> None:
@@ -122,9 +155,11 @@ def test_a_truncated_checkpoint_falls_back_loudly(tiny_config: Config) -> None:
 def test_another_config_is_refused_by_key(tiny_config: Config) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     other = replace(
-        tiny_config, epochs=3, optimizer=OptimizerConfig(lr=0.2),
+        tiny_config,
+        epochs=3,
+        optimizer=OptimizerConfig(lr=0.2),
         views=(tiny_config.views[0], replace(tiny_config.views[1], blur=0.0)),
-    )  # fmt: skip
+    )
     with pytest.raises(UserError) as caught:
         pretrain(other, resume=True)
     for key in ("epochs (2 -> 3)", "views.1.blur (0.5 -> 0.0)", "optimizer.lr (0.1 -> 0.2)"):

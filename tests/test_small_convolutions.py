@@ -72,10 +72,14 @@ def test_a_network_keeps_its_state_and_its_large_maps(monkeypatch: pytest.Monkey
 
 
 def test_what_is_no_plain_convolution_is_left_alone() -> None:
-    odd = nn.ModuleList([
-        nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2),
-        nn.Conv2d(4, 4, 3, padding="same"), nn.ConvTranspose2d(4, 4, 3),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
-    ])  # fmt: skip
+    odd = nn.ModuleList(
+        [
+            nn.Conv2d(4, 4, 3, groups=2),
+            nn.Conv2d(4, 4, 3, dilation=2),
+            nn.Conv2d(4, 4, 3, padding="same"),
+            nn.ConvTranspose2d(4, 4, 3),
+            nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+        ]
+    )
     use_products(odd)
     assert not any(isinstance(layer, SmallMapConv2d) for layer in odd)

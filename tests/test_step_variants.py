@@ -57,9 +57,10 @@ def test_variants_are_exact(config: Config, name: str) -> None:
 def test_the_table_has_rates_and_shares() -> None:
     config = config_of("resnet18", 64, 64)
     most = {
-        "bfloat16_flops_per_second": 1e12, "float32_flops_per_second": 1e11,
+        "bfloat16_flops_per_second": 1e12,
+        "float32_flops_per_second": 1e11,
         "bytes_per_second": 1e10,
-    }  # fmt: skip
+    }
     parts = [{"forward": 1.0, "backward": 1.9, "update": 0.1}]
     runs = [
         {"step_seconds": [2.0, 4.0, 3.0], "part_seconds": parts, "peak_mib": None, "loss": -0.5}
@@ -75,9 +76,12 @@ def test_the_table_has_rates_and_shares() -> None:
     assert sum(limit.values()) == pytest.approx(3000 * shares["fused"])
     assert limit["backward"] == pytest.approx(2 * limit["forward"], rel=0.1)
     result = {
-        "arch": "resnet18", "image_size": 64, "batch_size": 64, "ceilings": most,
+        "arch": "resnet18",
+        "image_size": 64,
+        "batch_size": 64,
+        "ceilings": most,
         "variants": variants,
-    }  # fmt: skip
+    }
     assert "| eager | 3,000.0 | 21 |" in table(result)
 
 

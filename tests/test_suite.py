@@ -164,8 +164,10 @@ def test_what_does_not_fit_is_named(
     assert suite.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" (")[0] for line in lines] == [
-        "first: out of time", "second: not begun: out of time", "third: not begun: out of time",
-    ]  # fmt: skip
+        "first: out of time",
+        "second: not begun: out of time",
+        "third: not begun: out of time",
+    ]
 
 
 def test_every_job_is_understood(
@@ -210,9 +212,10 @@ def test_each_colour_runs(name: str) -> None:
     if name != "pillow":
         return
     result = {
-        "image_size": 32, "batch_size": 4,
+        "image_size": 32,
+        "batch_size": 4,
         "summary": {n: {"median": m, "spread": 0.1} for n, m in (("eager", 30), ("pillow", 10))},
-    }  # fmt: skip
+    }
     assert "| eager | 30 | 3.0 | 10% |" in augment.table(result)
 
 
@@ -238,11 +241,16 @@ def test_a_data_set_below_one_batch_is_repeated(class_folders: Path) -> None:
 
 def test_training_at_full_size_says_how_long_imagenet_takes() -> None:
     result = {
-        "arch": "resnet50", "image_size": 224, "batch_size": 256, "loader": "folder",
+        "arch": "resnet50",
+        "image_size": 224,
+        "batch_size": 256,
+        "loader": "folder",
         "summary": {name: {"median": 4600.0, "spread": 0.01} for name in train.NAMES},
         "samples": {name: [{"cores": 1.0}] for name in train.NAMES},
-        "share_of_parts": 1.0, "parts_allow": 4600.0, "rule": "the slower",
-    }  # fmt: skip
+        "share_of_parts": 1.0,
+        "parts_allow": 4600.0,
+        "rule": "the slower",
+    }
     assert "ImageNet's 100 epochs take 7.7 hours" in train.table(result)
     assert "hours" not in train.table(result | {"image_size": 64})
 

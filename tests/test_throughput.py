@@ -75,9 +75,13 @@ def check(name: str, measure: Callable[[], float]) -> None:
 def plan_of(storage: Storage) -> TrainPlan:
     """Two views of 224 pixels."""
     return TrainPlan(
-        label=storage.label, sizes=storage.sizes, seed=0, specs=(ViewSpec(), ViewSpec()),
-        image_size=224, batch_size=IMAGES // 2,
-    )  # fmt: skip
+        label=storage.label,
+        sizes=storage.sizes,
+        seed=0,
+        specs=(ViewSpec(), ViewSpec()),
+        image_size=224,
+        batch_size=IMAGES // 2,
+    )
 
 
 def folder_to(storage: Storage, yardstick: Callable[[int], object], rounds: int) -> float:
@@ -201,15 +205,27 @@ def test_compiled_colour_to_eager() -> None:
 def trainer_on(storage: Storage, out: Path) -> Iterator[tuple[Trainer, _Window]]:
     """A trainer between two log steps."""
     config = replace(
-        catalogue.recipe("imagenet-100ep"), arch="resnet18", image_size=64, batch_size=IMAGES // 3,
-        out=out, precision="fp32",
-    )  # fmt: skip
+        catalogue.recipe("imagenet-100ep"),
+        arch="resnet18",
+        image_size=64,
+        batch_size=IMAGES // 3,
+        out=out,
+        precision="fp32",
+    )
     recorder = Recorder(out, active=False)
     with closing(recorder), closing(folder_loader(storage, device=CPU, workers=1)) as loader:
         trainer = build_trainer(
-            config, storage, loader, evaluators=[], store=CheckpointStore(out, 1), recorder=recorder,
-            device=CPU, dtype=torch.float32, compiled="off", world=World(),
-        )  # fmt: skip
+            config,
+            storage,
+            loader,
+            evaluators=[],
+            store=CheckpointStore(out, 1),
+            recorder=recorder,
+            device=CPU,
+            dtype=torch.float32,
+            compiled="off",
+            world=World(),
+        )
         ready(trainer)
         trainer._first_bad_step = torch.full((), -1, dtype=torch.int64)
         yield trainer, _Window(device=CPU)

@@ -107,9 +107,12 @@ def test_golden_loss_trace(tiny_config: Config) -> None:
 
 def test_loss_falls_without_collapse(tiny_config: Config) -> None:
     longer = replace(
-        tiny_config, epochs=45, optimizer=OptimizerConfig(lr=0.5, schedule="step"),
-        checkpoint=CheckpointConfig(every_epochs=45), log_every=45,
-    )  # fmt: skip
+        tiny_config,
+        epochs=45,
+        optimizer=OptimizerConfig(lr=0.5, schedule="step"),
+        checkpoint=CheckpointConfig(every_epochs=45),
+        log_every=45,
+    )
     pretrain(longer)
     assert losses(longer)[-1] < losses(longer)[0] - 0.1
     assert metrics(longer)[-1]["collapse_std"] > 0.3
@@ -147,9 +150,14 @@ def trainer(config: Config, **options: object) -> tuple[Trainer, Recorder]:
     )
     recorder = Recorder(config.out)
     settings = {
-        "evaluators": [], "store": CheckpointStore(config.out, 3), "recorder": recorder,
-        "device": torch.device("cpu"), "dtype": torch.float32, "compiled": "off", "world": World(),
-    }  # fmt: skip
+        "evaluators": [],
+        "store": CheckpointStore(config.out, 3),
+        "recorder": recorder,
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+        "compiled": "off",
+        "world": World(),
+    }
     return build_trainer(config, storage, loader, **(settings | options)), recorder
 
 

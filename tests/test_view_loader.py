@@ -30,9 +30,16 @@ def test_everything_that_is_promised_is_there() -> None:
 
 def test_pretrain_score_and_use(tiny_config: Config) -> None:
     config = fastsimsiam.recipe(
-        "imagenette", data=tiny_config.data, out=tiny_config.out, arch="tiny_resnet", image_size=32,
-        batch_size=16, epochs=1, device="cpu", knn=tiny_config.knn,
-    )  # fmt: skip
+        "imagenette",
+        data=tiny_config.data,
+        out=tiny_config.out,
+        arch="tiny_resnet",
+        image_size=32,
+        batch_size=16,
+        epochs=1,
+        device="cpu",
+        knn=tiny_config.knn,
+    )
     summary = fastsimsiam.pretrain(config)
     assert summary.steps == 6
     scores = fastsimsiam.knn(config.out, config.data, k=(5,))
@@ -124,16 +131,20 @@ def test_the_readmes_python_runs(class_folders: Path, tmp_path: Path) -> None:
     """The README's block itself, cut down to what a CPU does in seconds."""
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     for written, small in (
-        ('data="data/imagenette", out="runs/imagenette", epochs=200',
-         f'data="{class_folders}", out="{tmp_path / "run"}", epochs=1, arch="tiny_resnet", '
-         f'image_size=32, batch_size=16, device="cpu"'),
-        ('"data/imagenette", batch_size=256, image_size=128',
-         f'"{class_folders}", batch_size=16, image_size=32, device="cpu"'),
+        (
+            'data="data/imagenette", out="runs/imagenette", epochs=200',
+            f'data="{class_folders}", out="{tmp_path / "run"}", epochs=1, arch="tiny_resnet", '
+            f'image_size=32, batch_size=16, device="cpu"',
+        ),
+        (
+            '"data/imagenette", batch_size=256, image_size=128',
+            f'"{class_folders}", batch_size=16, image_size=32, device="cpu"',
+        ),
         ('"runs/imagenette"', f'"{tmp_path / "run"}"'),
         ('"data/imagenette"', f'"{class_folders}"'),
         ("cached=True", "cached=True, config=layer"),
         ("range(100)", "range(2)"),
-    ):  # fmt: skip
+    ):
         assert written in block
         block = block.replace(written, small)
     found: dict[str, object] = {"layer": LinearConfig(batch_size=16, epochs=2)}
@@ -145,11 +156,19 @@ def test_the_readmes_python_runs(class_folders: Path, tmp_path: Path) -> None:
 def test_the_lightning_example_runs(class_folders: Path) -> None:
     done = subprocess.run(
         [
-            sys.executable, ROOT / "examples" / "lightning_loop.py", "--data", class_folders,
-            "--epochs", "12", "--device", "cpu",
+            sys.executable,
+            ROOT / "examples" / "lightning_loop.py",
+            "--data",
+            class_folders,
+            "--epochs",
+            "12",
+            "--device",
+            "cpu",
         ],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     scores = re.search(r"\{'loss': (-[\d.]+), 'collapse_std': ([\d.]+)\}", done.stdout)
     assert scores, done.stdout

@@ -18,6 +18,9 @@ def lightly_loader(data: Path, times: int, batch_size: int, workers: int) -> Dat
     """
     once: Dataset[object] = LightlyDataset(str(data), transform=SimSiamTransform(input_size=224))
     return DataLoader(
-        ConcatDataset([once] * times), batch_size=batch_size, shuffle=True, num_workers=workers,
+        ConcatDataset([once] * times),
+        batch_size=batch_size,
+        shuffle=True,
+        num_workers=workers,
         drop_last=True,
-    )  # fmt: skip
+    )

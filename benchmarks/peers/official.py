@@ -36,14 +36,16 @@ class TwoViews:
 
 def colour() -> Callable[[Image.Image], Tensor]:
     """All that comes behind the crop."""
-    return transforms.Compose([  # type: ignore[no-any-return]
-        transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        transforms.RandomGrayscale(p=0.2),
-        transforms.RandomApply([transforms.Lambda(blur)], p=0.5),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ])  # fmt: skip
+    return transforms.Compose(
+        [  # type: ignore[no-any-return]
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+            transforms.RandomApply([transforms.Lambda(blur)], p=0.5),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
 
 
 def official_loader(data: Path, times: int, batch_size: int, workers: int) -> DataLoader[object]:

@@ -26,9 +26,12 @@ def stock_dali_batches(root: Path, batch_size: int, workers: int) -> Iterator[An
         workers: threads.
     """
     pipeline = _two_views(
-        str(root), batch_size=batch_size, num_threads=workers, device_id=None,
+        str(root),
+        batch_size=batch_size,
+        num_threads=workers,
+        device_id=None,
         prefetch_queue_depth=2,
-    )  # fmt: skip
+    )
     pipeline.build()
     while True:
         yield pipeline.run()

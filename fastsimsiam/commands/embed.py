@@ -32,8 +32,11 @@ def run(words: list[str]) -> int:
     from fastsimsiam.tools.embed import embed
 
     count = embed(
-        arguments.checkpoint, arguments.data, arguments.out, split=arguments.split,
+        arguments.checkpoint,
+        arguments.data,
+        arguments.out,
+        split=arguments.split,
         options=arguments.options,
-    )  # fmt: skip
+    )
     print(f"{arguments.out}: features of {count} images")
     return 0

@@ -34,8 +34,12 @@ def run(words: list[str]) -> int:
     from fastsimsiam.tools.export import export
 
     for file in export(
-        arguments.checkpoint, arguments.out, format=arguments.format, arch=arguments.arch,
-        stem=arguments.stem, image_size=arguments.image_size,
-    ):  # fmt: skip
+        arguments.checkpoint,
+        arguments.out,
+        format=arguments.format,
+        arch=arguments.arch,
+        stem=arguments.stem,
+        image_size=arguments.image_size,
+    ):
         print(file)
     return 0

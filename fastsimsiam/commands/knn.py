@@ -34,9 +34,12 @@ def run(words: list[str]) -> int:
     from fastsimsiam.evaluate.knn import knn
 
     scores = knn(
-        arguments.checkpoint, arguments.data, k=arguments.k, temperature=arguments.temperature,
+        arguments.checkpoint,
+        arguments.data,
+        k=arguments.k,
+        temperature=arguments.temperature,
         options=arguments.options,
-    )  # fmt: skip
+    )
     print(f"{'k':>6}  {'untrained':>9}  {'trained':>9}   (kNN top-1, %)")
     for k in scores["trained"]:
         print(f"{k:>6}  {scores['untrained'][k]:>9.2f}  {scores['trained'][k]:>9.2f}")

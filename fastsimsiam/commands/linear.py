@@ -35,16 +35,22 @@ def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Linear evaluation of a frozen backbone; top-1 and top-5 of the last epoch."
     usual = _Linear(
-        checkpoint=tyro.MISSING, data=tyro.MISSING,
+        checkpoint=tyro.MISSING,
+        data=tyro.MISSING,
         config=CACHED if "--cached" in words else LinearConfig(),
-    )  # fmt: skip
+    )
     arguments = parse(_Linear, words, "fastsimsiam linear", default=usual, about=about)
     from fastsimsiam.evaluate.linear_probe import linear
 
     found = linear(
-        arguments.checkpoint, arguments.data, config=arguments.config, cached=arguments.cached,
-        out=arguments.out, resume=arguments.resume, options=arguments.options,
-    )  # fmt: skip
+        arguments.checkpoint,
+        arguments.data,
+        config=arguments.config,
+        cached=arguments.cached,
+        out=arguments.out,
+        resume=arguments.resume,
+        options=arguments.options,
+    )
     print(
         f"linear top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %   ({found['protocol']})"
     )

@@ -63,9 +63,13 @@ def run(words: list[str]) -> int:
         storage = open_split(arguments.source, "train", report=progress)
     with ImageProgress("packing") as progress:
         manifest = pack(
-            storage, arguments.target, options, workers=arguments.workers,
-            on_bad_image=arguments.on_bad_image, report=progress,
-        )  # fmt: skip
+            storage,
+            arguments.target,
+            options,
+            workers=arguments.workers,
+            on_bad_image=arguments.on_bad_image,
+            report=progress,
+        )
     print(
         f"{arguments.target}: {manifest['images_total']} images of {len(manifest['classes'])} classes, "
         f"{manifest['bytes'] / 1e6:.1f} MB; {manifest['images_with_their_own_bytes']} kept their own "

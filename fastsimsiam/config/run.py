@@ -178,7 +178,9 @@ class Config:
             require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "give 1 up")
         require(
             self.batch_size % self.accumulate == 0,
-            "--accumulate", self.accumulate, f"give a divisor of --batch-size {self.batch_size}",
-        )  # fmt: skip
+            "--accumulate",
+            self.accumulate,
+            f"give a divisor of --batch-size {self.batch_size}",
+        )
         require(len(self.views) >= 2, "views", len(self.views), "a Siamese method needs 2 or more")
         require(self.seed >= 0, "--seed", self.seed, "give 0 or more")

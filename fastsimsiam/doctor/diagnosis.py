@@ -108,9 +108,13 @@ def forecast(
     seconds = train + evaluate + figures.compile_seconds
     error = max(_LEAST_UNCERTAINTY, _relative_error(figures.samples))
     return Forecast(
-        seconds=seconds, low=seconds * (1 - error), high=seconds * (1 + error), train=train,
-        evaluate=evaluate, compile=figures.compile_seconds,
-    )  # fmt: skip
+        seconds=seconds,
+        low=seconds * (1 - error),
+        high=seconds * (1 + error),
+        train=train,
+        evaluate=evaluate,
+        compile=figures.compile_seconds,
+    )
 
 
 def _relative_error(samples: Sequence[float]) -> float:

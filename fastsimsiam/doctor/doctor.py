@@ -35,8 +35,13 @@ from fastsimsiam.system.resources import host_memory, num_cores, num_workers
 from fastsimsiam.train.auto import choose_all
 
 _SHARES = {
-    "decode": 0.1, "loader": 0.15, "augment": 0.1, "step": 0.25, "features": 0.1, "train": 0.3,
-}  # fmt: skip
+    "decode": 0.1,
+    "loader": 0.15,
+    "augment": 0.1,
+    "step": 0.25,
+    "features": 0.1,
+    "train": 0.3,
+}
 """Of the time that is given; reading from the storage takes five seconds at most."""
 _PROBE_BATCH = 8
 _LONGEST_STEP = 0.02
@@ -162,33 +167,55 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
             together, data_wait = measure.measure_train(trainer, steps)
     machine = describe()
     figures = Figures(
-        gpu=gpu, storage=storage.images_per_second, decode=decode.images_per_second,
-        loader=loader.images_per_second, augment=augment.images_per_second,
-        step=step.images_per_second, train=together.images_per_second,
-        features=features.images_per_second, samples=together.samples, data_wait=data_wait,
-        compile_seconds=compile_seconds, loader_name=chosen.loader,
-        workers=num_workers(config.workers), cores=num_cores(), decoded_bytes=decoded_bytes(train),
-        device_memory=torch.cuda.get_device_properties(device).total_memory if gpu else host_memory(),
-        device_free=free, mean_pixels=float(np.prod(train.sizes.astype(np.float64), axis=1).mean()),
-        crop_pixels=float(config.image_size**2), packed=isinstance(train, Beton),
-        has_dali=machine["optional"]["dali"], mend_for_compiling=mend_for_compiling(device.type),
-        precision=str(chosen.dtype).removeprefix("torch."), compiled=chosen.compiled,
+        gpu=gpu,
+        storage=storage.images_per_second,
+        decode=decode.images_per_second,
+        loader=loader.images_per_second,
+        augment=augment.images_per_second,
+        step=step.images_per_second,
+        train=together.images_per_second,
+        features=features.images_per_second,
+        samples=together.samples,
+        data_wait=data_wait,
+        compile_seconds=compile_seconds,
+        loader_name=chosen.loader,
+        workers=num_workers(config.workers),
+        cores=num_cores(),
+        decoded_bytes=decoded_bytes(train),
+        device_memory=torch.cuda.get_device_properties(device).total_memory
+        if gpu
+        else host_memory(),
+        device_free=free,
+        mean_pixels=float(np.prod(train.sizes.astype(np.float64), axis=1).mean()),
+        crop_pixels=float(config.image_size**2),
+        packed=isinstance(train, Beton),
+        has_dali=machine["optional"]["dali"],
+        mend_for_compiling=mend_for_compiling(device.type),
+        precision=str(chosen.dtype).removeprefix("torch."),
+        compiled=chosen.compiled,
         batch_size=config.batch_size,
-    )  # fmt: skip
+    )
     lengths = durations(config, len(train) // config.batch_size)
     evaluations = 0
     if lengths.knn_every and val_images:
         # Before the first step, every so often, and at the end.
         evaluations = 1 + -(-lengths.stop // lengths.knn_every)
     return Report(
-        machine=machine, config=config, images=len(train), made_up=made_up,
-        measured_batch=batch_size, storage_bytes_per_second=storage_bytes, why=chosen.why,
+        machine=machine,
+        config=config,
+        images=len(train),
+        made_up=made_up,
+        measured_batch=batch_size,
+        storage_bytes_per_second=storage_bytes,
+        why=chosen.why,
         figures=figures,
         forecast=forecast(
-            figures, steps=lengths.stop, evaluations=evaluations,
+            figures,
+            steps=lengths.stop,
+            evaluations=evaluations,
             images_per_evaluation=len(train) + val_images,
         ),
-    )  # fmt: skip
+    )
 
 
 def _open(config: Config, made_up: bool) -> tuple[Storage, int]:

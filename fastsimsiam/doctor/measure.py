@@ -69,16 +69,28 @@ def trainer_of(
         out = Path(folder)
         recorder = Recorder(out, active=False)
         loader = build_loader(
-            chosen.loader, storage, device=chosen.device, workers=config.workers,
-            on_bad_image=config.on_bad_image, folder=config.folder, dali=config.dali,
+            chosen.loader,
+            storage,
+            device=chosen.device,
+            workers=config.workers,
+            on_bad_image=config.on_bad_image,
+            folder=config.folder,
+            dali=config.dali,
             report=report,
-        )  # fmt: skip
+        )
         with closing(recorder), closing(loader):
             yield build_trainer(
-                config, storage, loader, evaluators=[], store=CheckpointStore(out, 1),
-                recorder=recorder, device=chosen.device, dtype=chosen.dtype,
-                compiled=chosen.compiled, world=World(),
-            )  # fmt: skip
+                config,
+                storage,
+                loader,
+                evaluators=[],
+                store=CheckpointStore(out, 1),
+                recorder=recorder,
+                device=chosen.device,
+                dtype=chosen.dtype,
+                compiled=chosen.compiled,
+                world=World(),
+            )
 
 
 def wait_for(device: torch.device) -> None:
@@ -280,14 +292,20 @@ def measure_features(trainer: Trainer, storage: Storage, seconds: float) -> Rate
     end = time.perf_counter() + seconds
     while True:
         plan = CenterPlan(
-            label=whole.label[:images], sizes=whole.sizes[:images], image_size=whole.image_size,
-            batch_size=whole.batch_size, fraction=whole.fraction,
-        )  # fmt: skip
+            label=whole.label[:images],
+            sizes=whole.sizes[:images],
+            image_size=whole.image_size,
+            batch_size=whole.batch_size,
+            fraction=whole.fraction,
+        )
         started = time.perf_counter()
         extract(
-            trainer.method.backbone, trainer.loader, plan, device=trainer.device,
+            trainer.method.backbone,
+            trainer.loader,
+            plan,
+            device=trainer.device,
             dtype=choose_dtype(config.precision, trainer.device)[0],
-        )  # fmt: skip
+        )
         wait_for(trainer.device)
         rates.append(images / (time.perf_counter() - started))
         if time.perf_counter() >= end and len(rates) > 1:

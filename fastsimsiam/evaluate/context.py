@@ -103,11 +103,16 @@ def evaluating(
     )
     config = replace(
         frozen.config or catalogue.recipe("imagenet-100ep"),
-        data=data, arch=frozen.arch, stem=frozen.stem, image_size=frozen.image_size,
+        data=data,
+        arch=frozen.arch,
+        stem=frozen.stem,
+        image_size=frozen.image_size,
         loader=options.loader,
-        on_bad_image=options.on_bad_image, device=options.device, precision=options.precision,
+        on_bad_image=options.on_bad_image,
+        device=options.device,
+        precision=options.precision,
         workers=options.workers,
-    )  # fmt: skip
+    )
     device, _ = choose_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -120,11 +125,15 @@ def evaluating(
     name, _ = choose_loader(options.loader, train, device)
     frozen.backbone.to(device).to(memory_format=torch.channels_last)
     session = Session(
-        frozen=frozen, config=config, splits=splits, device=device, dtype=dtype,
+        frozen=frozen,
+        config=config,
+        splits=splits,
+        device=device,
+        dtype=dtype,
         open_loader=lambda storage: build_loader(
             name, storage, device=device, workers=options.workers, on_bad_image=options.on_bad_image
         ),
-    )  # fmt: skip
+    )
     try:
         yield session
     except torch.OutOfMemoryError as error:

@@ -85,9 +85,13 @@ def _views(session: Session, images: int) -> dict[str, tuple[list[Tensor], list[
         )
     batch_size = min(_BATCH, count)
     plan = TrainPlan(
-        label=storage.label, sizes=storage.sizes, seed=session.config.seed,
-        specs=session.config.views[:2], image_size=session.config.image_size, batch_size=batch_size,
-    )  # fmt: skip
+        label=storage.label,
+        sizes=storage.sizes,
+        seed=session.config.seed,
+        specs=session.config.views[:2],
+        image_size=session.config.image_size,
+        batch_size=batch_size,
+    )
     photometric = Photometric(plan.specs, plan.view_sizes, session.dtype)
     projector = _projector(session)
     found: dict[str, tuple[list[Tensor], list[Tensor]]] = {"h": ([], [])}
@@ -96,9 +100,10 @@ def _views(session: Session, images: int) -> dict[str, tuple[list[Tensor], list[
     batches = loader.iterate(plan)
     enabled = session.dtype != torch.float32
     with (
-        torch.no_grad(), torch.autocast(session.device.type, session.dtype, enabled=enabled),
+        torch.no_grad(),
+        torch.autocast(session.device.type, session.dtype, enabled=enabled),
         ImageProgress("features") as progress,
-    ):  # fmt: skip
+    ):
         for number, batch in zip(range(count // batch_size), batches, strict=False):
             for side, view in enumerate(photometric(batch.crops, batch.photometric)):
                 h = session.frozen.backbone(view).flatten(1)

@@ -51,15 +51,24 @@ class KnnEvaluator:
         for loader, plan in (self._bank, self._queries):
             sides.append(
                 extract(
-                    method.backbone, loader, plan,
-                    device=self._device, dtype=self._dtype, report=self._report,
+                    method.backbone,
+                    loader,
+                    plan,
+                    device=self._device,
+                    dtype=self._dtype,
+                    report=self._report,
                 )
-            )  # fmt: skip
+            )
         (bank, bank_label), (queries, query_label) = sides
         scores = knn_accuracy(
-            bank, bank_label, queries, query_label,
-            k=self._k, temperature=self._temperature, num_classes=self._num_classes,
-        )  # fmt: skip
+            bank,
+            bank_label,
+            queries,
+            query_label,
+            k=self._k,
+            temperature=self._temperature,
+            num_classes=self._num_classes,
+        )
         for k, score in scores.items():
             yield f"knn_top1_k{k}", 100.0 * score
 
@@ -148,13 +157,22 @@ def _scores(
         with ImageProgress("features", unit="batches") as progress:
             sides.append(
                 extract(
-                    backbone, session.loader(split), session.centred(split),
-                    device=session.device, dtype=session.dtype, report=progress,
+                    backbone,
+                    session.loader(split),
+                    session.centred(split),
+                    device=session.device,
+                    dtype=session.dtype,
+                    report=progress,
                 )
-            )  # fmt: skip
+            )
     (bank, bank_label), (queries, query_label) = sides
     shares = knn_accuracy(
-        bank, bank_label, queries, query_label, k=k, temperature=temperature,
+        bank,
+        bank_label,
+        queries,
+        query_label,
+        k=k,
+        temperature=temperature,
         num_classes=len(session.train.classes),
-    )  # fmt: skip
+    )
     return {count: 100.0 * share for count, share in shares.items()}

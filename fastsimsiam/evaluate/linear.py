@@ -47,9 +47,11 @@ class LinearState:
     def state_dict(self) -> dict[str, Any]:
         """All of it, for a file."""
         return {
-            "layer": self.layer.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch, "losses": self.losses,
-        }  # fmt: skip
+            "layer": self.layer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "losses": self.losses,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict`."""
@@ -69,9 +71,11 @@ def new_state(
     layer = layer.to(device)
     kind = Lars if config.optimizer == "lars" else torch.optim.SGD
     optimizer = kind(
-        layer.parameters(), lr=peak_rate(config), momentum=config.momentum,
+        layer.parameters(),
+        lr=peak_rate(config),
+        momentum=config.momentum,
         weight_decay=config.weight_decay,
-    )  # fmt: skip
+    )
     return LinearState(layer=layer, optimizer=optimizer)
 
 

@@ -122,9 +122,13 @@ def _training(session: Session, config: LinearConfig, cached: bool) -> Features:
     backbone, size = session.frozen.backbone, session.config.image_size
     if not cached:
         plan = TrainPlan(
-            label=session.train.label, sizes=session.train.sizes, seed=config.seed,
-            specs=(TRAINING_VIEW,), image_size=size, batch_size=config.batch_size,
-        )  # fmt: skip
+            label=session.train.label,
+            sizes=session.train.sizes,
+            seed=config.seed,
+            specs=(TRAINING_VIEW,),
+            image_size=size,
+            batch_size=config.batch_size,
+        )
         return random_crop_features(
             backbone, session.loader("train"), plan, device=session.device, dtype=session.dtype
         )
@@ -142,9 +146,12 @@ def _training(session: Session, config: LinearConfig, cached: bool) -> Features:
 
 def _validation(session: Session) -> Iterator[tuple[Tensor, Tensor]]:
     for h, batch in centred_features(
-        session.frozen.backbone, session.loader("val"), session.centred("val"),
-        device=session.device, dtype=session.dtype,
-    ):  # fmt: skip
+        session.frozen.backbone,
+        session.loader("val"),
+        session.centred("val"),
+        device=session.device,
+        dtype=session.dtype,
+    ):
         yield h, batch.label
 
 
@@ -163,9 +170,12 @@ def _identity(
 ) -> dict[str, Any]:
     """What must be the same for a resumed evaluation."""
     return {
-        "config": asdict(config), "cached": cached, "backbone": backbone,
-        "images": len(session.train), "image_size": session.config.image_size,
-    }  # fmt: skip
+        "config": asdict(config),
+        "cached": cached,
+        "backbone": backbone,
+        "images": len(session.train),
+        "image_size": session.config.image_size,
+    }
 
 
 def _restore(state: LinearState, file: Path, identity: dict[str, Any]) -> None:

@@ -90,10 +90,16 @@ def load_frozen(
     backbone, feature_dim = feature_extractor(arch, stem)
     _fill(backbone, tensors, arch, path)
     return Frozen(
-        backbone=backbone.eval(), arch=arch, stem=stem, feature_dim=feature_dim,
-        image_size=image_size or 224, crop_fraction=224 / 256, path=path,
-        step=None, config=None,
-    )  # fmt: skip
+        backbone=backbone.eval(),
+        arch=arch,
+        stem=stem,
+        feature_dim=feature_dim,
+        image_size=image_size or 224,
+        crop_fraction=224 / 256,
+        path=path,
+        step=None,
+        config=None,
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -120,16 +126,24 @@ def _ours(
             raise UserError(f"--{key} is {asked}, but {path} tells that it is {own}: drop --{key}")
     backbone, feature_dim = feature_extractor(config.arch, config.stem)
     prefix = "backbone."
-    backbone.load_state_dict({
-        key.removeprefix(prefix): value
-        for key, value in checkpoint.method.items()
-        if key.startswith(prefix)
-    })  # fmt: skip
+    backbone.load_state_dict(
+        {
+            key.removeprefix(prefix): value
+            for key, value in checkpoint.method.items()
+            if key.startswith(prefix)
+        }
+    )
     return Frozen(
-        backbone=backbone.eval(), arch=config.arch, stem=config.stem, feature_dim=feature_dim,
-        image_size=image_size or config.image_size, crop_fraction=config.knn.crop_fraction,
-        path=path, step=checkpoint.step, config=config,
-    )  # fmt: skip
+        backbone=backbone.eval(),
+        arch=config.arch,
+        stem=config.stem,
+        feature_dim=feature_dim,
+        image_size=image_size or config.image_size,
+        crop_fraction=config.knn.crop_fraction,
+        path=path,
+        step=checkpoint.step,
+        config=config,
+    )
 
 
 def _without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,11 @@ def folder_loader(
         return read_rgb(storage, index)
 
     return HostLoader(
-        frame, storage.name, policy, device=device, will_need=storage.will_need, workers=workers,
+        frame,
+        storage.name,
+        policy,
+        device=device,
+        will_need=storage.will_need,
+        workers=workers,
         prefetch=prefetch,
-    )  # fmt: skip
+    )

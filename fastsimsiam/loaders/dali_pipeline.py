@@ -18,9 +18,12 @@ Bytes = npt.NDArray[np.uint8]
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _decode_once(
-    source: Callable[[], list[Any]], view_sizes: tuple[int, ...], decoder: str, crop: bool,
+    source: Callable[[], list[Any]],
+    view_sizes: tuple[int, ...],
+    decoder: str,
+    crop: bool,
     hw_decoder_load: float,
-) -> Any:  # fmt: skip
+) -> Any:
     """One decode, and a crop (S, S, 3) for each view; or, without `crop`, the frame."""
     count = len(view_sizes) if crop else 0
     files, *corners = fn.external_source(
@@ -59,9 +62,16 @@ class DaliPipeline:
     """A built pipeline: for a batch size and the sizes of the views."""
 
     def __init__(
-        self, batch_size: int, view_sizes: tuple[int, ...], *, crop: bool, device_id: int | None,
-        workers: int, prefetch: int, hw_decoder_load: float,
-    ) -> None:  # fmt: skip
+        self,
+        batch_size: int,
+        view_sizes: tuple[int, ...],
+        *,
+        crop: bool,
+        device_id: int | None,
+        workers: int,
+        prefetch: int,
+        hw_decoder_load: float,
+    ) -> None:
         """Builds it, on a GPU or (`device_id` None) without one; with crops or for whole frames."""
         if device_id is None:
             return_large_blocks()

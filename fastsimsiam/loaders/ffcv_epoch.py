@@ -42,9 +42,13 @@ class EpochPlan:
     """
 
     def __init__(
-        self, storage: Beton, plan: Plan, epoch: int, start: int,
+        self,
+        storage: Beton,
+        plan: Plan,
+        epoch: int,
+        start: int,
         take: Callable[[tuple[int, ...]], Tensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Draws the order; views are drawn as batches come up."""
         steps = range(start, plan.num_batches)
         self._indices = [plan.index(epoch, step) for step in steps]
@@ -57,9 +61,13 @@ class EpochPlan:
             self._read_ahead(number)
 
     def prepare(
-        self, number: int, boxes: npt.NDArray[np.int32], targets: npt.NDArray[np.uint64],
-        turn: npt.NDArray[np.int64], workers: int,
-    ) -> None:  # fmt: skip
+        self,
+        number: int,
+        boxes: npt.NDArray[np.int32],
+        targets: npt.NDArray[np.uint64],
+        turn: npt.NDArray[np.int64],
+        workers: int,
+    ) -> None:
         """Fills in a batch's boxes (B, V, 4), the addresses of its crop tensors, its rows by turns."""
         batch = self._plan.batch(self._epoch, self._start + number)
         size = len(batch.index)

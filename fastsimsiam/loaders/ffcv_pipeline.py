@@ -42,9 +42,7 @@ numba.config.THREADING_LAYER = "threadsafe"
 def _turbojpeg() -> tuple[Callable[[], int], Callable[..., int], Callable[[int], int]]:
     """Functions of the libturbojpeg that FFCV is linked against: init, decompress, destroy."""
     library = ctypes.CDLL(ffcv._libffcv.__file__)
-    init, decompress, destroy = (
-        library.tjInitDecompress, library.tjDecompress2, library.tjDestroy
-    )  # fmt: skip
+    init, decompress, destroy = (library.tjInitDecompress, library.tjDecompress2, library.tjDestroy)
     init.restype = ctypes.c_uint64
     # Addresses as numbers: Numba passes them on as they are.
     decompress.argtypes = [ctypes.c_uint64] * 4 + [ctypes.c_int] * 5
@@ -90,10 +88,16 @@ class _DecodeOnce(SimpleRGBImageDecoder):  # type: ignore[misc]
                 thread = numba.get_thread_id()
                 frame = frames[thread].ctypes.data
                 status[position, 0] = decompress(
-                    handles[thread], data.ctypes.data, np.uint64(data.size), frame,
-                    np.int32(width), np.int32(3 * width), np.int32(height),
-                    np.int32(_PIXEL_FORMAT_RGB), np.int32(_ACCURATE),
-                )  # fmt: skip
+                    handles[thread],
+                    data.ctypes.data,
+                    np.uint64(data.size),
+                    frame,
+                    np.int32(width),
+                    np.int32(3 * width),
+                    np.int32(height),
+                    np.int32(_PIXEL_FORMAT_RGB),
+                    np.int32(_ACCURATE),
+                )
                 if status[position, 0] != 0:
                     continue
                 view = 0
@@ -104,9 +108,13 @@ class _DecodeOnce(SimpleRGBImageDecoder):  # type: ignore[misc]
                         place = targets[group] + np.uint64((position * count + number) * size)
                         out = numba.carray(cast_int_to_byte_ptr(place), (side, side, 3))
                         resample_box(
-                            frame, frames.shape[1], 3 * width, boxes[position, order[view]],
-                            rows[thread], out,
-                        )  # fmt: skip
+                            frame,
+                            frames.shape[1],
+                            3 * width,
+                            boxes[position, order[view]],
+                            rows[thread],
+                            out,
+                        )
                         view += 1
             return status[: len(batch_indices)]
 

@@ -106,9 +106,7 @@ class FrameLoader:
         self._device = device
         self._decode_on_device = decode_on_device
         self._pool = ThreadPoolExecutor(
-            num_workers(workers),
-            thread_name_prefix="frames",
-            initializer=self._enter_thread,
+            num_workers(workers), thread_name_prefix="frames", initializer=self._enter_thread
         )
 
     def _enter_thread(self) -> None:

@@ -81,14 +81,13 @@ def build_loader(
     report: Report | None = None,
 ) -> Loader:
     """The loader of a name, see the modules in loaders/."""
-    options: dict[str, Any] = {
-        "device": device, "workers": workers, "on_bad_image": on_bad_image,
-    }  # fmt: skip
+    options: dict[str, Any] = {"device": device, "workers": workers, "on_bad_image": on_bad_image}
     if name == "folder":
         folder = folder or FolderConfig()
         for key, value, default in (
-            ("decoder", folder.decoder, "cpu"), ("crops", folder.crops, "host"),
-        ):  # fmt: skip
+            ("decoder", folder.decoder, "cpu"),
+            ("crops", folder.crops, "host"),
+        ):
             if value != default and device.type != "cuda":
                 raise UserError(
                     f"--folder.{key} {value} needs a GPU: pass --folder.{key} {default}"

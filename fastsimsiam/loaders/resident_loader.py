@@ -146,12 +146,7 @@ class DeviceLoader:
     """
 
     def __init__(
-        self,
-        frames: Frames,
-        storage: Storage,
-        policy: BadImagePolicy,
-        *,
-        device: torch.device,
+        self, frames: Frames, storage: Storage, policy: BadImagePolicy, *, device: torch.device
     ) -> None:
         """Moves the frames to the device; raises torch.OutOfMemoryError where they do not fit."""
         self.bad_images = policy.bad_images

@@ -25,9 +25,10 @@ class SmallMapConv2d(nn.Conv2d):
         assert not isinstance(self.padding, str)
         height, width = (
             (input.shape[2 + side] + 2 * self.padding[side] - self.kernel_size[side])
-            // self.stride[side] + 1
+            // self.stride[side]
+            + 1
             for side in (0, 1)
-        )  # fmt: skip
+        )
         if height * width > self.largest_map:
             output: Tensor = super()._conv_forward(input, weight, bias)
             return output

@@ -91,10 +91,7 @@ class _SamplePool(ABC):
 
     def rows(self, epoch: int, index: npt.NDArray[np.int64]) -> BatchPlan:
         return BatchPlan(
-            epoch=epoch,
-            index=index.copy(),
-            label=self.label[index],
-            views=self.table(epoch, index),
+            epoch=epoch, index=index.copy(), label=self.label[index], views=self.table(epoch, index)
         )
 
     def replacement(self, epoch: int, index: int, attempt: int) -> BatchPlan:

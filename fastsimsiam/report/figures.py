@@ -35,11 +35,7 @@ def curves(runs: Sequence[Run]) -> list[tuple[str, str, Any]]:
     drawn: list[tuple[str, str, Any]] = []
     for name, caption, axis in (
         ("loss", "Loss; -1 is perfect agreement of the views", {}),
-        (
-            "knn",
-            "kNN top-1 on the validation split, %; epoch 0 is untrained",
-            {},
-        ),
+        ("knn", "kNN top-1 on the validation split, %; epoch 0 is untrained", {}),
         (
             "collapse_std",
             "Collapse figure, std of z/|z| times √D; 1 is healthy, near 0 collapsed",
@@ -71,10 +67,13 @@ def _one_curve(runs: Sequence[Run], name: str) -> Any:
         epochs, values = run.curve(name)
         if values:
             figure.add_scatter(
-                x=epochs, y=values, name=label(run.name, 28), showlegend=len(runs) > 1,
+                x=epochs,
+                y=values,
+                name=label(run.name, 28),
+                showlegend=len(runs) > 1,
                 mode="lines+markers" if len(values) < 3 else "lines",
                 line={"color": _COLOURS[number], "width": 2},
-            )  # fmt: skip
+            )
     return figure
 
 
@@ -87,14 +86,17 @@ def _knn_curves(runs: Sequence[Run]) -> Any:
             look = number if len(runs) > 1 else rank
             epochs, values = run.curve(name)
             figure.add_scatter(
-                x=epochs, y=values, mode="lines+markers",
+                x=epochs,
+                y=values,
+                mode="lines+markers",
                 name=f"{label(run.name, 28)}, {k}" if len(runs) > 1 else k,
                 line={
-                    "color": _COLOURS[look % len(_COLOURS)], "dash": _DASHES[rank % len(_DASHES)],
+                    "color": _COLOURS[look % len(_COLOURS)],
+                    "dash": _DASHES[rank % len(_DASHES)],
                     "width": 2,
                 },
                 marker={"symbol": _SYMBOLS[rank % len(_SYMBOLS)], "size": 7},
-            )  # fmt: skip
+            )
     return figure
 
 
@@ -116,17 +118,23 @@ def class_map(
         for rank, name in enumerate(present.tolist()):
             rows = found == name
             figure.add_scatter(
-                x=position[rows, 0].tolist(), y=position[rows, 1].tolist(),
-                customdata=number[rows].tolist(), name=label(classes[name]),
-                marker=_marker(_look(rank)), **common,
-            )  # fmt: skip
+                x=position[rows, 0].tolist(),
+                y=position[rows, 1].tolist(),
+                customdata=number[rows].tolist(),
+                name=label(classes[name]),
+                marker=_marker(_look(rank)),
+                **common,
+            )
     else:  # a legend of a thousand names helps nobody; hovering names the class
         looks = [_look(int(rank)) for rank in np.searchsorted(present, found)]
         figure.add_scatter(
-            x=position[:, 0].tolist(), y=position[:, 1].tolist(), customdata=number.tolist(),
+            x=position[:, 0].tolist(),
+            y=position[:, 1].tolist(),
+            customdata=number.tolist(),
             marker=_marker(([colour for colour, _ in looks], [symbol for _, symbol in looks])),
-            showlegend=False, **common,
-        )  # fmt: skip
+            showlegend=False,
+            **common,
+        )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     figure.update_layout(hovermode="closest", height=640)
@@ -134,10 +142,7 @@ def class_map(
 
 
 def _look(rank: int) -> tuple[str, str]:
-    return (
-        _COLOURS[rank % len(_COLOURS)],
-        _SYMBOLS[(rank // len(_COLOURS)) % len(_SYMBOLS)],
-    )
+    return (_COLOURS[rank % len(_COLOURS)], _SYMBOLS[(rank // len(_COLOURS)) % len(_SYMBOLS)])
 
 
 def _marker(look: tuple[Any, Any]) -> dict[str, Any]:
@@ -170,9 +175,12 @@ def confusion(
         hovertemplate="%{customdata[2]} of class %{customdata[0]}<br>taken for %{customdata[1]}"
         "<br>%{z:.1%} of the class<extra></extra>",
         colorscale=[[0, "#ffffff"], [1, _COLOURS[0]]],
-        zmin=0, zmax=1, xgap=1, ygap=1,
+        zmin=0,
+        zmax=1,
+        xgap=1,
+        ygap=1,
         showscale=False,
-    )  # fmt: skip
+    )
     names = [label(name) for name in classes]
     figure.update_xaxes(tickvals=ticks, ticktext=names, showgrid=False)
     figure.update_yaxes(tickvals=ticks, ticktext=names, showgrid=False, autorange="reversed")

@@ -132,9 +132,11 @@ def examine(session: Session) -> Neighbourhood:
     k = usable_k(knn.k, spare)[0]
     similarity, position = _nearest(asked, bank, min(max(k, NEIGHBOURS), spare), own)
     predicted = vote(
-        similarity[:, :k], bank.label[position[:, :k]],
-        temperature=knn.temperature, num_classes=len(train.classes),
-    )  # fmt: skip
+        similarity[:, :k],
+        bank.label[position[:, :k]],
+        temperature=knn.temperature,
+        num_classes=len(train.classes),
+    )
     return Neighbourhood(
         asked=asked,
         bank=bank,
@@ -162,9 +164,13 @@ def _embed(session: Session, split: Split) -> Embedded:
     storage, loader = session.splits[split], session.loader(split)
     with ImageProgress("features", unit="batches") as progress:
         features, label = extract(
-            session.frozen.backbone, loader, session.centred(split),
-            device=session.device, dtype=session.dtype, report=progress,
-        )  # fmt: skip
+            session.frozen.backbone,
+            loader,
+            session.centred(split),
+            device=session.device,
+            dtype=session.dtype,
+            report=progress,
+        )
     every = Embedded(storage=storage, index=np.arange(len(storage)), features=features, label=label)
     # Another image stood in for a broken one, and would be its own nearest neighbour.
     broken = loader.bad_images

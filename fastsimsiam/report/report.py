@@ -199,11 +199,13 @@ def _add_gallery(page: _Page, fraction: float, found: Neighbourhood) -> None:
         own = int(found.label[row])
         near = [
             sections.Picture(
-                jpeg=picture(found.bank.storage, index), name=classes[name],
-                remark=f"{similarity:.2f}", right=name == own,
+                jpeg=picture(found.bank.storage, index),
+                name=classes[name],
+                remark=f"{similarity:.2f}",
+                right=name == own,
             )
             for index, name, similarity in shown_neighbours(found, row)
-        ]  # fmt: skip
+        ]
         asked = picture(found.asked.storage, int(found.asked.index[row]))
         rows.append((sections.Picture(jpeg=asked, name=classes[own]), near))
     right = sum(bool(picture.right) for _, near in rows for picture in near)
@@ -230,14 +232,17 @@ def _add_map(page: _Page, fraction: float, found: Neighbourhood) -> None:
     page.charts["map"] = figures.class_map(position, classes, found.label[rows])
     page.images = MapImages(
         jpegs=thumbnails(
-            asked.storage, asked.index.tolist(), side=_MAP_SIDE,
-            fraction=fraction, most_letters=_MAP_LETTERS,
+            asked.storage,
+            asked.index.tolist(),
+            side=_MAP_SIDE,
+            fraction=fraction,
+            most_letters=_MAP_LETTERS,
         ),
         names=[Path(asked.storage.paths[index]).name[-40:] for index in asked.index.tolist()],
         label=found.label[rows].tolist(),
         taken=found.predicted[rows].tolist(),
         classes=[name[:60] for name in classes],
-    )  # fmt: skip
+    )
     about = (
         f"{len(rows):,} images placed by t-SNE of their features' principal components: near means "
         "alike, distances across the map mean little. Point at one to see it."

@@ -66,9 +66,15 @@ def read_stored(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
     # Whatever the unpickler makes of the bytes of some other file.
     except (
-        RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        struct.error,
         pickle.UnpicklingError,
-    ) as error:  # fmt: skip
+    ) as error:
         raise UserError(
             f"{path} is damaged or no checkpoint: expected what torch.save wrote of tensors and plain "
             "values, since nothing else is read from a file"

@@ -49,9 +49,13 @@ def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
         at = [line["step"] / steps_per_epoch for line in scored]
         label = name.removeprefix("knn_top1_k")
         panels[2].plot(
-            at, [line.get(name, float("nan")) for line in scored], "o-", label=f"k = {label}",
-            color=_COLOURS[number % len(_COLOURS)], markersize=4,
-        )  # fmt: skip
+            at,
+            [line.get(name, float("nan")) for line in scored],
+            "o-",
+            label=f"k = {label}",
+            color=_COLOURS[number % len(_COLOURS)],
+            markersize=4,
+        )
     if scored:
         panels[2].legend(fontsize=8)
     panels[2].set_title("kNN top-1 on the validation split, % (epoch 0: untrained)", fontsize=10)

@@ -16,9 +16,17 @@ from fastsimsiam.system.resources import host_memory, num_cores
 from fastsimsiam.version import __version__
 
 _PACKAGES = (
-    "torch", "torchvision", "numpy", "numba", "pillow", "simplejpeg", "ffcv",
-    "nvidia-dali-cuda120", "nvidia-dali-cuda130", "lightly",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "numpy",
+    "numba",
+    "pillow",
+    "simplejpeg",
+    "ffcv",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
+    "lightly",
+)
 
 
 def versions() -> dict[str, str]:
@@ -39,8 +47,10 @@ def commit() -> str | None:
         return None
     asked = subprocess.run(
         ["git", "-C", str(package.parent), "describe", "--always", "--dirty"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return asked.stdout.strip() or None
 
 
@@ -66,8 +76,10 @@ def _driver() -> str | None:
         return None
     asked = subprocess.run(
         ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return asked.stdout.splitlines()[0].strip() if asked.stdout.strip() else None
 
 
@@ -77,10 +89,14 @@ def gpus() -> list[dict[str, Any]]:
     for number in range(torch.cuda.device_count()):
         free, whole = torch.cuda.mem_get_info(number)
         major, minor = torch.cuda.get_device_capability(number)
-        found.append({
-            "name": torch.cuda.get_device_name(number), "memory": whole, "free": free,
-            "capability": f"{major}.{minor}",
-        })  # fmt: skip
+        found.append(
+            {
+                "name": torch.cuda.get_device_name(number),
+                "memory": whole,
+                "free": free,
+                "capability": f"{major}.{minor}",
+            }
+        )
     return found
 
 

@@ -109,9 +109,11 @@ def _write_npz(file: Path, session: Session, split: Split) -> int:
             count += len(h)
         rows = np.concatenate(kept)
         for name, array in (
-            ("features", raw[:count]), ("label", label[rows]), ("classes", np.array(classes)),
+            ("features", raw[:count]),
+            ("label", label[rows]),
+            ("classes", np.array(classes)),
             ("path", np.array(paths)[rows]),
-        ):  # fmt: skip
+        ):
             np.save(Path(folder) / name, array)
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for name in ("features", "label", "classes", "path"):
@@ -126,10 +128,14 @@ def _write_parquet(file: Path, session: Session, split: Split) -> int:
 
     paths, label, classes = _about(session, split)
     dim = session.frozen.feature_dim
-    schema = pa.schema([
-        ("path", pa.string()), ("label", pa.int64()), ("class", pa.string()),
-        ("features", pa.list_(pa.float32(), dim)),
-    ])  # fmt: skip
+    schema = pa.schema(
+        [
+            ("path", pa.string()),
+            ("label", pa.int64()),
+            ("class", pa.string()),
+            ("features", pa.list_(pa.float32(), dim)),
+        ]
+    )
     count = 0
     with parquet.ParquetWriter(file, schema) as writer:
         for h, index in _chunks(session, split):

@@ -20,8 +20,10 @@ from fastsimsiam.version import __version__
 
 Format = Literal["torchvision", "timm", "onnx"]
 _SUFFIX: Mapping[Format, str] = {
-    "torchvision": ".safetensors", "timm": ".safetensors", "onnx": ".onnx",
-}  # fmt: skip
+    "torchvision": ".safetensors",
+    "timm": ".safetensors",
+    "onnx": ".onnx",
+}
 _INSTALL = "pip install 'fastsimsiam[export]'"
 _TIMM_CLASSES = 1000
 
@@ -73,9 +75,11 @@ def export(
             state["fc.weight"] = torch.zeros(_TIMM_CLASSES, frozen.feature_dim)
             state["fc.bias"] = torch.zeros(_TIMM_CLASSES)
         about = {
-            "format": "pt", "arch": frozen.arch, "stem": frozen.stem,
+            "format": "pt",
+            "arch": frozen.arch,
+            "stem": frozen.stem,
             "fastsimsiam": __version__,
-        }  # fmt: skip
+        }
         # Not by its `save_file`, whose files nobody else may read.
         with written_whole(out, "DST") as file:
             file.write_bytes(save(state, metadata=about))
@@ -109,10 +113,16 @@ def _write_onnx(frozen: Frozen, out: Path) -> None:
 
     with written_whole(out, "DST") as file:
         torch.onnx.export(
-            _Features(backbone).eval(), (example,), str(file), input_names=["images"],
-            output_names=["features"], dynamic_shapes={"images": {0: batch}}, dynamo=True,
-            external_data=False, verbose=False,
-        )  # fmt: skip
+            _Features(backbone).eval(),
+            (example,),
+            str(file),
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes={"images": {0: batch}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
 
 
 class _Features(nn.Module):
@@ -161,9 +171,12 @@ def model_card(frozen: Frozen, out: Path, format: Format) -> str:
     if frozen.stem == "cifar":
         stem = _CIFAR_STEM.format(width=frozen.backbone.get_submodule("conv1").out_channels)
     use = _USE[format].format(
-        arch=frozen.arch, file=out.name, size=frozen.image_size, stem=stem,
+        arch=frozen.arch,
+        file=out.name,
+        size=frozen.image_size,
+        stem=stem,
         classifier=classifier_name(frozen.arch),
-    )  # fmt: skip
+    )
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
     lines = [
         f"# {frozen.arch}, {frozen.feature_dim} features",

@@ -141,9 +141,13 @@ def pack(
 
 
 def _write(
-    storage: Storage, file: Path, options: PackOptions, workers: int, on_bad_image: str,
+    storage: Storage,
+    file: Path,
+    options: PackOptions,
+    workers: int,
+    on_bad_image: str,
     report: Report | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.memory_allocator import MemoryAllocator
     from ffcv.writer import DatasetWriter

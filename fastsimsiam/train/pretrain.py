@@ -93,20 +93,32 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
 
             def loader_of(storage: Storage) -> Loader:
                 return build_loader(
-                    chosen.loader, storage, device=device, workers=config.workers,
-                    on_bad_image=config.on_bad_image, folder=config.folder, dali=config.dali,
+                    chosen.loader,
+                    storage,
+                    device=device,
+                    workers=config.workers,
+                    on_bad_image=config.on_bad_image,
+                    folder=config.folder,
+                    dali=config.dali,
                     report=_reporter(recorder, "decoding"),
-                )  # fmt: skip
+                )
 
             with closing(loader_of(train)) as loader:
                 evaluators, val_loader = _evaluators(
                     config, train, loader, loader_of, recorder, device, dtype, world
                 )
                 trainer = build_trainer(
-                    config, train, loader,
-                    evaluators=evaluators, store=store, recorder=recorder, device=device,
-                    dtype=dtype, compiled=chosen.compiled, world=world,
-                )  # fmt: skip
+                    config,
+                    train,
+                    loader,
+                    evaluators=evaluators,
+                    store=store,
+                    recorder=recorder,
+                    device=device,
+                    dtype=dtype,
+                    compiled=chosen.compiled,
+                    world=world,
+                )
                 if checkpoint:
                     trainer.restore(checkpoint)
                 _announce(recorder, config, train, trainer.lengths.stop, trainer.step)
@@ -159,9 +171,15 @@ def _find_checkpoint(
 
 
 def _evaluators(
-    config: Config, train: Storage, loader: Loader, loader_of: Any, recorder: Recorder,
-    device: torch.device, dtype: torch.dtype, world: World,
-) -> tuple[list[KnnEvaluator], Loader | None]:  # fmt: skip
+    config: Config,
+    train: Storage,
+    loader: Loader,
+    loader_of: Any,
+    recorder: Recorder,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World,
+) -> tuple[list[KnnEvaluator], Loader | None]:
     """The evaluators, and the loader of the validation split that they use."""
     if not config.knn.every_epochs:
         return [], None
@@ -174,10 +192,14 @@ def _evaluators(
     val = open_split(config.data, "val", classes=train.classes, report=report)
     val_loader: Loader = loader_of(val)
     knn = build_knn(
-        (loader, train), (val_loader, val),
-        knn=config.knn, image_size=config.image_size, device=device, dtype=dtype,
+        (loader, train),
+        (val_loader, val),
+        knn=config.knn,
+        image_size=config.image_size,
+        device=device,
+        dtype=dtype,
         report=_reporter(recorder, "evaluating"),
-    )  # fmt: skip
+    )
     return [knn], val_loader
 
 

@@ -30,9 +30,16 @@ class _FusedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float,
-        relu: bool, twice: bool, opaque: bool,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        eps: float,
+        relu: bool,
+        twice: bool,
+        opaque: bool,
+    ) -> tuple[Tensor, ...]:
         """See `fused_norm`."""
         # The sums read all maps as they read x.
         assert residual is None or residual.shape == x.shape
@@ -77,9 +84,15 @@ class _FusedNorm(torch.autograd.Function):
 # Traced by AOTAutograd, not by Dynamo: that of torch 2.11 loses gradients of a function like this one.
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def fused_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool,
-    twice: bool, opaque: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    eps: float,
+    relu: bool,
+    twice: bool,
+    opaque: bool,
+) -> tuple[Tensor, ...]:
     """relu(batch_norm(x) + residual).
 
     Args:

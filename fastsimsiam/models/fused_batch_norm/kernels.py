@@ -16,9 +16,16 @@ from fastsimsiam.models.fused_batch_norm.split import Tile, num_groups, num_part
 
 @triton.jit
 def moments_kernel(
-    x, means, squares, rows, channels: tl.constexpr, rows_per_part,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    x,
+    means,
+    squares,
+    rows,
+    channels: tl.constexpr,
+    rows_per_part,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """Mean and sum of squared differences of a part of the pixels."""
     part = tl.program_id(1)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -47,11 +54,27 @@ def moments_kernel(
 
 @triton.jit
 def gradient_sums_kernel(
-    gradient, other, x, mean, scale, shift, output, kept, sums, products, rows,
-    channels: tl.constexpr, rows_per_part, TWO: tl.constexpr, RELU: tl.constexpr,
-    FROM_OUTPUT: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    gradient,
+    other,
+    x,
+    mean,
+    scale,
+    shift,
+    output,
+    kept,
+    sums,
+    products,
+    rows,
+    channels: tl.constexpr,
+    rows_per_part,
+    TWO: tl.constexpr,
+    RELU: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr,
+    KEEP: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
     STAGES: tl.constexpr,
-):  # fmt: skip
+):
     """Sums of a gradient behind a ReLU, and of its products with the centred input."""
     part = tl.program_id(1)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -96,16 +119,32 @@ def moments(x: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
     means, squares = _empty_sums(x, grid)
     with torch.cuda.device_of(x):
         moments_kernel[grid](
-            x, means, squares, rows, channels, rows_per_part(rows, channels, tile),
-            ROWS=tile.rows, CHANNELS=tile.channels, STAGES=tile.stages, num_warps=tile.warps,
-        )  # fmt: skip
+            x,
+            means,
+            squares,
+            rows,
+            channels,
+            rows_per_part(rows, channels, tile),
+            ROWS=tile.rows,
+            CHANNELS=tile.channels,
+            STAGES=tile.stages,
+            num_warps=tile.warps,
+        )
     return means, squares
 
 
 def gradient_sums(
-    gradient: Tensor, other: Tensor | None, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor,
-    output: Tensor | None, relu: bool, keep: bool, tile: Tile,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    gradient: Tensor,
+    other: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    output: Tensor | None,
+    relu: bool,
+    keep: bool,
+    tile: Tile,
+) -> tuple[Tensor, Tensor, Tensor]:
     """See `sums.channel_gradient_sums`; `keep`: whether the gradient is written down."""
     x, gradient = _channels_last(x), _channels_last(gradient)
     other, output = (None if t is None else _channels_last(t) for t in (other, output))
@@ -114,11 +153,28 @@ def gradient_sums(
     kept = torch.empty_like(x) if keep else x.new_empty(0)
     with torch.cuda.device_of(x):
         gradient_sums_kernel[grid](
-            gradient, other, x, mean, scale, shift, output, kept, sums, products, rows, channels,
-            rows_per_part(rows, channels, tile), TWO=other is not None, RELU=relu,
-            FROM_OUTPUT=output is not None, KEEP=keep,
-            ROWS=tile.rows, CHANNELS=tile.channels, STAGES=tile.stages, num_warps=tile.warps,
-        )  # fmt: skip
+            gradient,
+            other,
+            x,
+            mean,
+            scale,
+            shift,
+            output,
+            kept,
+            sums,
+            products,
+            rows,
+            channels,
+            rows_per_part(rows, channels, tile),
+            TWO=other is not None,
+            RELU=relu,
+            FROM_OUTPUT=output is not None,
+            KEEP=keep,
+            ROWS=tile.rows,
+            CHANNELS=tile.channels,
+            STAGES=tile.stages,
+            num_warps=tile.warps,
+        )
     return kept, sums, products
 
 

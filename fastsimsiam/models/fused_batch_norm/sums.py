@@ -137,9 +137,15 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @channel_gradient_sums.register_fake
 def _(
-    gradient: Tensor, other: Tensor | None, x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor,
-    output: Tensor | None, relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    gradient: Tensor,
+    other: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    output: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     kept = x.new_empty(x.shape if is_written(other, output) else 0)
     return kept.contiguous(memory_format=_layout(kept)), _empty_sums(x), _empty_sums(x)
 

@@ -1,0 +1,177 @@
+"""Vector code for resampling, which Numba does not make by itself.
+
+Numba does not vectorise over the channels of a pixel, so sums of weighted pixels are written in LLVM's
+vectors. The horizontal one multiplies neighbouring pixels as 16-bit numbers, which a CPU adds up in
+pairs (pmaddwd); a weight of 22 bits is two of 11. The fourth value that comes with a pixel is
+overwritten by the next.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+BITS = 22
+"""Bits behind the point of a weight."""
+HALF = 1 << (BITS - 1)
+LOW_BITS = 11
+LOW = (1 << LOW_BITS) - 1
+ROWS = 8
+"""Rows that the horizontal pass does at once."""
+VECTOR = 32
+"""Bytes of a row that the vertical pass sums at once."""
+
+_BYTE, _WORD, _INT = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+
+
+def _at(builder: Any, address: Any, kind: Any) -> Any:
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def _load(builder: Any, address: Any, lanes: int) -> Any:
+    return builder.load(_at(builder, address, ir.VectorType(_BYTE, lanes)), align=1)
+
+
+def _shuffle(builder: Any, one: Any, other: Any, lanes: list[int]) -> Any:
+    mask = ir.Constant(ir.VectorType(_INT, len(lanes)), lanes)
+    return builder.shuffle_vector(one, other, mask)
+
+
+def _splat(builder: Any, value: Any, lanes: int) -> Any:
+    vector = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
+    vector = builder.insert_element(vector, value, ir.Constant(_INT, 0))
+    return _shuffle(builder, vector, vector, [0] * lanes)
+
+
+def weigher(rows: int) -> Any:
+    """Sums neighbouring RGB pixels, weighted, to one pixel, in `rows` rows (an even number) at once.
+
+    Its arguments: the address of the first of the pixels, bytes from a row to the next, the address of
+    the weights, the number of groups of four neighbours, the address that receives the pixel, and
+    bytes from a row to the next there. A group's weights are eight int16: four high parts, then four
+    low parts. Rows share the weights, and their sums do not wait for each other.
+    """
+    ints8, words16 = ir.VectorType(_INT, 8), ir.VectorType(_WORD, 16)
+    halves = rows // 2  # two rows make a vector
+
+    def multiply(builder: Any, values: Any, weight: Any) -> Any:
+        """(16,) words to (8,) sums of the products of pairs: one instruction on a CPU that has it."""
+        wide = ir.VectorType(_INT, 16)
+        product = builder.mul(builder.sext(values, wide), builder.sext(weight, wide))
+        even = _shuffle(builder, product, product, list(range(0, 16, 2)))
+        odd = _shuffle(builder, product, product, list(range(1, 16, 2)))
+        return builder.add(even, odd)
+
+    def side_by_side(builder: Any, bytes32: Any, pixel: int) -> Any:
+        """The channels of a pixel and its right neighbour in turns, as words, for two rows."""
+        zero = 32
+        lanes = []
+        for row in (0, 16):
+            for channel in range(4):
+                place = row + 3 * pixel + channel
+                lanes += [place, zero, place + 3, zero]
+        none = ir.Constant(ir.VectorType(_BYTE, 32), [0] * 32)
+        return builder.bitcast(_shuffle(builder, bytes32, none, lanes), words16)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, pitch, weights, groups, target, target_pitch = arguments
+
+        def constant(value: int) -> Any:
+            return ir.Constant(weights.type, value)
+
+        def totals(value: int) -> list[Any]:
+            start = ir.Constant(ints8, [value] * 8)
+            return [cgutils.alloca_once_value(builder, start) for _ in range(halves)]
+
+        low, high = totals(HALF), totals(0)
+        with cgutils.for_range(builder, groups) as loop:
+            entry = builder.add(weights, builder.mul(loop.index, constant(16)))
+            parts = []
+            for part in range(4):
+                pair = _at(builder, builder.add(entry, constant(4 * part)), _INT)
+                parts.append(
+                    builder.bitcast(_splat(builder, builder.load(pair, align=4), 8), words16)
+                )
+            group = builder.add(source, builder.mul(loop.index, constant(12)))
+            for half in range(halves):
+                one, other = (
+                    _load(builder, builder.add(group, builder.mul(pitch, constant(row))), 16)
+                    for row in (2 * half, 2 * half + 1)
+                )
+                both = _shuffle(builder, one, other, list(range(32)))
+                for pair in range(2):
+                    values = side_by_side(builder, both, 2 * pair)
+                    for total, part in ((high[half], parts[pair]), (low[half], parts[2 + pair])):
+                        product = multiply(builder, values, part)
+                        builder.store(builder.add(builder.load(total), product), total)
+        for half in range(halves):
+            total = builder.shl(builder.load(high[half]), ir.Constant(ints8, [LOW_BITS] * 8))
+            total = builder.add(total, builder.load(low[half]))
+            shifted = builder.lshr(total, ir.Constant(ints8, [BITS] * 8))
+            pixels = builder.trunc(shifted, ir.VectorType(_BYTE, 8))
+            for row in range(2):
+                lanes = list(range(4 * row, 4 * row + 4))
+                where = builder.mul(target_pitch, constant(2 * half + row))
+                where = _at(builder, builder.add(target, where), ir.VectorType(_BYTE, 4))
+                builder.store(_shuffle(builder, pixels, pixels, lanes), where, align=1)
+        return context.get_dummy_value()
+
+    def weigh(
+        typing_context: Any,
+        source: Any,
+        pitch: Any,
+        weights: Any,
+        groups: Any,
+        target: Any,
+        target_pitch: Any,
+    ) -> tuple[Any, Any]:
+        address = types.uintp
+        return types.void(address, address, address, types.intp, address, address), generate
+
+    return intrinsic(weigh)
+
+
+weigh_eight_rows = weigher(ROWS)
+weigh_two_rows = weigher(2)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def weigh_rows(
+    typing_context: Any, source: Any, pitch: Any, weights: Any, count: Any, target: Any
+) -> tuple[Any, Any]:
+    """Sums `VECTOR` bytes of `count` rows that lie `pitch` apart, weighted by int32."""
+    signature = types.void(types.uintp, types.uintp, types.uintp, types.intp, types.uintp)
+    ints = ir.VectorType(_INT, VECTOR)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, pitch, weights, count, target = arguments
+        total = cgutils.alloca_once_value(builder, ir.Constant(ints, [HALF] * VECTOR))
+        with cgutils.for_range(builder, count) as loop:
+            entry = builder.add(weights, builder.mul(loop.index, ir.Constant(weights.type, 4)))
+            weight = builder.load(_at(builder, entry, _INT), align=4)
+            row = builder.add(source, builder.mul(loop.index, pitch))
+            values = builder.zext(_load(builder, row, VECTOR), ints)
+            product = builder.mul(values, _splat(builder, weight, VECTOR))
+            builder.store(builder.add(builder.load(total), product), total)
+        shifted = builder.lshr(builder.load(total), ir.Constant(ints, [BITS] * VECTOR))
+        where = _at(builder, target, ir.VectorType(_BYTE, VECTOR))
+        builder.store(builder.trunc(shifted, ir.VectorType(_BYTE, VECTOR)), where, align=1)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def copy_bytes(typing_context: Any, target: Any, source: Any, length: Any) -> tuple[Any, Any]:
+    """Copies `length` bytes from an address to another."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, source, length = arguments
+        cgutils.raw_memcpy(
+            builder, _at(builder, target, _BYTE), _at(builder, source, _BYTE), length, 1
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uintp, types.intp), generate
