@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.harness import fastsimsiam, write
-from benchmarks.loss_curves import COLOURS, curve_of
+from benchmarks.loss_curves import COLORS, curve_of
 
 BATCH = 256
 FLAGS = [
@@ -74,12 +74,12 @@ def draw(curves: dict[str, Any], out: Path) -> None:
     figure = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
-    for colour, (name, found) in zip(COLOURS, curves.items(), strict=False):
+    for color, (name, found) in zip(COLORS, curves.items(), strict=False):
         knn = found["knn_top1_k20"]
         label = f"{name} (kNN {knn['first']:.1f} → {knn['last']:.1f} %)"
         style = "--" if HIDDEN_BN[0] in found["switches"] else "-"
         for panel, figures in zip(panels, ("loss", "collapse"), strict=True):
-            panel.plot(found["step"], found[figures], style, color=colour, label=label)
+            panel.plot(found["step"], found[figures], style, color=color, label=label)
     panels[0].set_title("loss (-1: views agree perfectly)", fontsize=10)
     panels[1].set_title("std of z/|z| times sqrt(D) (1: healthy, 0: collapsed)", fontsize=10)
     panels[1].axhline(2 / BATCH**0.5, color="black", linewidth=0.8, linestyle=":")

@@ -1,4 +1,4 @@
-"""Regime "augment": colour of views that lie on the device as uint8 crops. No loader, no network.
+"""Regime "augment": color of views that lie on the device as uint8 crops. No loader, no network.
 
     python -m benchmarks.augment --json benchmarks/results/augment.json
 
@@ -9,7 +9,7 @@ Configurations, SimSiam's two views of the same batch:
   torchvision   torchvision's transforms on uint8 tensors, view by view, as one writes them
   pillow        the official recipe's transforms on PIL images, view by view (CPU)
 
-All end with normalised views on the device. "images/s" counts source images of two views.
+All end with normalized views on the device. "images/s" counts source images of two views.
 """
 
 import json
@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.harness import conclude, parser, run_all, summary, words_of
-from benchmarks.peers.official import colour
+from benchmarks.peers.official import color
 from fastsimsiam.augment import blur
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 from fastsimsiam.doctor.measure import wait_for
@@ -106,8 +106,8 @@ def torchvision(device: torch.device, image_size: int) -> Work:
 
 
 def pillow(device: torch.device, image_size: int) -> Work:
-    """The official recipe's colour, which takes and gives what it does in a DataLoader's worker."""
-    transform = colour()
+    """The official recipe's color, which takes and gives what it does in a DataLoader's worker."""
+    transform = color()
 
     def work(batch: Batch) -> list[Tensor]:
         views = batch.crops[0].flatten(0, 1).numpy()
@@ -157,7 +157,7 @@ def table(result: dict[str, Any]) -> str:
     rows = [
         f"{result['image_size']} pixels, batches of {result['batch_size']}:",
         "",
-        "| colour | images/s | times pillow | spread |",
+        "| color | images/s | times pillow | spread |",
         "|---|---:|---:|---:|",
     ]
     least = min(found["median"] for found in result["summary"].values())

@@ -12,8 +12,8 @@ from PIL import Image
 
 from benchmarks.roofline import PARTS
 
-# Okabe and Ito's palette, told apart with any colour vision.
-_BLUE, _ORANGE, _GREEN, _GREY, _LIGHT = "#0072B2", "#E69F00", "#009E73", "#999999", "#56B4E9"
+# Okabe and Ito's palette, told apart with any color vision.
+_BLUE, _ORANGE, _GREEN, _GRAY, _LIGHT = "#0072B2", "#E69F00", "#009E73", "#999999", "#56B4E9"
 _PEERS = ("ffcv-stock", "dali-stock", "reference-crops", "reference", "official", "lightly")
 _KEY = "Drawn from"
 
@@ -32,7 +32,7 @@ def loader_chart(result: dict[str, Any], figure: Figure) -> None:
     bars = axes.barh(
         names,
         [rates[name] for name in names],
-        color=[_GREY if name in _PEERS else _BLUE for name in names],
+        color=[_GRAY if name in _PEERS else _BLUE for name in names],
     )
     axes.bar_label(bars, labels=[f"{rates[name]:,.0f}" for name in names], padding=3, fontsize=9)
     axes.axvline(bound, color="black", linestyle="--", linewidth=1)
@@ -41,7 +41,7 @@ def loader_chart(result: dict[str, Any], figure: Figure) -> None:
     )
     axes.set_xlim(0, 1.08 * bound)
     axes.set_xlabel(
-        "source images/s, two 224-pixel views each (blue: ours, grey: what one has today)"
+        "source images/s, two 224-pixel views each (blue: ours, gray: what one has today)"
     )
     machine = result["machine"]
     axes.set_title(
@@ -57,9 +57,9 @@ def step_chart(result: dict[str, Any], figure: Figure) -> None:
     names = list(variants)[::-1]
     axes = figure.subplots()
     left = [0.0] * len(names)
-    for part, colour in zip(PARTS, (_LIGHT, _BLUE, _ORANGE), strict=True):
+    for part, color in zip(PARTS, (_LIGHT, _BLUE, _ORANGE), strict=True):
         widths = [variants[name]["part_ms"][part] for name in names]
-        axes.barh(names, widths, left=left, color=colour, label=part, height=0.7)
+        axes.barh(names, widths, left=left, color=color, label=part, height=0.7)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for row, name in enumerate(names):
         limit = sum(variants[name]["part_limit_ms"].values())

@@ -126,7 +126,7 @@ GPU_ONLY = ("torchvision-nvjpeg", "dali-mixed")
 def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
     """Times one configuration in this process."""
     files = open_split(data, "train")
-    # Upright JPEGs in colour: what every one of them decodes without further ado.
+    # Upright JPEGs in color: what every one of them decodes without further ado.
     jpegs = [
         number
         for number in np.flatnonzero(files.orientation == 1).tolist()

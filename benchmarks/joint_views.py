@@ -14,7 +14,7 @@ class PerViewBatchNorm2d(nn.BatchNorm2d):
     parts = 2
 
     def forward(self, input: Tensor) -> Tensor:
-        """(V N, C, H, W) to the same, each N normalised by itself."""
+        """(V N, C, H, W) to the same, each N normalized by itself."""
         return torch.cat(
             [super(PerViewBatchNorm2d, self).forward(x) for x in input.chunk(self.parts)]
         )
@@ -26,7 +26,7 @@ class PerViewBatchNorm1d(nn.BatchNorm1d):
     parts = 2
 
     def forward(self, input: Tensor) -> Tensor:
-        """(V N, C) to the same, each N normalised by itself."""
+        """(V N, C) to the same, each N normalized by itself."""
         return torch.cat(
             [super(PerViewBatchNorm1d, self).forward(x) for x in input.chunk(self.parts)]
         )
@@ -44,7 +44,9 @@ def join_views(module: nn.Module) -> None:
 class JointSimSiam(SimSiam):
     """SimSiam's symmetric loss on two views that go through the network together."""
 
-    def forward(self, views: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, views: tuple[Tensor, ...], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Method.forward`."""
         assert len(views) == 2
         z = self.projector(self.backbone(torch.cat(views)))

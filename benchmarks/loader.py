@@ -4,17 +4,17 @@
 
 Configurations, all on the same files and with the same number of workers:
   decode            libjpeg-turbo alone, reused buffers: the bound
-  folder            decode once, two antialiased crops; colour is left to the device
-  folder-colour     folder, and our colour on the CPU as well
+  folder            decode once, two antialiased crops; color is left to the device
+  folder-color     folder, and our color on the CPU as well
   resident          everything decoded beforehand: crops alone
   ffcv              a packed file through FFCV's pipeline with our operation
   ffcv-stock        FFCV as it comes: one pipeline per view (benchmarks/peers/stock_ffcv.py)
   dali              DALI on the CPU, the plan's boxes
   dali-stock        DALI with two random_resized_crops (benchmarks/peers/stock_dali.py)
   reference-crops   PIL and a DataLoader: decode and crops alone
-  reference         PIL and a DataLoader doing the official recipe's full job, colour included
+  reference         PIL and a DataLoader doing the official recipe's full job, color included
   official          the same job as users write it: ImageFolder, torchvision's transforms, float
-                    tensors normalised in the workers (benchmarks/peers/official.py)
+                    tensors normalized in the workers (benchmarks/peers/official.py)
   lightly           lightly's SimSiam transform in a DataLoader (benchmarks/peers/lightly_simsiam.py)
 
 Each runs a short epoch to warm up and a timed one, and in another process three epochs whose peak of
@@ -38,8 +38,8 @@ from benchmarks.memory import PeakMemory
 from benchmarks.peers.official import official_loader
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.doctor.synthetic import repeated
-from fastsimsiam.loaders.base import Loader
-from fastsimsiam.loaders.cpu_loader import folder_loader
+from fastsimsiam.loaders.base import Loader, LoaderOptions
+from fastsimsiam.loaders.cpu_loader import cpu_loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.ffcv_loader import FfcvLoader
@@ -109,9 +109,9 @@ def ours(make: Callable[[ClassFolder, int], Loader]) -> Make:
     return configuration
 
 
-def folder_colour(storage: ClassFolder, workers: int) -> Epoch:
-    """`folder`, and our colour, compiled as long runs have it."""
-    loader = folder_loader(storage, device=CPU, workers=workers)
+def folder_color(storage: ClassFolder, workers: int) -> Epoch:
+    """`folder`, and our color, compiled as long runs have it."""
+    loader = cpu_loader(storage, LoaderOptions(device=CPU, workers=workers))
     photometric = Photometric(catalogue.recipe("imagenet-100ep").views, (224, 224))
     photometric.compile_alone()
 
@@ -185,26 +185,38 @@ def packed(storage: ClassFolder) -> Beton:
 CONFIGURATIONS: dict[str, Make] = {
     "decode": decode,
     "folder": ours(
-        lambda files, workers: folder_loader(files, device=CPU, workers=workers, prefetch=AHEAD)
+        lambda files, workers: cpu_loader(
+            files, LoaderOptions(device=CPU, workers=workers), prefetch=AHEAD
+        )
     ),
-    "folder-colour": folder_colour,
+    "folder-color": folder_color,
     "resident": ours(
-        lambda files, workers: resident_loader(files, device=CPU, workers=workers, prefetch=AHEAD)
+        lambda files, workers: resident_loader(
+            files, LoaderOptions(device=CPU, workers=workers), prefetch=AHEAD
+        )
     ),
-    "ffcv": ours(lambda files, workers: FfcvLoader(packed(files), device=CPU, workers=workers)),
+    "ffcv": ours(
+        lambda files, workers: FfcvLoader(packed(files), LoaderOptions(device=CPU, workers=workers))
+    ),
     "ffcv-stock": ffcv_stock,
-    "dali": ours(lambda files, workers: DaliLoader(files, device=CPU, workers=workers)),
+    "dali": ours(
+        lambda files, workers: DaliLoader(files, LoaderOptions(device=CPU, workers=workers))
+    ),
     "dali-stock": dali_stock,
     "reference-crops": ours(
-        lambda files, workers: ReferenceLoader(files, device=CPU, workers=workers, full=False)
+        lambda files, workers: ReferenceLoader(
+            files, LoaderOptions(device=CPU, workers=workers), full=False
+        )
     ),
-    "reference": ours(lambda files, workers: ReferenceLoader(files, device=CPU, workers=workers)),
+    "reference": ours(
+        lambda files, workers: ReferenceLoader(files, LoaderOptions(device=CPU, workers=workers))
+    ),
     "official": official,
     "lightly": lightly,
 }
 # These get half of the images: about the same time, and what it takes to start still is small.
 SLOW = (
-    "folder-colour",
+    "folder-color",
     "ffcv-stock",
     "dali",
     "dali-stock",
@@ -219,7 +231,7 @@ RATIOS = (
     ("folder", "reference"),
     ("folder", "official"),
     ("folder", "lightly"),
-    ("folder-colour", "official"),
+    ("folder-color", "official"),
     ("ffcv", "decode"),
     ("ffcv", "ffcv-stock"),
     ("dali", "dali-stock"),
@@ -275,8 +287,8 @@ def table(result: dict[str, Any]) -> str:
             f"`folder` is {times['folder/reference-crops']} times `reference-crops`, "
             f"{times['folder/reference']} times `reference`, {times['folder/official']} times "
             f"`official` and {times['folder/lightly']} times",
-            f"`lightly`; with our colour on the CPU too (`folder-colour`), "
-            f"{times['folder-colour/official']} times `official`.",
+            f"`lightly`; with our color on the CPU too (`folder-color`), "
+            f"{times['folder-color/official']} times `official`.",
             f"`ffcv` is {times['ffcv/ffcv-stock']} times `ffcv-stock`, `dali` "
             f"{times['dali/dali-stock']} times `dali-stock`.",
         ]

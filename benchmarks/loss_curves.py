@@ -29,26 +29,12 @@ RUNS = {
     "folder, learning rate + 1e-6": ("folder", 0, LEARNING_RATE * (1 + 1e-6)),
     "folder, another seed": ("folder", 1, LEARNING_RATE),
 }
-SHORT_RUN = [
-    "--arch",
-    "resnet18",
-    "--image-size",
-    "64",
-    "--batch-size",
-    "64",
-    "--log-every",
-    "20",
-    "--knn.k",
-    "20",
-    "--views.0.blur-sigma",
-    "0.1",
-    "0.6",
-    "--views.1.blur-sigma",
-    "0.1",
-    "0.6",
-]
-# Okabe and Ito's palette, told apart with any colour vision.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#000000", "#999999")
+SHORT_RUN = (
+    "--arch resnet18 --image-size 64 --batch-size 64 --log-every 20 --knn.k 20 "
+    "--views.0.blur-sigma 0.1 0.6 --views.1.blur-sigma 0.1 0.6"
+).split()
+# Okabe and Ito's palette, told apart with any color vision.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#000000", "#999999")
 
 
 def curve(name: str, data: Path, packed: Path, epochs: int, out: Path) -> dict[str, Any]:
@@ -106,13 +92,13 @@ def draw(curves: dict[str, Any], out: Path) -> None:
 
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=(2, 1))
     folder = np.array(curves["folder"]["loss"])
-    for colour, (name, found) in zip(COLOURS, curves.items(), strict=True):
+    for color, (name, found) in zip(COLORS, curves.items(), strict=True):
         style = ":" if "," in name else "-"
         knn = found["knn_top1_k20"]
         label = f"{name} (kNN {knn['first']:.1f} → {knn['last']:.1f} %)"
-        above.plot(found["step"], found["loss"], style, color=colour, label=label, linewidth=1.2)
+        above.plot(found["step"], found["loss"], style, color=color, label=label, linewidth=1.2)
         if name != "folder":
-            below.plot(found["step"], np.array(found["loss"]) - folder, style, color=colour)
+            below.plot(found["step"], np.array(found["loss"]) - folder, style, color=color)
     above.set_ylabel("loss")
     above.legend(frameon=False, fontsize=8)
     below.set_ylabel("loss minus folder's")

@@ -69,7 +69,7 @@ def cost_ratio(
 def settled(measure: Callable[[], float], limit: float) -> float:
     """The least of up to three measurements; the first one below `limit` will do.
 
-    A slow-down is there every time, a neighbour on the machine is not.
+    A slow-down is there every time, a neighbor on the machine is not.
     """
     ratio = float("inf")
     for _ in range(_ATTEMPTS):

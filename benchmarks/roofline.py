@@ -5,12 +5,12 @@ Bytes are counted from the backbone's graph, tensor by tensor, for three levels 
 - `separate`: BatchNorm, ReLU and residual addition are kernels of their own;
 - `fused`: BatchNorm, ReLU and addition behind it are one kernel, forward and backward;
 - `epilogue`: BatchNorm's statistics are taken while a convolution writes its output, and its
-  normalisation (with ReLU) is applied while the next convolution reads it. Only what a residual
+  normalization (with ReLU) is applied while the next convolution reads it. Only what a residual
   addition makes is written down once more.
 
 A tensor counts once for each kernel that reads or writes it; what stays in a cache between kernels is
 not modelled, nor are the heads, whose activations are small. BatchNorm in training mode reads its
-input twice forward (statistics, normalisation), and input and gradient twice backward.
+input twice forward (statistics, normalization), and input and gradient twice backward.
 """
 
 from collections.abc import Callable
@@ -118,9 +118,10 @@ def step_cost(
     with torch.device("meta"):
         method = make_method()
         views = tuple(torch.empty(_BATCH, 3, image_size, image_size) for _ in range(num_views))
+        labels = torch.zeros(_BATCH, dtype=torch.int64)
         forward, backward = FlopCounterMode(display=False), FlopCounterMode(display=False)
         with forward:
-            loss, _ = method(views)
+            loss, _ = method(views, labels)
         with backward:
             loss.backward()
     backbone = method.get_submodule("backbone")

@@ -1,4 +1,4 @@
-"""Regime "step": a training step on a synthetic batch that lies on the device. No loader, no colour.
+"""Regime "step": a training step on a synthetic batch that lies on the device. No loader, no color.
 
     python -m benchmarks.step --json benchmarks/results/step.json
 
@@ -136,7 +136,7 @@ def ceilings(device: torch.device) -> dict[str, float]:
     return found | {"bytes_per_second": 2 * source.numel() / seconds}
 
 
-def analysed(
+def analyzed(
     config: Config, samples: dict[str, list[dict[str, Any]]], most: dict[str, float]
 ) -> dict[str, Any]:
     """Images/s, achieved rates and share of the limit of every variant."""
@@ -296,7 +296,7 @@ def main() -> None:
         "regime": "step",
         **{key: getattr(args, key) for key in _SAME},
         "ceilings": most,
-        "variants": analysed(config, samples, most),
+        "variants": analyzed(config, samples, most),
         "samples": samples,
         "failed": failed,
     }

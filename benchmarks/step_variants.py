@@ -1,7 +1,7 @@
 """The ways to run a training step that `benchmarks.step` compares; its docstring says what each is."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,15 +12,20 @@ from benchmarks.aten_batch_norm import use_aten
 from benchmarks.joint_views import JointSimSiam, join_views
 from benchmarks.roofline import PARTS
 from benchmarks.stem import use_stem
-from fastsimsiam.config.run import Config
+from fastsimsiam.config.run import Config, OptimizerConfig
 from fastsimsiam.doctor.measure import wait_for
-from fastsimsiam.methods.base import Method
+from fastsimsiam.methods.base import Method, ParameterGroup, Progress
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.models.backbones import feature_extractor
 from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
 from fastsimsiam.models.small_convolutions import use_products
+from fastsimsiam.optim.base import Optimizer
+from fastsimsiam.optim.schedule import peak_lr
 from fastsimsiam.optim.sgd import ScheduledSGD
 from fastsimsiam.system.malloc import keep_freed_memory
+from fastsimsiam.train.step import optimizer_step
+
+Metrics = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +96,43 @@ def make_method(config: Config, *, joint: bool) -> Method:
     return method
 
 
+class TorchSGD:
+    """torch's own SGD with one learning rate; an `Optimizer`."""
+
+    def __init__(
+        self, groups: Sequence[ParameterGroup], config: OptimizerConfig, lr: float, *, foreach: bool
+    ) -> None:
+        """Takes all parameters as one group."""
+        self._sgd = torch.optim.SGD(
+            [parameter for group in groups for parameter in group.parameters],
+            lr=lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            foreach=foreach,
+        )
+
+    def set_lr(self, lr: float, peak_lr: float) -> None:
+        """Nothing: the learning rate stays."""
+
+    def step(self, step: int) -> None:
+        """See `Optimizer.step`."""
+        self._sgd.step()
+        self._sgd.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Momentum buffers and settings."""
+        return self._sgd.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self._sgd.load_state_dict(state)
+
+
 class Step:
     """A training step of a variant."""
 
     def __init__(self, config: Config, variant: Variant, device: torch.device) -> None:
-        """Builds method and optimiser."""
+        """Builds method and optimizer."""
         torch.backends.cudnn.benchmark = variant.cudnn_benchmark
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
         self.method = make_method(config, joint=variant.joint).to(device).to(memory_format=layout)
@@ -113,28 +150,18 @@ class Step:
             use_products(self.method)
         self._variant, self._device, self._layout = variant, device, layout
         groups = self.method.parameter_groups()
-        rate = config.optimizer.lr * config.batch_size / 256
+        self._lr = peak_lr(config.optimizer, config.batch_size)
+        self._optimizer: Optimizer
         if variant.sgd == "fused":
-            ours = ScheduledSGD(groups, config.optimizer, device)
-            ours.set_rates(rate, rate)
-            self._update: Callable[[], None] = ours.step
+            self._optimizer = ScheduledSGD(groups, config.optimizer, device)
         else:
-            theirs = torch.optim.SGD(
-                [parameter for group in groups for parameter in group.parameters],
-                lr=rate,
-                momentum=config.optimizer.momentum,
-                weight_decay=config.optimizer.weight_decay,
-                foreach=variant.sgd == "foreach",
+            self._optimizer = TorchSGD(
+                groups, config.optimizer, self._lr, foreach=variant.sgd == "foreach"
             )
-
-            def update() -> None:
-                theirs.step()
-                theirs.zero_grad(set_to_none=True)
-
-            self._update = update
-        self._loss = self._forward
+        self._labels = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
+        self._compute = self._forward
         if variant.compiled:
-            self._loss = torch.compile(
+            self._compute = torch.compile(
                 self._forward, fullgraph=True, dynamic=False, options=variant.inductor
             )
 
@@ -150,20 +177,29 @@ class Step:
             for _ in range(2)
         )
 
-    def _forward(self, views: tuple[Tensor, ...]) -> Tensor:
+    def _forward(self, views: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, Metrics]:
         enabled = self._variant.dtype != torch.float32
         with torch.autocast(self._device.type, self._variant.dtype, enabled=enabled):
-            loss: Tensor = self.method(views)[0]
-        return loss
+            loss, metrics = self.method(views, labels)
+        return loss, metrics
 
-    def __call__(self, views: tuple[Tensor, ...]) -> Tensor:
-        """One step; its loss."""
+    def __call__(
+        self, views: tuple[Tensor, ...], after: Callable[[str], None] = lambda phase: None
+    ) -> Tensor:
+        """One step as the trainer does it; its loss. `after`: see `optimizer_step`."""
         if self._variant.inductor.get("triton.cudagraphs"):
             torch.compiler.cudagraph_mark_step_begin()
-        loss = self._loss(views)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._update()
-        return loss.detach().clone()  # a recorded graph writes into the same memory in its next run
+        means = optimizer_step(
+            self._compute,
+            [(views, self._labels)],
+            method=self.method,
+            optimizer=self._optimizer,
+            at=Progress(step=0, steps_per_epoch=1, total_steps=1),
+            lr=self._lr,
+            peak_lr=self._lr,
+            after=after,
+        )
+        return means["loss"].clone()  # a recorded graph writes into the same memory in its next run
 
     def gradient_norms(self, views: tuple[Tensor, ...]) -> dict[str, float]:
         """Of each parameter's gradient, with 1 for the weights of all BatchNorm2d layers; no update.
@@ -174,7 +210,7 @@ class Step:
         fresh = [weight.detach().clone() for weight in weights]
         for weight in weights:
             nn.init.ones_(weight)
-        self._loss(views).backward()
+        self._compute(views, self._labels)[0].backward()
         norms = {
             name: parameter.grad.norm().item()
             for name, parameter in self.method.named_parameters()
@@ -190,16 +226,9 @@ class Step:
         """One step that waits for the device behind every part; `benchmarks.roofline.PARTS`."""
         at = [time.perf_counter()]
 
-        def passed() -> None:
+        def passed(_: str) -> None:
             wait_for(self._device)
             at.append(time.perf_counter())
 
-        if self._variant.inductor.get("triton.cudagraphs"):
-            torch.compiler.cudagraph_mark_step_begin()
-        loss = self._loss(views)
-        passed()
-        loss.backward()  # type: ignore[no-untyped-call]
-        passed()
-        self._update()
-        passed()
+        self(views, passed)
         return {part: end - start for part, start, end in zip(PARTS, at, at[1:], strict=False)}

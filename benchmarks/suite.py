@@ -4,7 +4,7 @@
 
 Each job is a benchmark of its own and leaves a result file as soon as it is done; what the time does
 not suffice for is named. On a GPU: the step's variants at two batch sizes and parts of them, end to end
-through each loader, decoding, colour, and the tests that need one. On a CPU: a quick look at every
+through each loader, decoding, color, and the tests that need one. On a CPU: a quick look at every
 regime. Jobs that are done in this folder are passed over: the same words again go on where the time was
 up, and another folder begins anew.
 """

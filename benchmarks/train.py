@@ -5,7 +5,7 @@
 On a GPU the two run side by side, and training can be as fast as the slower of them. On a CPU they
 share the cores and take turns: 1 / (1 / loader + 1 / step) images/s. Each runs in a fresh process:
   loader    batches of the plan, made and thrown away
-  step      the trainer's step, colour and optimiser included, on one batch that lies on the device
+  step      the trainer's step, color and optimizer included, on one batch that lies on the device
   train     the trainer itself, from the log of its run
 
 "cores" is how many CPU cores this process kept busy, worker processes of `reference` apart.
@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from benchmarks.harness import add_data, conclude, parser, photographs, run_all, summary, words_of
-from fastsimsiam.config.run import CheckpointConfig, Config, FolderConfig, KnnConfig
+from fastsimsiam.config.run import CheckpointConfig, Config, CpuConfig, KnnConfig
 from fastsimsiam.doctor.diagnosis import parts_allow
-from fastsimsiam.doctor.measure import batches_of, logged, one_step, ready, trainer_of, wait_for
+from fastsimsiam.doctor.measure import batches_of, logged, trainer_of, wait_for
 from fastsimsiam.doctor.synthetic import repeated
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.class_folder import ClassFolder
@@ -44,7 +44,7 @@ def config_of(args: argparse.Namespace) -> Config:
         image_size=args.image_size,
         batch_size=args.batch_size,
         loader=args.loader,
-        folder=FolderConfig(decoder=args.decoder, crops=args.crops),
+        cpu=CpuConfig(crops=args.crops),
         workers=args.workers,
         compile=args.compile,
         knn=KnnConfig(every_epochs=0),
@@ -74,7 +74,7 @@ def measure(name: str, config: Config, steps: int) -> dict[str, Any]:
             }
         batches = batches_of(trainer)
         synthetic = next(batches) if name == "step" else None
-        ready(trainer)
+        trainer.method.train()
         started, busy = 0.0, 0.0
         for number in range(_WARM_UP + steps):
             if number == _WARM_UP:
@@ -82,7 +82,7 @@ def measure(name: str, config: Config, steps: int) -> dict[str, Any]:
                 started, busy = time.perf_counter(), time.process_time()
             batch = synthetic or next(batches)
             if name == "step":
-                one_step(trainer, batch)
+                trainer.train_on([batch])
         wait_for(trainer.device)
         seconds, busy = time.perf_counter() - started, time.process_time() - busy
         batches.close()
@@ -126,9 +126,8 @@ def command_line() -> argparse.ArgumentParser:
     options.add_argument("--arch", default="resnet50" if gpu else "resnet18")
     options.add_argument("--image-size", type=int, default=224 if gpu else 64, help="pixels")
     options.add_argument("--batch-size", type=int, default=256 if gpu else 64, help="images")
-    options.add_argument("--loader", default="folder", help="as of pretrain (folder)")
-    options.add_argument("--decoder", default="cpu", help="as --folder.decoder of pretrain (cpu)")
-    options.add_argument("--crops", default="host", help="as --folder.crops of pretrain (host)")
+    options.add_argument("--loader", default="cpu", help="as of pretrain (cpu)")
+    options.add_argument("--crops", default="host", help="as --cpu.crops of pretrain (host)")
     options.add_argument("--workers", type=int, help="loader threads (one per core)")
     options.add_argument("--compile", default="auto", help="as of pretrain (auto)")
     options.add_argument(
@@ -144,7 +143,7 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure, config_of(args), args.steps)))
         return
-    keys = ("data", "arch", "image_size", "batch_size", "loader", "decoder", "crops", "workers")
+    keys = ("data", "arch", "image_size", "batch_size", "loader", "crops", "workers")
     keys += ("compile", "steps")
     samples, failed = run_all("benchmarks.train", NAMES, args.repeats, words_of(args, keys))
     rates = {

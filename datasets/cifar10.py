@@ -67,7 +67,7 @@ def read_classes(tar: tarfile.TarFile) -> list[str]:
 
 
 def read_batch(tar: tarfile.TarFile, name: str) -> tuple[list[int], bytes]:
-    """Returns the labels and, image after image, the three colour planes."""
+    """Returns the labels and, image after image, the three color planes."""
     batch = load(tar, name)
     labels = [int(label) for label in batch[b"labels"]]
     _, shape, _, fortran, pixels = batch[b"data"].state

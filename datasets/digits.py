@@ -1,7 +1,7 @@
 """Writes the handwritten digits that ship with scikit-learn as class folders: no download.
 
 1,797 scans of 8x8 pixels (UCI "Optical Recognition of Handwritten Digits"; Alpaydin and Kaynak,
-1998), each enlarged and moved to a place of its own, in a colour of its own, on a dark ground of its
+1998), each enlarged and moved to a place of its own, in a color of its own, on a dark ground of its
 own. As they are, digits are told apart by their pixels alone; so made, an untrained network's
 features are near chance, and what a trained one knows it has learned.
 """
@@ -33,8 +33,8 @@ def write_digits(dest: Path, seed: int = 0) -> int:
         ground = random.uniform(0, 80, size=3)
         ink = np.array(colorsys.hsv_to_rgb(random.uniform(), random.uniform(0.3, 1.0), 1.0)) * 255
         side = int(random.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
-        grey = Image.fromarray((scan * (255 / 16)).astype(np.uint8))
-        enlarged = grey.resize((side, side), Image.Resampling.BICUBIC)
+        gray = Image.fromarray((scan * (255 / 16)).astype(np.uint8))
+        enlarged = gray.resize((side, side), Image.Resampling.BICUBIC)
         strength = np.asarray(enlarged, dtype=np.float64)[..., None] / 255
         y, x = random.integers(SIDE - side + 1, size=2)
         image = np.broadcast_to(ground, (SIDE, SIDE, 3)).copy()

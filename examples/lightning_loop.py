@@ -4,7 +4,7 @@
     python examples/lightning_loop.py --data data/digits --epochs 2
 
 `fastsimsiam.Loader` stands where a DataLoader stands. Its views lie on the device already, cut,
-jittered and normalised. It is made in `train_dataloader`, when Lightning has started torch.distributed:
+jittered and normalized. It is made in `train_dataloader`, when Lightning has started torch.distributed:
 then every rank gets its own share, without Lightning's sampler.
 """
 
@@ -49,11 +49,10 @@ class SimSiamModule(lightning.LightningModule):
 
     def training_step(self, batch: tuple[tuple[Tensor, ...], Tensor], _: int) -> Tensor:
         """The loss of a batch: its views, one tensor (B, 3, S, S) each, and labels (B,)."""
-        views, _labels = batch
-        loss, scores = self.method(views)
-        figures = {"loss": loss, **scores}
+        views, labels = batch
+        loss, metrics = self.method(views, labels)
         self.log_dict(
-            figures,
+            {"loss": loss, **metrics},
             prog_bar=True,
             on_step=False,
             on_epoch=True,

@@ -25,12 +25,12 @@ _HELP = """usage: fastsimsiam COMMAND ...
 
 commands:
   pretrain RECIPE       pretrain a backbone on a folder of images
-  knn CHECKPOINT        score a checkpoint by k nearest neighbours
+  knn CHECKPOINT        score a checkpoint by k nearest neighbors
   linear CHECKPOINT     train a linear layer on its frozen features: top-1 and top-5
   inspect CHECKPOINT    is the representation healthy, or has it collapsed?
   embed CHECKPOINT      write the features of a data set to a file
   export CHECKPOINT DST write the backbone for torchvision, timm or onnxruntime
-  report RUN ...        write one HTML file on runs: curves, neighbours, a map, how to repeat them
+  report RUN ...        write one HTML file on runs: curves, neighbors, a map, how to repeat them
   views PATH            draw what a recipe's views look like
   pack SRC DST          pack class folders into one file for FFCV
   doctor                measure this machine: what holds it back, how long a recipe takes

@@ -11,6 +11,7 @@ from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.run import DeviceName, LoaderName, OnBadImage
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import UserError
+from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.storage.open import has_split, open_split
@@ -18,7 +19,7 @@ from fastsimsiam.system.device import choose_device
 
 
 class Loader:
-    """Batches of views for a loop of your own, by the fast loaders and the colour part.
+    """Batches of views for a loop of your own, by the fast loaders and the color part.
 
     Each iteration over it is the next epoch, so that it can stand where a DataLoader stands::
 
@@ -64,7 +65,7 @@ class Loader:
             dtype: of the views.
             workers: loader threads; None: one per CPU core.
             on_bad_image: `error`, or `skip`: another image stands in.
-            compile: compile the colour part; pays from some hundred batches on.
+            compile: compile the color part; pays from some hundred batches on.
 
         Raises:
             UserError: something in the arguments or the data has to be mended.
@@ -101,7 +102,7 @@ class Loader:
         if compile:
             self._photometric.compile_alone()
         self._loader = build_loader(
-            name, storage, device=where, workers=workers, on_bad_image=on_bad_image
+            name, storage, LoaderOptions(device=where, workers=workers, on_bad_image=on_bad_image)
         )
 
     def __len__(self) -> int:
@@ -109,7 +110,7 @@ class Loader:
         return self._plan.num_batches
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """Batches of the next epoch: a tensor (B, 3, S, S) per view, normalised; labels (B,)."""
+        """Batches of the next epoch: a tensor (B, 3, S, S) per view, normalized; labels (B,)."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         for batch in self._loader.iterate(self._plan, epoch):
             with torch.no_grad():

@@ -92,7 +92,7 @@ def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
         device="cpu",
         precision="fp32",
         compile="off",
-        loader="folder",
+        loader="cpu",
         workers=2,
         log_every=2,
     )

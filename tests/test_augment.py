@@ -22,7 +22,7 @@ from fastsimsiam.plan.views import ViewTable, draw_views, without_photometric
 from fastsimsiam.system.compiler import mend_for_compiling
 
 SIZE = 96
-NO_COLOUR = ViewSpec(flip=0, jitter=0, grey=0, blur=0)
+NO_COLOR = ViewSpec(flip=0, jitter=0, grayscale=0, blur=0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def photos_or_textures(request: pytest.FixtureRequest) -> list[Image.Image]:
 
 
 def apply(pictures: Tensor, table: ViewTable, spec: ViewSpec) -> Tensor:
-    """Our operations, back in grey levels: (N, S, S, 3) in [0, 255]."""
+    """Our operations, back in gray levels: (N, S, S, 3) in [0, 255]."""
     photometric = {name: torch.as_tensor(value) for name, value in table.photometric().items()}
     (view,) = Photometric([spec], (SIZE,))((pictures,), photometric)
     std, mean = torch.tensor(IMAGENET_STD), torch.tensor(IMAGENET_MEAN)
@@ -56,7 +56,7 @@ def blank(num: int) -> ViewTable:
 
 
 def difference(pictures: Tensor, table: ViewTable, spec: ViewSpec) -> float:
-    """Mean absolute difference to PIL in grey levels."""
+    """Mean absolute difference to PIL in gray levels."""
     ours = apply(pictures, table, spec)
     total = 0.0
     for row in range(len(pictures)):
@@ -66,7 +66,7 @@ def difference(pictures: Tensor, table: ViewTable, spec: ViewSpec) -> float:
     return total / len(pictures)
 
 
-# Grey levels. PIL truncates to 8 bits after every operation (half a level on average) and holds hue
+# Gray levels. PIL truncates to 8 bits after every operation (half a level on average) and holds hue
 # in 8 bits; its blur is three box filters.
 @pytest.mark.parametrize(
     ("name", "value", "limit"),
@@ -81,7 +81,7 @@ def difference(pictures: Tensor, table: ViewTable, spec: ViewSpec) -> float:
         ("hue", 0.05, 0.7),
         ("hue", 0.1, 0.7),
         ("hue", 0.5, 0.7),
-        ("grey", True, 0.3),
+        ("grayscale", True, 0.3),
         ("solarize", True, 0.01),
         ("flip", True, 0.01),
         ("blur_sigma", 0.1, 0.01),
@@ -94,7 +94,7 @@ def test_each_operation_is_pils(pictures: Tensor, name: str, value: float, limit
     table = blank(len(pictures))
     getattr(table, name)[:] = value
     found = difference(pictures, table, ViewSpec(solarize=1.0))
-    print(f"{name} {value}: {found:.3f} grey levels")
+    print(f"{name} {value}: {found:.3f} gray levels")
     assert found < limit
     # The comparison can fail: the untouched image is far away (a slight blur aside).
     if (name, value) not in (("blur_sigma", 0.1), ("hue", 0.05)):
@@ -109,13 +109,13 @@ def test_nothing_asked_nothing_done(pictures: Tensor) -> None:
 
 def test_whole_recipe_in_every_order(pictures: Tensor) -> None:
     num = len(pictures)
-    spec = ViewSpec(jitter=1.0, blur=0.5, grey=0.2)
+    spec = ViewSpec(jitter=1.0, blur=0.5, grayscale=0.2)
     sizes = np.full((num, 2), SIZE, np.int32)
     found = []
     for seed in range(6):
         table = draw_views([spec], seed=seed, epoch=0, index=np.arange(num), sizes=sizes)
         found.append(difference(pictures, table, spec))
-    print(f"whole recipe: {np.mean(found):.3f} grey levels")
+    print(f"whole recipe: {np.mean(found):.3f} gray levels")
     assert np.mean(found) < 1.5
 
 
@@ -140,7 +140,7 @@ def test_both_blurs_are_the_gaussian() -> None:
     shifts, products = blur_by_shifts(image, weight), blur_by_products(image, weight)
     torch.testing.assert_close(shifts, products, atol=1e-5, rtol=0)
     torch.testing.assert_close(shifts[0], image[0])
-    # A quarter of a grey level; what the network gets is rounded to bfloat16, a whole one.
+    # A quarter of a gray level; what the network gets is rounded to bfloat16, a whole one.
     torch.testing.assert_close(half_products(image, weight), shifts, atol=1e-3, rtol=0)
     expected = TF.gaussian_blur(image[2], [13, 13], [2.0, 2.0])
     # torchvision reflects at the edges where PIL, and we, repeat: compare what lies inside.

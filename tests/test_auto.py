@@ -59,14 +59,14 @@ def folder(class_folders: Path) -> Storage:
 def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
     monkeypatch.setattr(auto, "mend_for_compiling", lambda _: None)
     assert auto.choose_compile(config, 10_000, GPU)[0] == "step"
-    assert auto.choose_compile(config, 10_000, GPU, num_processes=2)[0] == "colour"
-    assert auto.choose_compile(config, 10_000, CPU)[0] == "colour"
+    assert auto.choose_compile(config, 10_000, GPU, num_processes=2)[0] == "color"
+    assert auto.choose_compile(config, 10_000, CPU)[0] == "color"
     assert auto.choose_compile(config, 10, CPU) == ("off", "a short run on a CPU")
     few = replace(config, max_steps=3)
     assert auto.choose_compile(few, 10_000, CPU) == ("off", "a short run on a CPU")
     asked = replace(config, compile="step")
     assert auto.choose_compile(asked, 10, CPU) == ("step", "asked for")
-    with pytest.raises(UserError, match="pass --compile colour"):
+    with pytest.raises(UserError, match="pass --compile color"):
         auto.choose_compile(asked, 10, GPU, num_processes=2)
 
 
@@ -100,7 +100,7 @@ def test_what_fits_is_kept(machine: Machine, config: Config, folder: Storage) ->
 
 
 def test_what_is_asked_for_is_taken(machine: Machine, config: Config, folder: Storage) -> None:
-    assert registry.choose_loader("folder", folder, CPU)[0] == "folder"
+    assert registry.choose_loader("cpu", folder, CPU)[0] == "cpu"
 
 
 def test_what_does_not_fit_is_decoded_as_it_comes(
@@ -108,9 +108,9 @@ def test_what_does_not_fit_is_decoded_as_it_comes(
 ) -> None:
     machine.be(memory=1 << 20, gpu_memory=1 << 20)
     name, why = registry.choose_loader(config.loader, folder, CPU)
-    assert name == "folder"
+    assert name == "cpu"
     assert "is more than 10% of the memory" in why
-    assert registry.choose_loader(config.loader, folder, GPU)[0] == "folder"
+    assert registry.choose_loader(config.loader, folder, GPU)[0] == "cpu"
 
 
 def test_memory_counts_once_for_each_process(
@@ -119,7 +119,7 @@ def test_memory_counts_once_for_each_process(
     machine.be(memory=4 << 20, dali=False)
     assert registry.choose_loader(config.loader, folder, GPU, num_processes=1)[0] == "resident"
     name, why = registry.choose_loader(config.loader, folder, GPU, num_processes=8)
-    assert name == "folder"
+    assert name == "cpu"
     assert "for 8 processes" in why
 
 
@@ -127,14 +127,14 @@ def test_few_cores_for_each_gpu_leave_decoding_to_it(
     machine: Machine, config: Config, folder: Storage
 ) -> None:
     machine.be(gpu_memory=1 << 20)
-    assert registry.choose_loader(config.loader, folder, GPU, num_processes=2)[0] == "folder"
+    assert registry.choose_loader(config.loader, folder, GPU, num_processes=2)[0] == "cpu"
     name, why = registry.choose_loader(config.loader, folder, GPU, num_processes=4)
     assert name == "dali"
     assert "4 CPU cores per GPU" in why
     machine.be(dali=False)
-    assert registry.choose_loader(config.loader, folder, GPU, num_processes=4)[0] == "folder"
+    assert registry.choose_loader(config.loader, folder, GPU, num_processes=4)[0] == "cpu"
     machine.be(dali=True, memory=1 << 20)
-    assert registry.choose_loader(config.loader, folder, CPU, num_processes=4)[0] == "folder"
+    assert registry.choose_loader(config.loader, folder, CPU, num_processes=4)[0] == "cpu"
 
 
 def test_packed_files_go_through_ffcv(

@@ -44,19 +44,8 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["pretrain", "imagenette", "--views.1.area", "0.5", "0.2"], "views.area is (0.5, 0.2)"),
         (["pretrain", "imagenette", "--data", "nowhere"], "data folder nowhere does not exist"),
         (
-            [
-                "pretrain",
-                "demo",
-                "--data",
-                "{images}",
-                "--device",
-                "cpu",
-                "--loader",
-                "folder",
-                "--folder.decoder",
-                "nvjpeg",
-            ],
-            "--folder.decoder nvjpeg needs a GPU: pass --folder.decoder cpu",
+            "pretrain demo --data {images} --device cpu --loader nvjpeg".split(),
+            "--loader nvjpeg needs a GPU: pass --loader cpu",
         ),
         (
             ["pretrain", "imagenette", "--device", "cuda"],
@@ -190,7 +179,12 @@ def test_the_published_recipe_is_the_published_one() -> None:
         0.4,
         0.1,
     )
-    assert (view.grey, view.blur, view.blur_sigma, view.solarize) == (0.2, 0.5, (0.1, 2.0), 0.0)
+    assert (view.grayscale, view.blur, view.blur_sigma, view.solarize) == (
+        0.2,
+        0.5,
+        (0.1, 2.0),
+        0.0,
+    )
 
 
 def test_pretrain_then_knn(

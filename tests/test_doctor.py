@@ -36,7 +36,7 @@ FED = Figures(
     samples=[3_900, 4_000, 3_950],
     data_wait=0.01,
     compile_seconds=60,
-    loader_name="folder",
+    loader_name="cpu",
     workers=16,
     cores=16,
     decoded_bytes=10**12,
@@ -52,7 +52,7 @@ FED = Figures(
     batch_size=512,
 )
 STARVED = replace(FED, loader=2_000, decode=2_400, train=1_990, data_wait=0.5)
-CPU_ONLY = replace(FED, gpu=False, loader=1_000, step=100, train=91, compiled="colour")
+CPU_ONLY = replace(FED, gpu=False, loader=1_000, step=100, train=91, compiled="color")
 
 
 @pytest.mark.parametrize(
@@ -157,13 +157,13 @@ def figures_of_a_run(class_folders: Path) -> dict[str, object]:
         epochs=40,
         device="cpu",
         compile="off",
-        loader="folder",
+        loader="cpu",
         workers=1,
         knn=KnnConfig(every_epochs=10),
     )
     said: list[str] = []
     report = examine(config, minutes=0.05, say=said.append)
-    assert said[0].startswith("loader folder (asked for)")
+    assert said[0].startswith("loader cpu (asked for)")
     text = in_words(report)
     assert "Held back by" in text
     assert "40 epochs will take" in text
@@ -198,7 +198,7 @@ def test_made_up_photographs_stand_in(tmp_path: Path, monkeypatch: pytest.Monkey
         batch_size=32,
         device="cpu",
         compile="off",
-        loader="folder",
+        loader="cpu",
         workers=1,
     )
     report = examine(config, minutes=0.02)
@@ -259,7 +259,7 @@ def short_run(class_folders: Path, **changes: object) -> Config:
         epochs=1,
         device="cpu",
         compile="off",
-        loader="folder",
+        loader="cpu",
         workers=1,
         **changes,
     )
@@ -282,7 +282,7 @@ def test_a_signal_ends_the_doctor_too(
     """The trainer survives one, saves and returns its number."""
     monkeypatch.setattr(Trainer, "fit", lambda self: signal.SIGINT)
     words = ["--recipe", "imagenette", "--data", str(class_folders), "--arch", "tiny_resnet"]
-    words += ["--image-size", "32", "--batch-size", "16", "--device", "cpu", "--loader", "folder"]
+    words += ["--image-size", "32", "--batch-size", "16", "--device", "cpu", "--loader", "cpu"]
     assert main(["doctor", *words, "--compile", "off", "--minutes", "0.02"]) == 130
     assert capsys.readouterr().err.endswith("fastsimsiam: interrupted\n")
 

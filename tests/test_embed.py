@@ -18,7 +18,7 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.evaluate import context
 from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.evaluate.pretrained import load_frozen
-from fastsimsiam.loaders.base import Loader
+from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
@@ -41,7 +41,7 @@ def test_features_are_those_of_the_evaluation(run: Config, tmp_path: Path) -> No
     assert embed(run.out, run.data, table, split="val", options=ON_CPU) == 24
     stored = np.load(npz)
     val = open_split(run.data, "val")
-    loader = build_loader("folder", val, device=CPU, workers=1, on_bad_image="error")
+    loader = build_loader("cpu", val, LoaderOptions(device=CPU, workers=1, on_bad_image="error"))
     unit, label = extract(
         load_frozen(run.out).backbone,
         loader,

@@ -10,7 +10,8 @@ import torch
 import torchvision
 from conftest import CPU, require
 
-from fastsimsiam.config.run import CompileName, Config, FolderConfig
+from fastsimsiam.config.run import CompileName, Config, CpuConfig
+from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.models.fused_batch_norm import sums
 from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
@@ -35,17 +36,17 @@ def gpu_config(tiny_config: Config) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("name", "folder"),
+    ("name", "cpu"),
     [
-        ("folder", FolderConfig()),
-        ("folder", FolderConfig(crops="device")),
-        ("folder", FolderConfig(decoder="nvjpeg")),
-        ("resident", FolderConfig()),
-        ("dali", FolderConfig()),
+        ("cpu", CpuConfig()),
+        ("cpu", CpuConfig(crops="device")),
+        ("nvjpeg", CpuConfig()),
+        ("resident", CpuConfig()),
+        ("dali", CpuConfig()),
     ],
 )
 def test_crops_are_those_of_a_cpu(
-    name: str, folder: FolderConfig, photos: Path, gpu_config: Config
+    name: str, cpu: CpuConfig, photos: Path, gpu_config: Config
 ) -> None:
     if name == "dali":
         require("dali")
@@ -58,31 +59,33 @@ def test_crops_are_those_of_a_cpu(
         image_size=224,
         batch_size=32,
     )
-    cpu = build_loader("folder", storage, device=CPU, workers=2, on_bad_image="error")
+    trusted = build_loader(
+        "cpu", storage, LoaderOptions(device=CPU, workers=2, on_bad_image="error")
+    )
     gpu = build_loader(
         name,
         storage,
-        device=torch.device("cuda", 0),
-        workers=2,
-        on_bad_image="error",
-        folder=folder,
+        LoaderOptions(device=torch.device("cuda", 0), workers=2, on_bad_image="error"),
+        cpu=cpu,
     )
-    with closing(cpu), closing(gpu):
-        for ours, wanted in zip(gpu.iterate(plan), cpu.iterate(plan), strict=True):
+    with closing(trusted), closing(gpu):
+        for ours, wanted in zip(gpu.iterate(plan), trusted.iterate(plan), strict=True):
             assert ours.index.tolist() == wanted.index.tolist()
             difference = (ours.crops[0].cpu().short() - wanted.crops[0].short()).abs().float()
             assert difference.mean() < 2.0  # decoders differ in chroma
             assert torch.equal(ours.photometric["hue"].cpu(), wanted.photometric["hue"])
 
 
-@pytest.mark.parametrize("loader", ["folder", "resident"])
-@pytest.mark.parametrize("compiled", ["off", "colour", "step"])
+@pytest.mark.parametrize("loader", ["cpu", "resident"])
+@pytest.mark.parametrize("compiled", ["off", "color", "step"])
 def test_no_sync_and_no_recompile_between_log_steps(
     gpu_config: Config, loader: str, compiled: CompileName
 ) -> None:
     device = torch.device("cuda", 0)
     storage = open_split(gpu_config.data, "train")
-    source = build_loader(loader, storage, device=device, workers=2, on_bad_image="error")
+    source = build_loader(
+        loader, storage, LoaderOptions(device=device, workers=2, on_bad_image="error")
+    )
     recorder = Recorder(gpu_config.out)
     torch._dynamo.reset()
     made = build_trainer(

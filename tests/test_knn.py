@@ -14,6 +14,7 @@ from torch import nn
 from fastsimsiam.evaluate import knn
 from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.evaluate.knn import usable_k
+from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.storage.class_folder import open_split
 
@@ -84,7 +85,9 @@ def test_features_are_in_order_and_leave_the_network_alone(class_folders: object
     storage = open_split(class_folders, "train")
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1))
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    loader = build_loader("folder", storage, device=CPU, workers=2, on_bad_image="error")
+    loader = build_loader(
+        "cpu", storage, LoaderOptions(device=CPU, workers=2, on_bad_image="error")
+    )
     plan = center_plan(storage, 16, 0.875)
     feature, label = extract(backbone, loader, plan, device=CPU, dtype=torch.float32)
     loader.close()

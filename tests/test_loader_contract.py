@@ -16,13 +16,13 @@ import torch
 from conftest import CPU, open_with_pil, require
 from PIL import Image
 
-from fastsimsiam.config.run import FolderConfig
+from fastsimsiam.config.run import CpuConfig
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import BadImageError
 from fastsimsiam.evaluate.features import center_plan
-from fastsimsiam.loaders import cpu_loader as folder_module
+from fastsimsiam.loaders import cpu_loader as cpu_module
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import Batch, Loader
+from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.decode import read_rgb, upright
 from fastsimsiam.loaders.frame_loader import FrameLoader
@@ -37,10 +37,10 @@ from fastsimsiam.storage.class_folder import ClassFolder, open_split
 from fastsimsiam.tools.pack import PackOptions, pack
 
 Make = Callable[..., Loader]
-# Largest and mean difference to PIL in grey levels. The host kernel rounds as PIL does but for ties;
+# Largest and mean difference to PIL in gray levels. The host kernel rounds as PIL does but for ties;
 # the device's products do not round between the two passes.
 TOLERANCE = {
-    "folder": (1, 0.05),
+    "cpu": (1, 0.05),
     "resident": (1, 0.05),
     "resident-device": (1, 0.3),
     "reference": (0, 0.0),
@@ -80,21 +80,21 @@ def pil_of(storage: Storage, index: int) -> Image.Image:
 
 
 def make_loader(name: str, storage: Storage, **options: object) -> Loader:
-    """A loader of the contract; `reference` leaves colour to the device like the others."""
-    options = {"device": CPU, "workers": 2, "on_bad_image": "error"} | options
+    """A loader of the contract; `reference` leaves color to the device like the others."""
+    told = LoaderOptions(**({"device": CPU, "workers": 2, "on_bad_image": "error"} | options))
     if name == "reference":
-        return ReferenceLoader(storage, full=False, **options)
+        return ReferenceLoader(storage, told, full=False)
     if name.startswith("frames"):
-        return FrameLoader(storage, **options, decode_on_device=name != "frames")
+        return FrameLoader(storage, told, decode_on_device=name != "frames")
     if name == "resident-device":
         # What a GPU runs; the same arithmetic on a CPU.
-        policy = BadImagePolicy(options["on_bad_image"])
+        policy = BadImagePolicy(told.on_bad_image)
         policy.require_readable(storage)
-        frames = decode_all(storage, policy, options["workers"], None)
+        frames = decode_all(storage, policy, told.workers, None)
         return DeviceLoader(frames, storage, policy, device=CPU)
     if name == "dali-crops":  # what a GPU runs
-        return DaliLoader(storage, **options, crop_in_dali=True)
-    return build_loader(name, storage, **options)
+        return DaliLoader(storage, told, crop_in_dali=True)
+    return build_loader(name, storage, told)
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def test_oddities_come_out_as_upright_rgb(name: str, tmp_path: Path) -> None:
     photo = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize(
         (90, 60), Image.Resampling.BICUBIC
     )
-    photo.convert("L").save(folder / "grey.jpg")
+    photo.convert("L").save(folder / "gray.jpg")
     photo.convert("CMYK").save(folder / "cmyk.jpg")
     photo.convert("P").save(folder / "palette.png")
     photo.convert("RGBA").save(folder / "alpha.png")
@@ -365,7 +365,7 @@ def worker_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
-@pytest.mark.parametrize("name", ["folder", "resident", "frames", "dali"], indirect=True)
+@pytest.mark.parametrize("name", ["cpu", "resident", "frames", "dali"], indirect=True)
 def test_leaving_an_epoch_early_and_closing_ends_all_threads(
     name: str, class_folders: Path
 ) -> None:
@@ -381,21 +381,18 @@ def test_leaving_an_epoch_early_and_closing_ends_all_threads(
 
 
 @pytest.mark.parametrize(
-    ("options", "loader"),
-    [(FolderConfig(), HostLoader), (FolderConfig(crops="device"), FrameLoader)],
+    ("options", "loader"), [(CpuConfig(), HostLoader), (CpuConfig(crops="device"), FrameLoader)]
 )
-def test_folder_crops_where_it_is_told_to(
-    options: FolderConfig, loader: type, class_folders: Path
+def test_the_cpu_loader_crops_where_it_is_told_to(
+    options: CpuConfig, loader: type, class_folders: Path
 ) -> None:
     """Made for a GPU; nothing touches it before the first batch."""
     storage = open_split(class_folders, "train")
     made = build_loader(
-        "folder",
+        "cpu",
         storage,
-        device=torch.device("cuda", 0),
-        workers=1,
-        on_bad_image="error",
-        folder=options,
+        LoaderOptions(device=torch.device("cuda", 0), workers=1, on_bad_image="error"),
+        cpu=options,
     )
     with closing(made):
         assert type(made) is loader
@@ -411,15 +408,17 @@ def test_beside_a_cpu_that_trains_files_alone_are_read_ahead(
     first, second, third = (set(plan.index(0, step).tolist()) for step in (0, 1, 2))
     asked: set[int] = set()
     made: set[int] = set()
-    decode = folder_module.read_rgb
+    decode = cpu_module.read_rgb
 
     def counted(storage: Storage, index: int) -> np.ndarray:
         made.add(index)
         return decode(storage, index)
 
     monkeypatch.setattr(ClassFolder, "will_need", lambda _, index: asked.add(index))
-    monkeypatch.setattr(folder_module, "read_rgb", counted)
-    with closing(folder_module.folder_loader(storage, device=CPU, prefetch=prefetch)) as loader:
+    monkeypatch.setattr(cpu_module, "read_rgb", counted)
+    with closing(
+        cpu_module.cpu_loader(storage, LoaderOptions(device=CPU), prefetch=prefetch)
+    ) as loader:
         batches = loader.iterate(plan)
         next(batches)
         settled(lambda: second <= asked | made)
@@ -445,7 +444,7 @@ def test_reading_ahead_ends_when_its_batch_is_due(
         time.sleep(0.2)
 
     monkeypatch.setattr(ClassFolder, "will_need", slow)
-    with closing(folder_module.folder_loader(storage, device=CPU, workers=1)) as loader:
+    with closing(cpu_module.cpu_loader(storage, LoaderOptions(device=CPU, workers=1))) as loader:
         batches = loader.iterate(plan)
         next(batches)
         settled(lambda: bool(asked))
@@ -463,7 +462,7 @@ def settled(done: Callable[[], bool]) -> None:
 
 def test_beside_a_gpu_batches_are_made_ahead(class_folders: Path) -> None:
     storage = open_split(class_folders, "train")
-    with closing(make_loader("folder", storage, device=torch.device("cuda", 0))) as loader:
+    with closing(make_loader("cpu", storage, device=torch.device("cuda", 0))) as loader:
         assert loader._prefetch == 2
 
 
@@ -476,7 +475,7 @@ def test_asking_for_what_will_be_needed(
     storage = open_split(class_folders, "train")
     if where == "packed":
         require("ffcv")
-    asked = stored("ffcv" if where == "packed" else "folder", storage)
+    asked = stored("ffcv" if where == "packed" else "cpu", storage)
     told: list[tuple[int, int, int]] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda _, *part: told.append(part))
     for index in range(len(asked)):
@@ -502,7 +501,7 @@ def test_batches_stay_whole_while_they_are_held(class_folders: Path) -> None:
     """Memory of batches is used again, but never while a batch, or a view of it, is still held."""
     storage = open_split(class_folders, "train")
     plan = train_plan(storage)
-    with closing(make_loader("folder", storage)) as loader:
+    with closing(make_loader("cpu", storage)) as loader:
         held = [batch.crops[0][:, 1] for batch in loader.iterate(plan)]
         copies = [view.clone() for view in held]
         addresses = {view.untyped_storage().data_ptr() for view in held}

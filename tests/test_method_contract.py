@@ -11,6 +11,7 @@ from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.losses import negative_cosine_similarity
 from fastsimsiam.methods.simsiam import SimSiam
 
+LABELS = torch.arange(8)
 SMALL = {"projector_layers": 2, "projector_dim": 24, "predictor_dim": 8}
 
 
@@ -50,15 +51,15 @@ METHODS: dict[str, Callable[[], Method]] = {
 @pytest.mark.parametrize("name", METHODS)
 def test_contract(name: str) -> None:
     method = METHODS[name]()
-    loss, figures = method(some_views())
+    loss, metrics = method(some_views(), LABELS)
     assert loss.shape == ()
     assert loss.dtype == torch.float32
-    assert all(not value.requires_grad and value.shape == () for value in figures.values())
+    assert all(not value.requires_grad and value.shape == () for value in metrics.values())
     loss.backward()
     grouped = [p for group in method.parameter_groups() for p in group.parameters]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {p for p in method.parameters() if p.requires_grad}
-    # The encoder is trained; what gets no gradient would be a dead weight of the optimiser.
+    # The encoder is trained; what gets no gradient would be a dead weight of the optimizer.
     assert all(p.grad is not None for p in grouped if p.requires_grad)
     assert method.backbone(some_views()[0]).shape == (8, 12)
 
@@ -66,8 +67,8 @@ def test_contract(name: str) -> None:
 def test_contract_compiles_whole() -> None:
     torch._dynamo.reset()
     method = simsiam()
-    expected, _ = simsiam()(some_views())
-    loss, _ = torch.compile(method, fullgraph=True, backend="aot_eager")(some_views())
+    expected, _ = simsiam()(some_views(), LABELS)
+    loss, _ = torch.compile(method, fullgraph=True, backend="aot_eager")(some_views(), LABELS)
     torch.testing.assert_close(loss, expected)
 
 
@@ -78,7 +79,7 @@ def manual(method: SimSiam, views: tuple[Tensor, ...]) -> tuple[list[Tensor], li
 
 
 def test_loss_is_the_papers_equation() -> None:
-    loss, _ = simsiam()(some_views())
+    loss, _ = simsiam()(some_views(), LABELS)
     method = simsiam()
     z, p = manual(method, some_views())
     expected = (
@@ -86,13 +87,13 @@ def test_loss_is_the_papers_equation() -> None:
         + negative_cosine_similarity(p[1], z[0].detach())
     ) / 2
     torch.testing.assert_close(loss, expected)
-    one_sided, _ = simsiam(symmetric=False)(some_views())
+    one_sided, _ = simsiam(symmetric=False)(some_views(), LABELS)
     torch.testing.assert_close(one_sided, negative_cosine_similarity(p[0], z[1].detach()))
 
 
 def test_more_than_two_views_average_over_ordered_pairs() -> None:
     views = some_views(3)
-    loss, _ = simsiam()(views)
+    loss, _ = simsiam()(views, LABELS)
     z, p = manual(simsiam(), views)
     pairs = [
         negative_cosine_similarity(p[a], z[b].detach())
@@ -109,7 +110,7 @@ def test_stop_gradient_stops_the_gradient() -> None:
     gradients = {}
     for stop in (True, False):
         method = simsiam(stop_gradient=stop)
-        method(views)[0].backward()
+        method(views, LABELS)[0].backward()
         gradients[stop] = method.projector[0].weight.grad.clone()
     method = simsiam()
     z, p = manual(method, views)
@@ -128,7 +129,7 @@ def test_each_view_is_encoded_by_itself() -> None:
     method = simsiam()
     dark, bright = some_views()
     bright = bright + 3.0
-    loss, _ = method((dark, bright))
+    loss, _ = method((dark, bright), LABELS)
     assert method.backbone[1].num_batches_tracked == 2
     joint = simsiam()
     z = joint.projector(joint.backbone(torch.cat([dark, bright])))

@@ -18,6 +18,7 @@ from fastsimsiam.cli import main
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.evaluate.features import center_plan
+from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.plan.batches import TrainPlan
@@ -75,7 +76,7 @@ def test_larger_images_are_made_smaller(
     assert {tuple(found) for found in beton.sizes.tolist()} == {size}
     original = open_with_pil(images / "k0" / "00.jpg").resize(size[::-1], Image.Resampling.BICUBIC)
     difference = np.abs(read_rgb(beton, 0).astype(int) - np.asarray(original, dtype=int))
-    assert difference.mean() < 10  # JPEG halves the colours of a rough texture
+    assert difference.mean() < 10  # JPEG halves the colors of a rough texture
 
 
 def nasty(folder: Path) -> Path:
@@ -86,7 +87,7 @@ def nasty(folder: Path) -> Path:
     for number in range(8):
         textured_image(rng, 60, 80).save(place / f"{number}.jpg")
     textured_image(rng, 60, 80).convert("CMYK").save(place / "cmyk.jpg")
-    textured_image(rng, 60, 80).convert("L").save(place / "grey.jpg")
+    textured_image(rng, 60, 80).convert("L").save(place / "gray.jpg")
     Image.new("RGB", (1, 1), (9, 99, 199)).save(place / "pixel.png")
     Image.new("RGB", (12_000, 9_000), (200, 100, 50)).save(place / "huge.jpg", quality=50)
     whole = (place / "0.jpg").read_bytes()
@@ -125,19 +126,19 @@ def test_broken_files_are_left_out_and_listed(nasty_folder: Path, tmp_path: Path
         difference = read_rgb(beton, index).astype(int) - np.asarray(original, dtype=int)
         assert np.abs(difference).mean() < 10
     with closing(
-        build_loader("ffcv", beton, device=CPU, workers=2, on_bad_image="error")
+        build_loader("ffcv", beton, LoaderOptions(device=CPU, workers=2, on_bad_image="error"))
     ) as loader:
         assert sum(len(b.index) for b in loader.iterate(center_plan(beton, 16, 1.0))) == 12
 
 
-@pytest.mark.parametrize("name", ["folder", "dali", "resident", "reference"])
+@pytest.mark.parametrize("name", ["cpu", "dali", "resident", "reference"])
 def test_every_loader_takes_the_same_folder(name: str, nasty_folder: Path) -> None:
     if name == "dali":
         require("dali")
     storage = open_split(nasty_folder, "train")
     with pytest.raises(UserError, match=r"\.jpg is not a readable"):
-        build_loader(name, storage, device=CPU, workers=2, on_bad_image="error")
-    loader = build_loader(name, storage, device=CPU, workers=2, on_bad_image="skip")
+        build_loader(name, storage, LoaderOptions(device=CPU, workers=2, on_bad_image="error"))
+    loader = build_loader(name, storage, LoaderOptions(device=CPU, workers=2, on_bad_image="skip"))
     plan = TrainPlan(
         label=storage.label,
         sizes=storage.sizes,
@@ -173,14 +174,14 @@ def test_a_bad_record_is_named_and_never_passed_on(images: Path, tmp_path: Path)
         image_size=32,
         batch_size=12,
     )
-    loader = build_loader("ffcv", beton, device=CPU, workers=2, on_bad_image="error")
+    loader = build_loader("ffcv", beton, LoaderOptions(device=CPU, workers=2, on_bad_image="error"))
     with (
         closing(loader),
         pytest.raises(BadImageError, match=r"record 3 \(k0/06.jpg\) .*skip") as caught,
     ):
         list(loader.iterate(plan))
     assert "\n" not in str(caught.value)
-    loader = build_loader("ffcv", beton, device=CPU, workers=2, on_bad_image="skip")
+    loader = build_loader("ffcv", beton, LoaderOptions(device=CPU, workers=2, on_bad_image="skip"))
     with closing(loader):
         (batch,) = loader.iterate(plan)
     assert 3 not in batch.index.tolist()
@@ -221,7 +222,9 @@ def test_data_sets_are_opened_by_what_they_are(images: Path, tmp_path: Path) -> 
         open_any(data, "val", classes=["k1"])
     with pytest.raises(UserError, match="fastsimsiam pack"):
         build_loader(
-            "ffcv", open_split(images, "train"), device=CPU, workers=1, on_bad_image="error"
+            "ffcv",
+            open_split(images, "train"),
+            LoaderOptions(device=CPU, workers=1, on_bad_image="error"),
         )
 
 

@@ -48,8 +48,8 @@ def test_uniform_draws_are_uniform_and_uncorrelated() -> None:
         assert stats.kstest(column, "uniform").pvalue > LEVEL
     correlation = np.corrcoef(draws.T) - np.eye(6)
     assert np.abs(correlation).max() < 4 / NUM**0.5
-    neighbours = np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]
-    assert abs(neighbours) < 4 / NUM**0.5
+    neighbors = np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]
+    assert abs(neighbors) < 4 / NUM**0.5
 
 
 @pytest.mark.parametrize("words", [(1, 2), (2, 1), (-1, 2), (1, 2, 0)])
@@ -102,12 +102,12 @@ def test_jitter_is_distributed_as_torchvisions() -> None:
 
 
 def test_probabilities_are_met() -> None:
-    spec = ViewSpec(flip=0.5, jitter=0.8, grey=0.2, blur=0.3, solarize=0.1)
+    spec = ViewSpec(flip=0.5, jitter=0.8, grayscale=0.2, blur=0.3, solarize=0.1)
     drawn = table(spec)
     shares = {
         0.5: drawn.flip,
         0.8: drawn.brightness != 1,
-        0.2: drawn.grey,
+        0.2: drawn.grayscale,
         0.3: drawn.blur_sigma > 0,
         0.1: drawn.solarize,
     }
@@ -120,15 +120,15 @@ def test_probabilities_are_met() -> None:
 
 
 def test_impossible_and_certain_draws() -> None:
-    never = table(ViewSpec(flip=0, jitter=0, grey=0, blur=0))
+    never = table(ViewSpec(flip=0, jitter=0, grayscale=0, blur=0))
     assert not never.flip.any()
-    assert not never.grey.any()
+    assert not never.grayscale.any()
     assert not never.blur_sigma.any()
     assert (never.brightness == 1).all()
     assert (never.hue == 0).all()
-    always = table(ViewSpec(flip=1, grey=1, blur=1, solarize=1))
+    always = table(ViewSpec(flip=1, grayscale=1, blur=1, solarize=1))
     assert always.flip.all()
-    assert always.grey.all()
+    assert always.grayscale.all()
     assert always.solarize.all()
     assert (always.blur_sigma > 0).all()
 
@@ -199,7 +199,7 @@ def test_views_are_those_of_earlier_versions() -> None:
     ]
     assert table.order[:2].tolist() == [[[1, 3, 0, 2], [1, 2, 0, 3]], [[0, 1, 3, 2], [1, 2, 0, 3]]]
     assert table.flip.tolist() == [[0, 0], [1, 0], [0, 1], [0, 1], [0, 0]]
-    assert table.grey.tolist() == [[0, 0], [1, 0], [0, 0], [1, 0], [0, 0]]
+    assert table.grayscale.tolist() == [[0, 0], [1, 0], [0, 0], [1, 0], [0, 0]]
     assert table.solarize.tolist() == [[0, 0], [0, 1], [0, 1], [0, 1], [0, 0]]
     np.testing.assert_allclose(
         table.hue[:3], [[0.04429, -0.02214], [-0.07669, 0.05647], [0.07336, -0.07601]], atol=1e-5

@@ -30,7 +30,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.report import runs as report_runs
 from fastsimsiam.report.flat_map import flat_map
-from fastsimsiam.report.neighbours import Embedded, _nearest
+from fastsimsiam.report.neighbors import Embedded, _nearest
 from fastsimsiam.report.repeat import command
 from fastsimsiam.report.report import report
 from fastsimsiam.report.runs import read_runs, verdict
@@ -57,7 +57,7 @@ class Page(HTMLParser):
     scripts: dict[str, str] = field(default_factory=dict)
     text: str = ""
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         super().__init__()
         self._within = ""
         self._id = ""
@@ -167,14 +167,14 @@ def test_pictures_are_of_the_data_and_right(finished: Config) -> None:
         with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
             assert picture.size == (56, 56)
         assert any(path.endswith("/" + name) for path in val.paths)
-    # Gallery: twelve images, six neighbours each, frames as the classes say.
+    # Gallery: twelve images, six neighbors each, frames as the classes say.
     frames = Counter(a["class"] for t, a in page.tags if t == "figure" and a["class"] != "chart")
     assert frames["query"] == 12
     assert frames["right"] + frames["wrong"] == 72
     assert f"{frames['right']} of 72 are of the same class" in page.text
 
 
-def test_gallery_frames_neighbours_by_class(finished: Config) -> None:
+def test_gallery_frames_neighbors_by_class(finished: Config) -> None:
     page = read(report([finished.out], options=CPU))
     own = None
     alts: list[tuple[str, str]] = []
@@ -315,10 +315,10 @@ def test_a_flat_data_set_is_asked_about_itself(config: Config, tmp_path: Path) -
     assert len(page.images["jpegs"]) == 97
 
 
-def test_an_image_is_not_its_own_neighbour() -> None:
+def test_an_image_is_not_its_own_neighbor() -> None:
     features = torch.nn.functional.normalize(torch.randn(40, 8), dim=1)
     features[7] = features[3]  # a copy, which may come before the image itself
-    features[20:32] = features[20]  # more copies than neighbours: the image itself may not be found
+    features[20:32] = features[20]  # more copies than neighbors: the image itself may not be found
     label = torch.zeros(40, dtype=torch.int64)
     bank = Embedded(storage=None, index=np.arange(40), features=features, label=label)  # type: ignore[arg-type]
     own = torch.tensor([3, 7, 0, *range(20, 32)])
@@ -353,7 +353,7 @@ def test_several_runs_lie_over_each_other(finished: Config, tmp_path: Path) -> N
     assert [trace["showlegend"] for trace in traces] == [True, True]
     assert traces[1]["name"] == twin
     assert mine in page.text
-    # kNN: colour is the run, dashes are k.
+    # kNN: color is the run, dashes are k.
     knn = page.charts["knn"]["data"]
     assert [trace["name"].rpartition(", ")[2] for trace in knn] == ["k 5", "k 20"] * 2
     assert knn[0]["line"]["color"] == knn[1]["line"]["color"] != knn[2]["line"]["color"]
@@ -437,7 +437,7 @@ def test_wrong_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ([damaged], "metrics.jsonl, line 1 is not JSON: remove the line"),
         ([young], "does not tell its config yet"),
         ([strange], "summary.json is damaged"),
-        ([good] * 8, "8 runs are more than colours can tell apart: give 1 to 7"),
+        ([good] * 8, "8 runs are more than colors can tell apart: give 1 to 7"),
         ([good, "--out", tmp_path], f"--out {tmp_path} is a folder"),
         ([good, "--out", good / "log" / "x.html"], "cannot write --out"),
         ([], "RUN"),
@@ -460,7 +460,7 @@ def test_without_its_libraries_it_says_how_to_get_them(
 
 
 def test_importing_loads_neither_plotly_nor_scikit_learn() -> None:
-    parts = ("figures", "flat_map", "neighbours", "page", "repeat", "sections", "report")
+    parts = ("figures", "flat_map", "neighbors", "page", "repeat", "sections", "report")
     names = ", ".join(f"fastsimsiam.report.{part}" for part in parts)
     code = (
         f"import sys, fastsimsiam.commands.report, {names}\n"
@@ -473,8 +473,8 @@ def test_a_map_takes_images_that_differ() -> None:
     assert flat_map(np.ones((50, 4), np.float32))[0] is None
     assert flat_map(np.eye(9, dtype=np.float32))[0] is None
     rng = np.random.default_rng(0)
-    centres = np.repeat(np.eye(3, 16), 20, axis=0)
-    features = (centres + 0.05 * rng.normal(size=centres.shape)).astype(np.float32)
+    centers = np.repeat(np.eye(3, 16), 20, axis=0)
+    features = (centers + 0.05 * rng.normal(size=centers.shape)).astype(np.float32)
     position, why_not = flat_map(features)
     assert why_not == ""
     assert position is not None

@@ -87,7 +87,7 @@ def test_a_machine_where_nothing_can_be_kept_compiles_each_time() -> None:
         "import numpy as np\n"
         "from numba.core.caching import CacheImpl\n"
         "CacheImpl._locator_classes = []\n"  # as if no folder could be written to
-        "from fastsimsiam.loaders.crop import crop_views\n"
+        "from fastsimsiam.loaders.host_crop import crop_views\n"
         "out = np.zeros((1, 4, 4, 3), np.uint8)\n"
         "crop_views(np.full((9, 9, 3), 7, np.uint8), np.array([(0, 0, 9, 9)], np.int32), out)\n"
         "assert (out == 7).all()\n"
@@ -102,7 +102,7 @@ class Work(TorchDispatchMode):
         super().__init__()
         self.most_bytes = self.products = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: D105
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
         self.products += func is torch.ops.aten.bmm.default
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
@@ -141,5 +141,5 @@ def test_crops_on_a_device_come_in_pieces_of_alike_boxes(
         crop_views(frame, boxes, out)
     assert np.abs(crops.numpy().astype(int) - wanted).max() <= 1
     assert work.products == 2 * pieces
-    # Three float32 colours of a piece, or of a box that is larger than one.
+    # Three float32 colors of a piece, or of a box that is larger than one.
     assert work.most_bytes <= max(1 << 18, count.max()) * 3 * 4

@@ -7,7 +7,7 @@ import tiny_backbone  # noqa: F401 (registers tiny_resnet)
 import torch
 from conftest import CPU
 
-from benchmarks.step import analysed, config_of, table
+from benchmarks.step import analyzed, config_of, table
 from benchmarks.step_variants import VARIANTS, Step
 from fastsimsiam.config.methods import SimSiamConfig
 from fastsimsiam.config.run import Config
@@ -65,7 +65,7 @@ def test_the_table_has_rates_and_shares() -> None:
     runs = [
         {"step_seconds": [2.0, 4.0, 3.0], "part_seconds": parts, "peak_mib": None, "loss": -0.5}
     ]
-    variants = analysed(config, {"eager": runs}, most)
+    variants = analyzed(config, {"eager": runs}, most)
     assert variants["eager"]["images_per_second"] == pytest.approx(64 / 3)
     # ResNet-18 at 64 pixels: 0.15 GMAC forward, and the heads.
     assert variants["eager"]["flops_per_second"] == pytest.approx(128 * 1.0e9 / 3, rel=0.1)

@@ -206,7 +206,7 @@ def test_each_decoder_runs(name: str, class_folders: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["eager", "torchvision", "pillow"])
-def test_each_colour_runs(name: str) -> None:
+def test_each_color_runs(name: str) -> None:
     found = augment.measure(name, 4, 32, seconds=0.05)
     assert found["batch_seconds"]
     if name != "pillow":
@@ -244,7 +244,7 @@ def test_training_at_full_size_says_how_long_imagenet_takes() -> None:
         "arch": "resnet50",
         "image_size": 224,
         "batch_size": 256,
-        "loader": "folder",
+        "loader": "cpu",
         "summary": {name: {"median": 4600.0, "spread": 0.01} for name in train.NAMES},
         "samples": {name: [{"cores": 1.0}] for name in train.NAMES},
         "share_of_parts": 1.0,
@@ -270,16 +270,7 @@ def test_each_regime_of_training_runs(name: str, class_folders: Path) -> None:
 
 def test_a_forecast_is_held_against_its_run(class_folders: Path, tmp_path: Path) -> None:
     flags = ["--arch", "resnet18", "--image-size", "32", "--batch-size", "16", "--max-steps", "2"]
-    flags += [
-        "--device",
-        "cpu",
-        "--knn.every-epochs",
-        "0",
-        "--compile",
-        "off",
-        "--loader",
-        "folder",
-    ]
+    flags += ["--device", "cpu", "--knn.every-epochs", "0", "--compile", "off", "--loader", "cpu"]
     found = forecast.measure("imagenette", class_folders, 0.05, flags, tmp_path)
     assert found["steps"] == 2
     assert found["measured_seconds"] > 0

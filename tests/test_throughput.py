@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.paired import cost_ratio, floor_of, settled, thresholds
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.views import ViewSpec
-from fastsimsiam.doctor.measure import batches_of, one_step, ready
+from fastsimsiam.doctor.measure import batches_of
 from fastsimsiam.doctor.synthetic import photograph
-from fastsimsiam.loaders import cpu_loader as folder_module
-from fastsimsiam.loaders.base import Batch, assemble
-from fastsimsiam.loaders.cpu_loader import folder_loader
+from fastsimsiam.loaders import cpu_loader as cpu_module
+from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble
+from fastsimsiam.loaders.cpu_loader import cpu_loader
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.reference_loader import crop_with_pil
@@ -89,7 +89,7 @@ def folder_to(storage: Storage, yardstick: Callable[[int], object], rounds: int)
     plan = plan_of(storage)
     boxes = plan.rows(0, np.arange(IMAGES)).views.box
     out = np.empty((IMAGES, 2, 224, 224, 3), np.uint8)
-    with closing(folder_loader(storage, device=CPU, workers=1)) as loader:
+    with closing(cpu_loader(storage, LoaderOptions(device=CPU, workers=1))) as loader:
 
         def image(index: int) -> None:
             crop_views(loader._frame(index), boxes[index], out[index])
@@ -108,7 +108,7 @@ def decoder_of(storage: Storage) -> Callable[[int], object]:
 
 def frame_to_decode(storage: Storage) -> float:
     """What reading a file and handing its frame over add to libjpeg-turbo alone."""
-    with closing(folder_loader(storage, device=CPU, workers=1)) as loader:
+    with closing(cpu_loader(storage, LoaderOptions(device=CPU, workers=1))) as loader:
         return cost_ratio(loader._frame, decoder_of(storage), items=IMAGES, rounds=12)
 
 
@@ -118,7 +118,7 @@ def test_frame_to_decode(storage: Storage) -> None:
 
 def fresh_memory_to_frame(storage: Storage) -> float:
     """Memory that is asked for anew for an image, and its frame is 1: a copy shows, however fast."""
-    with closing(folder_loader(storage, device=CPU, workers=1)) as loader:
+    with closing(cpu_loader(storage, LoaderOptions(device=CPU, workers=1))) as loader:
         for index in range(IMAGES):  # what is kept and used again is taken here
             loader._frame(index)
         tracemalloc.start()
@@ -166,7 +166,7 @@ def test_a_planted_slow_down_is_caught(
             return read_rgb(storage, index)
         return read_rgb(storage, index).copy()
 
-    monkeypatch.setattr(folder_module, "read_rgb", slower)
+    monkeypatch.setattr(cpu_module, "read_rgb", slower)
     measure = {"fresh_memory_to_frame": fresh_memory_to_frame, "frame_to_decode": frame_to_decode}
     limit = LIMITS[name].limit
     ratio = settled(lambda: measure[name](storage), limit)
@@ -177,7 +177,7 @@ def test_a_planted_slow_down_is_caught(
 @pytest.mark.skipif(
     mend_for_compiling("cpu") is not None, reason=f"needs {mend_for_compiling('cpu')}"
 )
-def test_compiled_colour_to_eager() -> None:
+def test_compiled_color_to_eager() -> None:
     specs = catalogue.recipe("imagenet-100ep").views
     sizes = np.full((64, 2), 300, np.int32)
     plan = TrainPlan(
@@ -198,7 +198,7 @@ def test_compiled_colour_to_eager() -> None:
             rounds=20,
         )
 
-    check("compiled_colour_to_eager", measure)
+    check("compiled_color_to_eager", measure)
 
 
 @contextmanager
@@ -213,7 +213,10 @@ def trainer_on(storage: Storage, out: Path) -> Iterator[tuple[Trainer, _Window]]
         precision="fp32",
     )
     recorder = Recorder(out, active=False)
-    with closing(recorder), closing(folder_loader(storage, device=CPU, workers=1)) as loader:
+    with (
+        closing(recorder),
+        closing(cpu_loader(storage, LoaderOptions(device=CPU, workers=1))) as loader,
+    ):
         trainer = build_trainer(
             config,
             storage,
@@ -226,7 +229,7 @@ def trainer_on(storage: Storage, out: Path) -> Iterator[tuple[Trainer, _Window]]
             compiled="off",
             world=World(),
         )
-        ready(trainer)
+        trainer.method.train()
         trainer._first_bad_step = torch.full((), -1, dtype=torch.int64)
         yield trainer, _Window(device=CPU)
 
@@ -242,7 +245,7 @@ def train_to_parts(storage: Storage, out: Path) -> float:
 
         def apart(_: int) -> None:
             next(alone)
-            one_step(trainer, held)
+            trainer.train_on([held])
 
         return cost_ratio(together, apart, items=1, rounds=20)
 
@@ -258,13 +261,13 @@ class HostReads(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # noqa: D105
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         self.count += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **(kwargs or {}))
 
 
 def host_reads_per_step(storage: Storage, out: Path) -> float:
-    """What the loop reads beyond its step alone: a CPU's optimiser reads its learning rate."""
+    """What the loop reads beyond its step alone: a CPU's optimizer reads its learning rate."""
     with trainer_on(storage, out) as (trainer, window):
         batches = batches_of(trainer)
         held = next(batches)
@@ -273,7 +276,7 @@ def host_reads_per_step(storage: Storage, out: Path) -> float:
                 trainer._step(batches, window)
         with HostReads() as alone:
             for _ in range(4):
-                one_step(trainer, held)
+                trainer.train_on([held])
     return (together.count - alone.count) / 4
 
 

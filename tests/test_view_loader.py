@@ -64,7 +64,7 @@ def test_a_loop_of_ones_own(class_folders: Path) -> None:
             for views, label in loader:
                 assert views[0].shape == (16, 3, 32, 32)
                 assert label.shape == (16,)
-                loss, _ = method(views)
+                loss, _ = method(views, label)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -1,6 +1,6 @@
 """The official recipe's loader as a user would write it: ImageFolder, torchvision's transforms, PIL.
 
-Unlike the `reference` loader it draws its own parameters, makes float tensors and normalises them in
+Unlike the `reference` loader it draws its own parameters, makes float tensors and normalizes them in
 the worker processes, and sends those.
 """
 
@@ -34,7 +34,7 @@ class TwoViews:
         return [self._transform(image), self._transform(image)]
 
 
-def colour() -> Callable[[Image.Image], Tensor]:
+def color() -> Callable[[Image.Image], Tensor]:
     """All that comes behind the crop."""
     return transforms.Compose(
         [  # type: ignore[no-any-return]
@@ -49,7 +49,7 @@ def colour() -> Callable[[Image.Image], Tensor]:
 
 
 def official_loader(data: Path, times: int, batch_size: int, workers: int) -> DataLoader[object]:
-    """Batches of two normalised 224-pixel views of each image.
+    """Batches of two normalized 224-pixel views of each image.
 
     Args:
         data: class folders.
@@ -57,7 +57,7 @@ def official_loader(data: Path, times: int, batch_size: int, workers: int) -> Da
         batch_size: images per batch.
         workers: processes.
     """
-    view = transforms.Compose([transforms.RandomResizedCrop(224, scale=(0.2, 1.0)), colour()])
+    view = transforms.Compose([transforms.RandomResizedCrop(224, scale=(0.2, 1.0)), color()])
     images: Dataset[object] = ConcatDataset([ImageFolder(str(data), TwoViews(view))] * times)
     return DataLoader(
         images, batch_size=batch_size, shuffle=True, num_workers=workers, drop_last=True

@@ -34,7 +34,7 @@ def gaussian_blur(planes: Tensor, sigma: Tensor, largest_sigma: float) -> Tensor
 
 
 def gaussian_weights(sigma: Tensor, radius: int) -> Tensor:
-    """Normalised kernels (N, 2 radius + 1) for standard deviations (N,)."""
+    """Normalized kernels (N, 2 radius + 1) for standard deviations (N,)."""
     tap = torch.arange(-radius, radius + 1, device=sigma.device, dtype=torch.float32)
     # A tiny sigma makes a kernel that is 1 in the middle and 0 elsewhere: no blur, no branch.
     weight = torch.exp(-0.5 * (tap / sigma.clamp(min=1e-3)[:, None]) ** 2)
@@ -60,7 +60,7 @@ def _repeat_edges(planes: Tensor, dim: int, radius: int) -> Tensor:
         pad = (radius, radius, 0, 0) if dim == 3 else (0, 0, radius, radius)
         return F.pad(planes, pad, mode="replicate")
     # A compiler writes these three parts down, where it would fuse the padding into the sum; its
-    # clamped indices keep a CPU from vectorising: five times slower.
+    # clamped indices keep a CPU from vectorizing: five times slower.
     shape = list(planes.shape)
     shape[dim] = radius
     first, last = planes.narrow(dim, 0, 1), planes.narrow(dim, planes.shape[dim] - 1, 1)

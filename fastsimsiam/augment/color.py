@@ -1,4 +1,4 @@
-"""Colour operations with per-sample parameters, after torchvision's PIL path.
+"""Color operations with per-sample parameters, after torchvision's PIL path.
 
 Shapes: N images, H W. An image is three planes (N, H, W) in [0, 1]: with the channels apart, a fused
 kernel computes a pixel once, not once per channel. Differences to PIL: no rounding to 8 bits between
@@ -16,7 +16,7 @@ Planes = tuple[Tensor, Tensor, Tensor]
 
 
 def luma(rgb: Planes) -> Tensor:
-    """Grey level (N, H, W) by the weights of ITU-R 601, as PIL's mode L."""
+    """Gray level (N, H, W) by the weights of ITU-R 601, as PIL's mode L."""
     return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
 
 
@@ -40,7 +40,7 @@ def rotate_hue(rgb: Planes, turn: Tensor) -> Planes:
 
     def channel(offset: float) -> Tensor:
         # f(n) = V - C * clamp(min(k, 4 - k), 0, 1), k = (n + H / 60 degrees) mod 6
-        # (floor, because a vectorised remainder costs more than all the rest)
+        # (floor, because a vectorized remainder costs more than all the rest)
         k = offset + sextant
         k = k - 6.0 * torch.floor(k / 6.0)
         return value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
@@ -62,7 +62,7 @@ def jitter(
     Brightness, contrast and saturation are all `a x + b luma(x) + c mean`, and hue, the dear one,
     stands in the order once. So whatever the 24 orders in the batch, the work is three linear
     places, one rotation, three linear places, with what a sample does not do there set to the
-    identity. Contrast needs the mean grey at its place: a first pass over the operations before it
+    identity. Contrast needs the mean gray at its place: a first pass over the operations before it
     computes that, a second one applies all. Nothing is stored in between once compiled.
 
     Args:
@@ -82,7 +82,7 @@ def jitter(
             brightness[:, None],
             torch.where(linear == CONTRAST, contrast[:, None], saturation[:, None]),
         ),
-        grey=torch.where(linear == SATURATION, 1.0 - saturation[:, None], 0.0),
+        gray=torch.where(linear == SATURATION, 1.0 - saturation[:, None], 0.0),
         level=torch.where(linear == CONTRAST, 1.0 - contrast[:, None], 0.0),
     )
     until_contrast = (linear == CONTRAST).int().cumsum(dim=1) == 0
@@ -91,7 +91,7 @@ def jitter(
     first = _linear(rgb, forms.where(before_hue & until_contrast), None)
     first = _rotate(first, torch.where(hue_is_before_contrast, hue, 0.0))
     first = _linear(first, forms.where(~before_hue & until_contrast), None)
-    # PIL rounds the mean to a whole grey level.
+    # PIL rounds the mean to a whole gray level.
     mean = torch.round(luma(first).mean(dim=(1, 2)) * 255.0) / 255.0
 
     rgb = _linear(rgb, forms.where(before_hue), mean)
@@ -101,17 +101,17 @@ def jitter(
 
 @dataclass(frozen=True, kw_only=True)
 class _Forms:
-    """`direct x + grey luma(x) + level mean` at three places, each (N, 3)."""
+    """`direct x + gray luma(x) + level mean` at three places, each (N, 3)."""
 
     direct: Tensor
-    grey: Tensor
+    gray: Tensor
     level: Tensor
 
     def where(self, chosen: Tensor) -> "_Forms":
         """These forms where `chosen` (N, 3), the identity elsewhere."""
         return _Forms(
             direct=torch.where(chosen, self.direct, 1.0),
-            grey=torch.where(chosen, self.grey, 0.0),
+            gray=torch.where(chosen, self.gray, 0.0),
             level=torch.where(chosen, self.level, 0.0),
         )
 
@@ -119,7 +119,7 @@ class _Forms:
 def _linear(rgb: Planes, forms: _Forms, mean: Tensor | None) -> Planes:
     """Applies the three places, clamping after each as 8-bit images do."""
     for place in range(3):
-        share = luma(rgb) * forms.grey[:, place, None, None]
+        share = luma(rgb) * forms.gray[:, place, None, None]
         if mean is not None:
             share = share + (forms.level[:, place] * mean)[:, None, None]
         direct = forms.direct[:, place, None, None]

@@ -1,7 +1,7 @@
-"""From uint8 crops and view parameters to the normalised views a method is given.
+"""From uint8 crops and view parameters to the normalized views a method is given.
 
-Shapes: B batch, V views of a size, S side. Order as in the official recipe: jitter, grey, blur,
-solarize, flip, normalise. Nothing here is random: parameters come in as tensors.
+Shapes: B batch, V views of a size, S side. Order as in the official recipe: jitter, gray, blur,
+solarize, flip, normalize. Nothing here is random: parameters come in as tensors.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _CPU_PIECE_PIXELS = 1 << 18
 """Of a thread, at a time: what its cache holds."""
 
 
-def normalise(planes: Tensor, dtype: torch.dtype) -> Tensor:
+def normalize(planes: Tensor, dtype: torch.dtype) -> Tensor:
     """Subtracts ImageNet's mean and divides by its standard deviation.
 
     Args:
@@ -62,7 +62,7 @@ class Photometric(nn.Module):
         self._num_views = len(specs)
         self._dtype = dtype
         self._jitter = [any(specs[v].jitter > 0 for v in group) for group in self._groups]
-        self._grey = [any(specs[v].grey > 0 for v in group) for group in self._groups]
+        self._gray = [any(specs[v].grayscale > 0 for v in group) for group in self._groups]
         self._solarize = [any(specs[v].solarize > 0 for v in group) for group in self._groups]
         self._flip = [any(specs[v].flip > 0 for v in group) for group in self._groups]
         self._largest_sigma = [
@@ -128,7 +128,7 @@ class Photometric(nn.Module):
         flat = {name: value.flatten(0, 1) for name, value in table.items()}
         batch, count, side = crops.shape[:3]
         done = self._transform(crops.flatten(0, 1), flat, group).view(batch, count, 3, side, side)
-        return [normalise(done[:, position], self._dtype) for position in range(count)]
+        return [normalize(done[:, position], self._dtype) for position in range(count)]
 
     def _transform(self, crops: Tensor, table: dict[str, Tensor], group: int) -> Tensor:
         """(N, S, S, 3) uint8 to (N, 3, S, S) float32 in [0, 1]."""
@@ -137,7 +137,7 @@ class Photometric(nn.Module):
             planes = torch.where(table["flip"][:, None, None], planes.flip(3), planes)
         if crops.device.type == "cpu" and torch.compiler.is_compiling():
             # Forces a compiler to write the planes down: loops over every third byte are not
-            # vectorised along a row.
+            # vectorized along a row.
             planes = planes.contiguous()
             planes = planes.as_strided(planes.shape, planes.stride())
         image = planes.float() / 255.0
@@ -151,12 +151,12 @@ class Photometric(nn.Module):
                 hue=table["hue"],
                 order=table["order"],
             )
-        if self._grey[group]:
-            grey, chosen = luma(rgb), table["grey"][:, None, None]
+        if self._gray[group]:
+            gray, chosen = luma(rgb), table["grayscale"][:, None, None]
             rgb = (
-                torch.where(chosen, grey, rgb[0]),
-                torch.where(chosen, grey, rgb[1]),
-                torch.where(chosen, grey, rgb[2]),
+                torch.where(chosen, gray, rgb[0]),
+                torch.where(chosen, gray, rgb[1]),
+                torch.where(chosen, gray, rgb[2]),
             )
         planes = torch.stack(rgb, dim=1)
         if self._largest_sigma[group] > 0:

@@ -27,7 +27,7 @@ def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
     name, rest = _take_recipe(words)
     about = (
-        "Measures decoding, loader, colour and step on this machine; says what holds it back, what to "
+        "Measures decoding, loader, color and step on this machine; says what holds it back, what to "
         f"change, and how long --recipe NAME (now {name}) takes. Without --data: on made-up images. "
         "All options of pretrain may be given."
     )

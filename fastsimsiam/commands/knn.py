@@ -19,9 +19,9 @@ class _Knn:
     data: Path
     """Folder with train/ (the bank) and val/ (the queries)."""
     k: tuple[int, ...] = (10, 20, 100, 200)
-    """Numbers of neighbours."""
+    """Numbers of neighbors."""
     temperature: float = 0.1
-    """Neighbours are weighted by exp(cosine similarity / temperature)."""
+    """Neighbors are weighted by exp(cosine similarity / temperature)."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
     json: Path | None = None
     """File that receives the scores."""

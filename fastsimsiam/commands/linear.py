@@ -20,7 +20,7 @@ class _Linear:
     """Folder with train/ and val/."""
     config: Annotated[LinearConfig, tyro.conf.arg(name="")]
     cached: bool = False
-    """Train on features of centred crops, computed once, by SGD in batches of 256: minutes instead of
+    """Train on features of centered crops, computed once, by SGD in batches of 256: minutes instead of
     hours, and a figure that is not comparable with published ones."""
     out: Path | None = None
     """Folder that receives the layer after each epoch, for --resume."""

@@ -26,9 +26,7 @@ class _Report:
 
 def run(words: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = (
-        "Writes one HTML file on runs: curves, views, neighbours, a map, and how to repeat them."
-    )
+    about = "Writes one HTML file on runs: curves, views, neighbors, a map, and how to repeat them."
     arguments = parse(_Report, words, "fastsimsiam report", about=about)
     if not arguments.runs:
         raise UserError("report needs RUN, the folder of a run; see fastsimsiam report --help")

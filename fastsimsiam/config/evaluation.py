@@ -54,7 +54,6 @@ class LinearConfig:
     """Seed of the weights, the order and the crops."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         for name, value in (("epochs", self.epochs), ("batch-size", self.batch_size)):
             if value < 1:
                 raise UserError(f"--{name} is {value}: give 1 or more")

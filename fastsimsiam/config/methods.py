@@ -1,21 +1,50 @@
-"""The options of every method."""
+"""The options of every method.
+
+A run's `Config.method` is one of these. Its `name` tells which: in checkpoints, and for the class that
+implements it (methods/registry.py).
+"""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fastsimsiam.config.fields import Switch, require
 
+_KINDS: dict[str, type["MethodConfig"]] = {}
+
 
 @dataclass(frozen=True, kw_only=True)
-class SimSiamConfig:
+class MethodConfig:
+    """Base of all methods' options; each subclass gives itself a `name` of its own.
+
+    Attributes:
+        name: discriminator of the union of all methods.
+    """
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        """Makes the name known, so that `by_name` finds the class."""
+        assert cls.name not in _KINDS, f"two methods are called {cls.name}"
+        _KINDS[cls.name] = cls
+
+
+def by_name(name: str) -> type[MethodConfig] | None:
+    """The options of the method called `name`; None where there is no such method."""
+    return _KINDS.get(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimSiamConfig(MethodConfig):
     """SimSiam (arXiv 2011.10566) and the switches of its ablations."""
+
+    name: ClassVar[str] = "simsiam"
 
     stop_gradient: Switch = True
     """Off: gradients flow through both sides, and the network collapses (paper, section 4.1)."""
     predictor: Literal["mlp", "none", "fixed"] = "mlp"
     """none: p = z. fixed: an untrained random MLP (paper, section 4.2)."""
     predictor_lr: Literal["constant", "decay"] = "constant"
-    """constant: the predictor keeps the starting lr. decay: it follows the schedule."""
+    """constant: the predictor keeps the peak learning rate. decay: it follows the schedule."""
     symmetric: Switch = True
     """Off: only the first view is predicted from the second (paper, section 4.6)."""
     projector_layers: int = 3
@@ -28,8 +57,6 @@ class SimSiamConfig:
     """Width of the predictor's hidden layer."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         for name in ("projector_layers", "projector_dim", "predictor_dim"):
-            require(
-                getattr(self, name) >= 1, f"method.{name}", getattr(self, name), "give 1 or more"
-            )
+            value = getattr(self, name)
+            require(value >= 1, f"method.{name}", value, "give 1 or more")

@@ -11,11 +11,11 @@ from typing import Literal
 import tyro
 
 from fastsimsiam.config.fields import neutral, require
-from fastsimsiam.config.methods import SimSiamConfig
+from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
 from fastsimsiam.config.views import ViewSpec
 
-CompileName = Literal["auto", "step", "colour", "off"]
-LoaderName = Literal["auto", "folder", "ffcv", "dali", "resident", "reference"]
+CompileName = Literal["auto", "step", "color", "off"]
+LoaderName = Literal["auto", "cpu", "nvjpeg", "dali", "ffcv", "resident", "reference"]
 OnBadImage = Literal["error", "skip"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
@@ -37,7 +37,6 @@ class OptimizerConfig:
     """Epochs of linear warm-up; published: 10 from batch 1024 up."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         require(self.lr > 0, "optimizer.lr", self.lr, "give more than 0")
         require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "give 0 to below 1")
         for name in ("weight_decay", "warmup_epochs"):
@@ -52,14 +51,13 @@ class KnnConfig:
     every_epochs: int = 10
     """Epochs between two evaluations (also before the first epoch and after the last); 0: never."""
     k: tuple[int, ...] = (200, 10, 20, 100)
-    """Numbers of neighbours; the first one is the headline figure."""
+    """Numbers of neighbors; the first one is the headline figure."""
     temperature: float = 0.1
-    """Neighbours are weighted by exp(cosine similarity / temperature)."""
+    """Neighbors are weighted by exp(cosine similarity / temperature)."""
     crop_fraction: float = 0.875
-    """Side of the centred square over the image's shorter side: 224/256 by custom."""
+    """Side of the centered square over the image's shorter side: 224/256 by custom."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         require(self.every_epochs >= 0, "knn.every_epochs", self.every_epochs, "give 0 or more")
         require(bool(self.k) and min(self.k) >= 1, "knn.k", self.k, "give numbers from 1 up")
         require(self.temperature > 0, "knn.temperature", self.temperature, "give more than 0")
@@ -77,7 +75,6 @@ class CheckpointConfig:
     """How many of the newest checkpoints stay on the disk."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         every = self.every_epochs
         require(every > 0, "checkpoint.every_epochs", every, "give more than 0")
         require(self.keep >= 1, "checkpoint.keep", self.keep, "give 1 or more")
@@ -95,20 +92,17 @@ class DaliConfig:
     """Share of images for the GPU's JPEG engine, where it has one."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         require(self.prefetch >= 1, "dali.prefetch", self.prefetch, "give 1 or more")
         load = self.hw_decoder_load
         require(0 <= load <= 1, "dali.hw_decoder_load", load, "give 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderConfig:
-    """Options of `--loader folder`, for a GPU."""
+class CpuConfig:
+    """Options of `--loader cpu`."""
 
-    decoder: Literal["cpu", "nvjpeg"] = "cpu"
-    """Where JPEGs are decoded. nvjpeg: on the GPU, by torchvision; crops are cut there too."""
     crops: Literal["host", "device"] = "host"
-    """Where crops are cut. device: whole frames travel to the GPU."""
+    """Where crops are cut. device: whole frames travel to the GPU, for machines with few CPU cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +118,7 @@ class Config:
     epochs: int = 100
     """Passes over the training images."""
     batch_size: int = 256
-    """Images per optimiser step, all devices and accumulated parts together."""
+    """Images per optimizer step, all devices and accumulated parts together."""
     accumulate: int = 1
     """Parts into which a device's share of a batch is cut; BatchNorm sees one part at a time."""
     image_size: int = 224
@@ -138,8 +132,9 @@ class Config:
     precision: PrecisionName = "auto"
     """bf16: autocast to bfloat16. auto: bf16 where the device computes in it."""
     loader: LoaderName = neutral("auto")
-    """folder: decode as you go. ffcv: packed files. dali: NVIDIA DALI, on the GPU if there is one.
-    resident: decode once, keep on the device. reference: PIL, slow. auto: by sizes and machine."""
+    """cpu: decode on CPU threads. nvjpeg: decode on the GPU. dali: NVIDIA DALI, on the GPU if there is
+    one. ffcv: packed files. resident: decode once, keep on the device. reference: PIL, slow. auto: by
+    sizes and machine."""
     on_bad_image: OnBadImage = neutral("error")
     """error: a broken image stops the run. skip: another image stands in, and it is reported."""
     device: DeviceName = neutral("auto")
@@ -147,29 +142,28 @@ class Config:
     workers: int | None = neutral(None)
     """Loader threads (processes for reference); None: one per CPU core of this process."""
     compile: CompileName = neutral("auto")
-    """What torch.compile is used for: the whole step, or the colour part of the views alone. auto: step
-    on a GPU, colour on several GPUs and for long runs on a CPU."""
+    """What torch.compile is used for: the whole step, or the color part of the views alone. auto: step
+    on a GPU, color on several GPUs and for long runs on a CPU."""
     max_steps: int | None = neutral(None)
     """Stop (and save) after this many steps in all; None: at the end of the last epoch."""
     log_every: int = neutral(10)
     """Steps between two lines of metrics; between them the host never waits for the device."""
     views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())
     """One spec per view."""
-    method: SimSiamConfig = SimSiamConfig()
+    method: MethodConfig = SimSiamConfig()
     """The self-supervised method."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """The optimiser and its schedule."""
+    """The optimizer and its schedule."""
     knn: KnnConfig = neutral(KnnConfig())
     """kNN evaluation during training."""
     checkpoint: CheckpointConfig = neutral(CheckpointConfig())
     """Checkpoints."""
-    folder: FolderConfig = neutral(FolderConfig())
-    """The loader folder."""
+    cpu: CpuConfig = neutral(CpuConfig())
+    """The loader cpu."""
     dali: DaliConfig = neutral(DaliConfig())
     """NVIDIA DALI."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         for name in ("epochs", "batch_size", "accumulate", "image_size", "log_every"):
             value = getattr(self, name)
             require(value >= 1, f"--{name.replace('_', '-')}", value, "give 1 or more")

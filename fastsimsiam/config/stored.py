@@ -7,42 +7,77 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastsimsiam.config.methods import MethodConfig, SimSiamConfig, by_name
+from fastsimsiam.config.renamed import COMPILE, LOADERS, VIEW_FIELDS
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
+
+_METHOD_NAME = "name"
+"""Key of a stored method that holds `MethodConfig.name`."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The config as plain JSON values, for files and checkpoints."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
+        if dataclasses.is_dataclass(value):
+            fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return (
+                {_METHOD_NAME: value.name, **fields} if isinstance(value, MethodConfig) else fields
+            )
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
-    result = plain(dataclasses.asdict(config))
+    result = plain(config)
     assert isinstance(result, dict)
     return result
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """The inverse of `to_dict`.
+    """The inverse of `to_dict`; also reads what earlier versions stored.
 
     Raises:
-        UserError: a key is unknown, as in a checkpoint of another version.
+        UserError: a key or the method is unknown, as in a checkpoint of a later version.
     """
-    config = _build(Config, values)
+    config = _build(Config, _current(values))
     assert isinstance(config, Config)
     return config
 
 
+def _current(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored values with the names of today, see `config.renamed`."""
+    current = dict(values)
+    folder = current.pop("folder", None)  # options of the loader that is called `cpu` today
+    if folder is not None:
+        current["cpu"] = {"crops": folder["crops"]}
+        if current["loader"] == "folder" and folder["decoder"] == "nvjpeg":
+            current["loader"] = "nvjpeg"
+    for key, renamed in (("loader", LOADERS), ("compile", COMPILE)):
+        if current.get(key) in renamed:
+            current[key] = renamed[current[key]]
+    if "views" in current:
+        current["views"] = [
+            {VIEW_FIELDS.get(key, key): value for key, value in view.items()}
+            for view in current["views"]
+        ]
+    # Before there were several methods, none was named.
+    current["method"] = {_METHOD_NAME: SimSiamConfig.name, **current.get("method", {})}
+    return current
+
+
 def _build(annotation: Any, value: Any) -> Any:
     """Rebuilds tuples, paths and dataclasses from the lists, strings and dicts of JSON."""
+    if annotation is MethodConfig:
+        name = value[_METHOD_NAME]
+        annotation = by_name(name)
+        if annotation is None:
+            raise UserError(f"the stored config has an unknown method: {name}")
+        value = {key: item for key, item in value.items() if key != _METHOD_NAME}
     if dataclasses.is_dataclass(annotation):
         assert isinstance(annotation, type)
         hints = typing.get_type_hints(annotation)
-        unknown = sorted(set(value) - set(hints))
+        unknown = sorted(set(value) - {field.name for field in dataclasses.fields(annotation)})
         if unknown:
             raise UserError(f"the stored config has unknown keys: {', '.join(unknown)}")
         return annotation(**{key: _build(hints[key], item) for key, item in value.items()})
@@ -57,10 +92,12 @@ def _build(annotation: Any, value: Any) -> Any:
 
 def differing_keys(old: Config, new: Config) -> list[str]:
     """The keys in which two configs would train different networks, as `key (old -> new)`."""
-    found: list[str] = []
+    differing: list[str] = []
 
     def compare(prefix: str, a: Any, b: Any) -> None:
-        if dataclasses.is_dataclass(a) and type(a) is type(b):
+        if isinstance(a, MethodConfig) and isinstance(b, MethodConfig) and type(a) is not type(b):
+            differing.append(f"{prefix.lstrip('.')} ({a.name} -> {b.name})")
+        elif dataclasses.is_dataclass(a) and type(a) is type(b):
             for item in dataclasses.fields(a):
                 if not item.metadata.get("neutral"):
                     compare(f"{prefix}.{item.name}", getattr(a, item.name), getattr(b, item.name))
@@ -68,7 +105,7 @@ def differing_keys(old: Config, new: Config) -> list[str]:
             for number, (x, y) in enumerate(zip(a, b, strict=True)):
                 compare(f"{prefix}.{number}", x, y)
         elif a != b:
-            found.append(f"{prefix.lstrip('.')} ({a} -> {b})")
+            differing.append(f"{prefix.lstrip('.')} ({a} -> {b})")
 
     compare("", old, new)
-    return found
+    return differing

@@ -1,5 +1,6 @@
 """How a view of an image is drawn."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastsimsiam.config.fields import require, require_probability
@@ -18,7 +19,7 @@ class ViewSpec:
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.8
-    """Probability of colour jitter."""
+    """Probability of color jitter."""
     brightness: float = 0.4
     """Factor drawn from 1 - x to 1 + x."""
     contrast: float = 0.4
@@ -27,8 +28,8 @@ class ViewSpec:
     """Factor drawn from 1 - x to 1 + x."""
     hue: float = 0.1
     """Rotation drawn from -x to x, in turns; at most 0.5."""
-    grey: float = 0.2
-    """Probability of greyscale."""
+    grayscale: float = 0.2
+    """Probability of grayscale."""
     blur: float = 0.5
     """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
@@ -37,8 +38,7 @@ class ViewSpec:
     """Probability of inverting the levels from 128 up."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
-        require_probability("views", self, "flip", "jitter", "grey", "blur", "solarize")
+        require_probability("views", self, "flip", "jitter", "grayscale", "blur", "solarize")
         require(self.size is None or self.size > 0, "views.size", self.size, "give 1 or more")
         low, high = self.area
         require(0 < low <= high <= 1, "views.area", self.area, "give 0 < low <= high <= 1")
@@ -51,3 +51,13 @@ class ViewSpec:
                 getattr(self, name) >= 0, f"views.{name}", getattr(self, name), "give 0 or more"
             )
         require(0 <= self.hue <= 0.5, "views.hue", self.hue, "give 0 to 0.5")
+
+
+def view_sizes(specs: Sequence[ViewSpec], image_size: int) -> tuple[int, ...]:
+    """Side of each view's square crop, in pixels.
+
+    Args:
+        specs: one per view.
+        image_size: side of the views whose spec names none.
+    """
+    return tuple(spec.size or image_size for spec in specs)

@@ -21,7 +21,7 @@ class Figures:
     Attributes:
         gpu: training runs on a GPU, so loader and step run side by side.
         storage, decode, loader, augment, step, train, features: rates. `storage` is reading files
-            alone, `decode` decoding alone on all threads, `loader` batches, `augment` colour, `step`
+            alone, `decode` decoding alone on all threads, `loader` batches, `augment` color, `step`
             the synthetic step, `train` everything together, `features` the kNN evaluation.
         samples: rates of parts of the measurement of `train`.
         data_wait: share of the time of `train` spent waiting for the loader.
@@ -36,7 +36,7 @@ class Figures:
         has_dali: an optional part.
         mend_for_compiling: what to do before torch.compile works here, or None.
         precision: `bfloat16` or `float32`.
-        compiled: `step`, `colour` or `off`.
+        compiled: `step`, `color` or `off`.
         batch_size: images per step.
     """
 
@@ -208,7 +208,7 @@ def _step_advice(figures: Figures) -> list[str]:
     if not figures.gpu:
         found = ["a GPU: it takes a training step some hundred times as fast as a few CPU cores"]
         if figures.compiled == "off" and figures.mend_for_compiling:
-            found.append(f"{figures.mend_for_compiling}: long runs then compile the views' colour")
+            found.append(f"{figures.mend_for_compiling}: long runs then compile the views' color")
         return found
     found = []
     if figures.precision == "float32":

@@ -23,11 +23,11 @@ from fastsimsiam.doctor.diagnosis import (
 from fastsimsiam.doctor.synthetic import made_up_photographs, repeated
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
-from fastsimsiam.optim.schedule import durations
+from fastsimsiam.methods.registry import method_class
+from fastsimsiam.optim.schedule import schedule_steps
 from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
-from fastsimsiam.storage.beton import Beton
 from fastsimsiam.storage.open import has_split, open_split
 from fastsimsiam.system.compiler import mend_for_compiling
 from fastsimsiam.system.hardware import describe
@@ -111,6 +111,7 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
     """
     if minutes <= 0:
         raise UserError(f"--minutes is {minutes:g}: give more than 0")
+    method_class(config)
     seconds = 60 * minutes
     # A folder that was asked for and is not there is an error, as in `pretrain`.
     usual = catalogue.recipe(config.recipe).data
@@ -188,18 +189,18 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
         device_free=free,
         mean_pixels=float(np.prod(train.sizes.astype(np.float64), axis=1).mean()),
         crop_pixels=float(config.image_size**2),
-        packed=isinstance(train, Beton),
+        packed=train.is_one_file,
         has_dali=machine["optional"]["dali"],
         mend_for_compiling=mend_for_compiling(device.type),
         precision=str(chosen.dtype).removeprefix("torch."),
         compiled=chosen.compiled,
         batch_size=config.batch_size,
     )
-    lengths = durations(config, len(train) // config.batch_size)
+    planned = schedule_steps(config, len(train) // config.batch_size)
     evaluations = 0
-    if lengths.knn_every and val_images:
+    if planned.knn_every and val_images:
         # Before the first step, every so often, and at the end.
-        evaluations = 1 + -(-lengths.stop // lengths.knn_every)
+        evaluations = 1 + -(-planned.stop // planned.knn_every)
     return Report(
         machine=machine,
         config=config,
@@ -211,7 +212,7 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
         figures=figures,
         forecast=forecast(
             figures,
-            steps=lengths.stop,
+            steps=planned.stop,
             evaluations=evaluations,
             images_per_evaluation=len(train) + val_images,
         ),
@@ -248,15 +249,13 @@ def _batch(config: Config, size: int, train: Storage, seconds: float) -> int:
 
 def _step_seconds(config: Config, size: int, train: Storage) -> float:
     """Duration of a step on a CPU, the first one apart."""
-    quick = replace(
-        config, batch_size=size, accumulate=1, compile="off", loader="folder", workers=1
-    )
+    quick = replace(config, batch_size=size, accumulate=1, compile="off", loader="cpu", workers=1)
     with measure.trainer_of(quick, train) as trainer:
         batch = next(measure.batches_of(trainer))
-        measure.ready(trainer)
-        measure.one_step(trainer, batch)
+        trainer.method.train()
+        trainer.train_on([batch])
         started = time.perf_counter()
-        measure.one_step(trainer, batch)
+        trainer.train_on([batch])
         return time.perf_counter() - started
 
 
@@ -288,8 +287,8 @@ def in_words(report: Report) -> str:
         "storage": f"reading alone, {storage}",
         "decode": f"{figures.workers} threads, nothing else",
         "loader": f"{figures.loader_name}: decoded, cropped, on the device",
-        "augment": "colour of all views",
-        "step": "on a batch that is there, colour included",
+        "augment": "color of all views",
+        "step": "on a batch that is there, color included",
         "train": f"all together; data-wait {figures.data_wait:.0%}",
         "features": "of the kNN evaluation",
     }

@@ -18,7 +18,7 @@ import torch
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import BadImageError
 from fastsimsiam.evaluate.features import center_plan, extract
-from fastsimsiam.loaders.base import Batch
+from fastsimsiam.loaders.base import Batch, LoaderOptions
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.plan.batches import CenterPlan
@@ -71,10 +71,10 @@ def trainer_of(
         loader = build_loader(
             chosen.loader,
             storage,
-            device=chosen.device,
-            workers=config.workers,
-            on_bad_image=config.on_bad_image,
-            folder=config.folder,
+            LoaderOptions(
+                device=chosen.device, workers=config.workers, on_bad_image=config.on_bad_image
+            ),
+            cpu=config.cpu,
             dali=config.dali,
             report=report,
         )
@@ -107,19 +107,6 @@ def batches_of(trainer: Trainer) -> Generator[Batch]:
         epoch += 1
 
 
-def one_step(trainer: Trainer, batch: Batch) -> None:
-    """The trainer's step without its accounts."""
-    loss, _ = trainer.compute(batch.crops, batch.photometric)
-    loss.backward()
-    trainer.optimizer.step()
-
-
-def ready(trainer: Trainer) -> None:
-    """Sets what a step needs and the trainer sets later."""
-    trainer.optimizer.set_rates(0.01, 0.01)
-    trainer.method.train()
-
-
 def _timed(
     work: Callable[[], int], device: torch.device, seconds: float, warm_up: int = _WARM_UP_STEPS
 ) -> Rate:
@@ -146,8 +133,9 @@ def measure_storage(storage: Storage, workers: int | None, seconds: float) -> tu
     # Made-up photographs repeat; read again, a file would come from the cache.
     different = list(dict(zip(storage.paths, range(len(storage)), strict=True)).values())
     chosen = different[:: -(-len(different) // _FILES)]
-    packed = storage.root.is_file()
-    for path in {storage.root if packed else storage.root / storage.paths[n] for n in chosen}:
+    for path in {
+        storage.root if storage.is_one_file else storage.root / storage.paths[n] for n in chosen
+    }:
         _forget(path)
     end = time.perf_counter() + min(seconds, _STORAGE_SECONDS)
 
@@ -206,7 +194,7 @@ def measure_loader(trainer: Trainer, seconds: float) -> Rate:
 
 
 def measure_augment(trainer: Trainer, batch: Batch, seconds: float, *, compile_it: bool) -> Rate:
-    """The colour of one batch, again and again; `compile_it` where the step is compiled as a whole."""
+    """The color of one batch, again and again; `compile_it` where the step is compiled as a whole."""
     assert isinstance(trainer.compute, TrainStep)  # one process, so there is no DDP around it
     photometric: Callable[..., object] = trainer.compute.photometric
     if compile_it:
@@ -221,19 +209,19 @@ def measure_augment(trainer: Trainer, batch: Batch, seconds: float, *, compile_i
 
 
 def measure_step(trainer: Trainer, batch: Batch, seconds: float) -> tuple[Rate, float]:
-    """Steps on one batch, colour and optimiser included.
+    """Steps on one batch, color and optimizer included.
 
     Returns:
         The rate, and how long the first step took: compilation.
     """
-    ready(trainer)
+    trainer.method.train()
     started = time.perf_counter()
-    one_step(trainer, batch)
+    trainer.train_on([batch])
     wait_for(trainer.device)
     first = time.perf_counter() - started
 
     def work() -> int:
-        one_step(trainer, batch)
+        trainer.train_on([batch])
         return len(batch.index)
 
     rate = _timed(work, trainer.device, seconds)
@@ -275,8 +263,8 @@ def measure_train(trainer: Trainer, steps: int) -> tuple[Rate, float]:
     warm_up = max(_WARM_UP_STEPS, every)
     trainer.config = replace(trainer.config, log_every=every)
     # The run may have fewer steps than it takes to measure one.
-    trainer.lengths = replace(
-        trainer.lengths, stop=warm_up + steps, checkpoint_every=warm_up + steps + 1
+    trainer.schedule_steps = replace(
+        trainer.schedule_steps, stop=warm_up + steps, checkpoint_every=warm_up + steps + 1
     )
     if trainer.fit():
         raise KeyboardInterrupt
@@ -284,7 +272,7 @@ def measure_train(trainer: Trainer, steps: int) -> tuple[Rate, float]:
 
 
 def measure_features(trainer: Trainer, storage: Storage, seconds: float) -> Rate:
-    """Features of centred images, as the kNN evaluation takes them."""
+    """Features of centered images, as the kNN evaluation takes them."""
     config = trainer.config
     whole = center_plan(storage, config.image_size, config.knn.crop_fraction)
     images = min(len(storage), whole.batch_size)

@@ -23,7 +23,7 @@ class CollapseFigures:
         std: mean over dimensions of the std of features of length 1, times sqrt(D); 1 where
             directions are spread over the sphere, 0 where all are equal (arXiv 2011.10566, 4.1).
         mean_cosine: between different images; 0 spread, 1 collapsed.
-        effective_rank: exp of the entropy of the singular values of the centred features: how many
+        effective_rank: exp of the entropy of the singular values of the centered features: how many
             directions are in use, at most D (Roy and Vetterli, EUSIPCO 2007).
         uniformity: log of the mean of exp(-2 |u - v|^2) over pairs of different images; -4 at best,
             0 collapsed (Wang and Isola, arXiv 2005.10242).
@@ -71,10 +71,10 @@ def collapse_figures(features: Tensor) -> CollapseFigures:
 
 
 def effective_rank(features: Tensor) -> float:
-    """Exp of the entropy of the singular values of the centred features (N, D), as shares."""
-    centred = (features - features.mean(dim=0)).double()
+    """Exp of the entropy of the singular values of the centered features (N, D), as shares."""
+    centered = (features - features.mean(dim=0)).double()
     # The smaller of the two products has the same eigenvalues.
-    small = centred.T @ centred if len(centred) > centred.shape[1] else centred @ centred.T
+    small = centered.T @ centered if len(centered) > centered.shape[1] else centered @ centered.T
     singular = torch.linalg.eigvalsh(small).clamp(min=0).sqrt()
     total = singular.sum()
     if total < 1e-9 * math.sqrt(features.numel()):

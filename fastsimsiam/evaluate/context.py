@@ -13,7 +13,7 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.evaluate.pretrained import Frozen, load_frozen
-from fastsimsiam.loaders.base import Loader
+from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.models.backbones import feature_extractor
 from fastsimsiam.plan.batches import CenterPlan
@@ -63,8 +63,8 @@ class Session:
             self.opened[split] = self.open_loader(self.splits[split])
         return self.opened[split]
 
-    def centred(self, split: Split) -> CenterPlan:
-        """Every image of a split, centred."""
+    def centered(self, split: Split) -> CenterPlan:
+        """Every image of a split, centered."""
         fraction = self.frozen.crop_fraction
         return center_plan(self.splits[split], self.config.image_size, fraction)
 
@@ -123,6 +123,9 @@ def evaluating(
         if need_val or has_split(data, "val"):
             splits["val"] = open_split(data, "val", classes=train.classes, report=progress)
     name, _ = choose_loader(options.loader, train, device)
+    loader_options = LoaderOptions(
+        device=device, workers=options.workers, on_bad_image=options.on_bad_image
+    )
     frozen.backbone.to(device).to(memory_format=torch.channels_last)
     session = Session(
         frozen=frozen,
@@ -130,9 +133,7 @@ def evaluating(
         splits=splits,
         device=device,
         dtype=dtype,
-        open_loader=lambda storage: build_loader(
-            name, storage, device=device, workers=options.workers, on_bad_image=options.on_bad_image
-        ),
+        open_loader=lambda storage: build_loader(name, storage, loader_options),
     )
     try:
         yield session

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsimsiam.augment.photometric import normalise
+from fastsimsiam.augment.photometric import normalize
 from fastsimsiam.loaders.base import Batch, Loader
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.storage.base import Storage
@@ -28,7 +28,7 @@ def extract(
     Args:
         backbone: images (B, 3, S, S) to features (B, D).
         loader: source of the images.
-        plan: the centred crops to use.
+        plan: the centered crops to use.
         device: where the backbone is.
         dtype: of the backbone's arithmetic; float32 or bfloat16 (autocast).
         report: told (batches done, batches in all).
@@ -42,7 +42,7 @@ def extract(
     was_training = backbone.training
     backbone.eval()
     try:
-        for h, batch in centred_features(backbone, loader, plan, device=device, dtype=dtype):
+        for h, batch in centered_features(backbone, loader, plan, device=device, dtype=dtype):
             found.append(F.normalize(h, dim=1).to(kept))
             labels.append(batch.label)
             if report:
@@ -52,7 +52,7 @@ def extract(
     return torch.cat(found), torch.cat(labels)
 
 
-def centred_features(
+def centered_features(
     backbone: nn.Module,
     loader: Loader,
     plan: CenterPlan,
@@ -68,20 +68,20 @@ def centred_features(
     """
     for batch in loader.iterate(plan):
         image = batch.crops[0][:, 0].permute(0, 3, 1, 2).float() / 255.0
-        yield features_of(backbone, normalise(image, dtype), device, dtype), batch
+        yield features_of(backbone, normalize(image, dtype), device, dtype), batch
 
 
 def features_of(
     backbone: nn.Module, images: Tensor, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Features (B, D) in float32 of normalised images (B, 3, S, S), without gradients."""
+    """Features (B, D) in float32 of normalized images (B, 3, S, S), without gradients."""
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         h: Tensor = backbone(images).flatten(1).float()
     return h
 
 
 def center_plan(storage: Storage, image_size: int, fraction: float) -> CenterPlan:
-    """Every image of a split, centred, for evaluation."""
+    """Every image of a split, centered, for evaluation."""
     return CenterPlan(
         label=storage.label,
         sizes=storage.sizes,

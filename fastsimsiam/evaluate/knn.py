@@ -74,7 +74,7 @@ class KnnEvaluator:
 
 
 def usable_k(k: Sequence[int], bank_size: int) -> list[int]:
-    """The numbers of neighbours that a bank has; all of it where none fits."""
+    """The numbers of neighbors that a bank has; all of it where none fits."""
     return [count for count in k if count <= bank_size] or [bank_size]
 
 
@@ -114,8 +114,8 @@ def knn(
     Args:
         checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
         data: folder with train/ and val/.
-        k: numbers of neighbours.
-        temperature: neighbours are weighted by exp(cosine similarity / temperature).
+        k: numbers of neighbors.
+        temperature: neighbors are weighted by exp(cosine similarity / temperature).
         options: see there.
 
     Returns:
@@ -159,7 +159,7 @@ def _scores(
                 extract(
                     backbone,
                     session.loader(split),
-                    session.centred(split),
+                    session.centered(split),
                     device=session.device,
                     dtype=session.dtype,
                     report=progress,

@@ -22,7 +22,7 @@ from fastsimsiam.loaders.base import Loader
 from fastsimsiam.optim.lars import Lars
 from fastsimsiam.plan.batches import TrainPlan
 
-TRAINING_VIEW = ViewSpec(area=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0)
+TRAINING_VIEW = ViewSpec(area=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)
 """RandomResizedCrop as torchvision has it, and a flip."""
 _PIECE = 256
 """Images that go through the backbone at once."""
@@ -72,21 +72,21 @@ def new_state(
     kind = Lars if config.optimizer == "lars" else torch.optim.SGD
     optimizer = kind(
         layer.parameters(),
-        lr=peak_rate(config),
+        lr=peak_lr(config),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
     return LinearState(layer=layer, optimizer=optimizer)
 
 
-def peak_rate(config: LinearConfig) -> float:
-    """The starting learning rate, by the linear scaling rule."""
+def peak_lr(config: LinearConfig) -> float:
+    """The largest learning rate of the schedule, by the linear scaling rule."""
     return config.lr * config.batch_size / 256
 
 
-def rate_of_epoch(config: LinearConfig, epoch: int) -> float:
+def lr_of_epoch(config: LinearConfig, epoch: int) -> float:
     """Half a cosine, evaluated once an epoch."""
-    return peak_rate(config) * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+    return peak_lr(config) * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
 
 
 Features = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
@@ -112,7 +112,7 @@ def train(
     """
     while state.epoch < config.epochs:
         for group in state.optimizer.param_groups:
-            group["lr"] = rate_of_epoch(config, state.epoch)
+            group["lr"] = lr_of_epoch(config, state.epoch)
         total, batches = torch.zeros((), device=state.layer.weight.device), 0
         for h, label in features(state.epoch):
             loss = F.cross_entropy(state.layer(h), label)

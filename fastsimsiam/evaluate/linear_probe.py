@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastsimsiam.config.evaluation import CACHED, EvalOptions, LinearConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import Session, evaluating
-from fastsimsiam.evaluate.features import centred_features
+from fastsimsiam.evaluate.features import centered_features
 from fastsimsiam.evaluate.linear import (
     TRAINING_VIEW,
     Features,
@@ -45,7 +45,7 @@ def linear(
         checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
         data: folder with train/ and val/.
         config: of the layer's training; None: the published one, or `CACHED`.
-        cached: features of centred crops, computed once: quick, and not the published protocol.
+        cached: features of centered crops, computed once: quick, and not the published protocol.
         out: folder that receives the layer after each epoch.
         resume: continue from what is in `out`.
         options: see there.
@@ -108,7 +108,7 @@ def linear(
 def _protocol(config: LinearConfig, cached: bool) -> str:
     """What was done, and whether the figure compares with published ones."""
     if cached:
-        return "cached features of centred crops: quick, not the published protocol"
+        return "cached features of centered crops: quick, not the published protocol"
     published = LinearConfig(seed=config.seed)
     changed = [
         f"{key} {value}" for key, value in asdict(config).items() if value != asdict(published)[key]
@@ -132,23 +132,23 @@ def _training(session: Session, config: LinearConfig, cached: bool) -> Features:
         return random_crop_features(
             backbone, session.loader("train"), plan, device=session.device, dtype=session.dtype
         )
-    centred = session.centred("train")
+    centered = session.centered("train")
     h, label = [], []
     with ImageProgress("features", unit="batches") as progress:
-        for found, batch in centred_features(
-            backbone, session.loader("train"), centred, device=session.device, dtype=session.dtype
+        for found, batch in centered_features(
+            backbone, session.loader("train"), centered, device=session.device, dtype=session.dtype
         ):
             h.append(found.half() if session.device.type == "cuda" else found)
             label.append(batch.label)
-            progress(len(h), centred.num_batches)
+            progress(len(h), centered.num_batches)
     return cached_features(torch.cat(h), torch.cat(label), config)
 
 
 def _validation(session: Session) -> Iterator[tuple[Tensor, Tensor]]:
-    for h, batch in centred_features(
+    for h, batch in centered_features(
         session.frozen.backbone,
         session.loader("val"),
-        session.centred("val"),
+        session.centered("val"),
         device=session.device,
         dtype=session.dtype,
     ):

@@ -1,8 +1,8 @@
-"""Weighted k-nearest-neighbour classification of frozen features.
+"""Weighted k-nearest-neighbor classification of frozen features.
 
 Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", arXiv
-1805.01978, section 3.4: neighbours vote with weight exp(cosine similarity / temperature).
-Shapes: N bank, Q queries, D features, K neighbours, C classes.
+1805.01978, section 3.4: neighbors vote with weight exp(cosine similarity / temperature).
+Shapes: N bank, Q queries, D features, K neighbors, C classes.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Args:
         queries: (Q, D) of length 1.
         bank: (N, D) of length 1.
-        k: neighbours, at most N.
+        k: neighbors, at most N.
 
     Returns:
         Similarities (Q, k) in float32, falling, and bank positions (Q, k).
@@ -53,14 +53,14 @@ def knn_accuracy(
     temperature: float,
     num_classes: int,
 ) -> dict[int, float]:
-    """Top-1 accuracy for several numbers of neighbours.
+    """Top-1 accuracy for several numbers of neighbors.
 
     Args:
         bank: training features (N, D) of length 1.
         bank_label: (N,).
         queries: validation features (Q, D) of length 1.
         query_label: (Q,).
-        k: numbers of neighbours, each at most N.
+        k: numbers of neighbors, each at most N.
         temperature: of the weights.
         num_classes: C.
 
@@ -82,11 +82,11 @@ def knn_accuracy(
 
 
 def vote(similarity: Tensor, label: Tensor, *, temperature: float, num_classes: int) -> Tensor:
-    """The class that neighbours vote for, weighted by exp(similarity / temperature).
+    """The class that neighbors vote for, weighted by exp(similarity / temperature).
 
     Args:
         similarity: (Q, K) cosine similarities, falling.
-        label: (Q, K) classes of the neighbours.
+        label: (Q, K) classes of the neighbors.
         temperature: of the weights.
         num_classes: C.
 

@@ -36,7 +36,7 @@ class Frozen:
         stem: `imagenet` or `cifar`, see `backbones.feature_extractor`.
         feature_dim: D.
         image_size: side of the images it was trained on, in pixels.
-        crop_fraction: side of the centred square to evaluate on, over the image's shorter side.
+        crop_fraction: side of the centered square to evaluate on, over the image's shorter side.
         path: the file.
         step: of the training, where the file tells.
         config: of the training, where it was ours.
@@ -211,7 +211,7 @@ def _some(keys: Any) -> str:
 def load_backbone(
     path: Path | str, *, arch: str | None = None, stem: Stem | None = None
 ) -> nn.Module:
-    """A trained backbone: normalised images (B, 3, S, S) to features (B, D); on the CPU, in eval mode.
+    """A trained backbone: normalized images (B, 3, S, S) to features (B, D); on the CPU, in eval mode.
 
     Args:
         path: a checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam.

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastsimsiam.config.run import OnBadImage
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.plan.views import without_photometric
 
@@ -51,6 +52,21 @@ class Batch:
         yield self.label
         yield from self.crops
         yield from self.photometric.values()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """What every loader is told.
+
+    Attributes:
+        device: where batches go.
+        workers: threads (processes of `reference`); None: one per core.
+        on_bad_image: `error`, or `skip`: another image stands in for a broken one.
+    """
+
+    device: torch.device
+    workers: int | None = None
+    on_bad_image: OnBadImage = "error"
 
 
 class Loader(Protocol):

@@ -2,12 +2,12 @@
 
 DALI is handed the files' bytes and the plan's boxes. On a GPU it crops too: it resamples the whole
 frame around a box (`roi_start`, `roi_end`), which is a fifth faster than cutting the box out first; so
-the outermost pixels of a crop may see their neighbours outside of the box. On the CPU its resampling
+the outermost pixels of a crop may see their neighbors outside of the box. On the CPU its resampling
 takes ten times as long as ours: there it decodes, and we crop.
 
-What DALI is not asked to decode: anything but a JPEG in RGB or grey that stands upright and has its
+What DALI is not asked to decode: anything but a JPEG in RGB or gray that stands upright and has its
 end. That goes through PIL's path and reaches DALI as plain pixels (a PPM file in memory): cut-off
-files, other formats and odd colours are good or broken exactly where they are for the other loaders.
+files, other formats and odd colors are good or broken exactly where they are for the other loaders.
 So is what DALI refuses. But it does not look at libjpeg-turbo's warnings: bytes damaged in the midst
 of a JPEG's data, which the other loaders refuse, come out as the decoder's guess. `pack` finds them.
 """
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import Batch, assemble, assemble_on, size_groups
+from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, assemble_on, size_groups
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.jpeg_header import is_plain_jpeg
@@ -49,10 +49,8 @@ class DaliLoader:
     def __init__(
         self,
         storage: Storage,
+        options: LoaderOptions,
         *,
-        device: torch.device,
-        workers: int | None = None,
-        on_bad_image: str = "error",
         decoder: str = "auto",
         prefetch: int = 2,
         hw_decoder_load: float = 0.65,
@@ -62,9 +60,7 @@ class DaliLoader:
 
         Args:
             storage: where the images lie.
-            device: where batches go.
-            workers: DALI's threads, and as many that read and crop; None: one per core.
-            on_bad_image: `error` or `skip`.
+            options: device, threads, broken images.
             decoder: `cpu`; `mixed`, nvJPEG on the GPU; `auto`: mixed if `device` is a GPU.
             prefetch: batches under way.
             hw_decoder_load: share of images for the GPU's JPEG engine, where it has one.
@@ -75,12 +71,12 @@ class DaliLoader:
         """
         require_dali("--loader dali")
         self._storage = storage
-        self._policy = BadImagePolicy(on_bad_image)
+        self._policy = BadImagePolicy(options.on_bad_image)
         self._policy.require_readable(storage)
         self.bad_images = self._policy.bad_images
-        self._device = device
-        self._workers = num_workers(workers)
-        self._mixed = device.type == "cuda" and decoder != "cpu"
+        self._device = options.device
+        self._workers = num_workers(options.workers)
+        self._mixed = options.device.type == "cuda" and decoder != "cpu"
         self._crop_in_dali = self._mixed if crop_in_dali is None else crop_in_dali
         self._prefetch = prefetch
         self._hw_decoder_load = hw_decoder_load

@@ -1,7 +1,7 @@
 """Crops cut and resampled on the device, for a whole batch, by two batched matrix products.
 
 Shapes: B batch, V views, S side of the crop, h w largest box of a piece, P pixels of all frames. The
-filter is PIL's bilinear one with antialiasing: a triangle as wide as the scale, normalised, zero
+filter is PIL's bilinear one with antialiasing: a triangle as wide as the scale, normalized, zero
 outside of the box.
 """
 

@@ -3,7 +3,7 @@
 FFCV's own image operations decode once per view, draw their boxes themselves and never look at the
 decoder's return code. The operation here decodes once, cuts the plan's boxes, resamples as PIL does
 and reports what the decoder said. It writes into the batch's own memory; its temporary memory is one
-frame per thread. Pixels are within a grey level of PIL's.
+frame per thread. Pixels are within a gray level of PIL's.
 
 Boxes reach the compiled code with the state of the memory manager: FFCV hands that state to every
 operation and lets a manager prepare each batch (`start_batch`).
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import Batch, assemble, size_groups
+from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, size_groups
 from fastsimsiam.loaders.decode import decode_jpeg
 from fastsimsiam.loaders.ffcv_epoch import EpochPlan
 from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
-from fastsimsiam.storage.beton import Beton
+from fastsimsiam.storage.beton import Beton, as_beton
 from fastsimsiam.system.buffers import BufferPool
 from fastsimsiam.system.optional import require_ffcv
 from fastsimsiam.system.resources import num_cores, num_workers
@@ -40,12 +40,13 @@ def require_beton(storage: Storage) -> Beton:
         UserError: it is not, or FFCV is not installed.
     """
     require_ffcv("--loader ffcv")
-    if not isinstance(storage, Beton):
+    beton = as_beton(storage)
+    if beton is None:
         raise UserError(
             f"--loader ffcv reads packed files, and {storage.root} is a folder: make one with "
             f"fastsimsiam pack {storage.root} {storage.root}.beton"
         )
-    return storage
+    return beton
 
 
 class FfcvLoader:
@@ -55,30 +56,21 @@ class FfcvLoader:
         bad_images: name -> what is wrong with it, for images that were skipped so far.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        *,
-        device: torch.device,
-        workers: int | None = None,
-        on_bad_image: str = "error",
-    ) -> None:
+    def __init__(self, storage: Storage, options: LoaderOptions) -> None:
         """Prepares the loader; code is compiled when a plan first asks for it.
 
         Args:
             storage: a packed file.
-            device: where batches go.
-            workers: threads; None: one per core. Never more than there are cores.
-            on_bad_image: `error` or `skip`.
+            options: device, threads, broken images.
 
         Raises:
             UserError: it is no packed file, or FFCV is not installed.
         """
         self._storage = require_beton(storage)
-        self._policy = BadImagePolicy(on_bad_image)
+        self._policy = BadImagePolicy(options.on_bad_image)
         self.bad_images = self._policy.bad_images
-        self._device = device
-        self._workers = min(num_workers(workers), num_cores())
+        self._device = options.device
+        self._workers = min(num_workers(options.workers), num_cores())
         self._buffers = BufferPool()
         self._pipelines: dict[tuple[int, tuple[int, ...]], Any] = {}
 

@@ -1,9 +1,9 @@
 """Crops cut on the device, from frames that were decoded there by nvJPEG or have travelled there whole.
 
 For machines with few CPU cores for each GPU. nvJPEG is torchvision's; its decoder differs from
-libjpeg-turbo by a few grey levels in chroma, and like DALI's it shows its guess of a JPEG that is
+libjpeg-turbo by a few gray levels in chroma, and like DALI's it shows its guess of a JPEG that is
 damaged inside. What it is not asked to decode goes the way of `folder`: anything but a JPEG in RGB or
-grey that stands upright and has its end, and batches that it refuses.
+gray that stands upright and has its end, and batches that it refuses.
 """
 
 import warnings
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import Batch, assemble_on
+from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble_on
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.device_crop import crop_views, send
 from fastsimsiam.loaders.jpeg_header import is_plain_jpeg
@@ -75,22 +75,12 @@ class FrameLoader:
         bad_images: path -> what is wrong with it, for images that were skipped so far.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        *,
-        device: torch.device,
-        workers: int | None = None,
-        on_bad_image: str = "error",
-        decode_on_device: bool,
-    ) -> None:
+    def __init__(self, storage: Storage, options: LoaderOptions, *, decode_on_device: bool) -> None:
         """Starts the threads.
 
         Args:
             storage: where the images lie.
-            device: where batches go.
-            workers: threads that read and decode; None: one per core.
-            on_bad_image: `error` or `skip`.
+            options: device, threads, broken images.
             decode_on_device: by nvJPEG; otherwise threads decode, and whole frames travel.
 
         Raises:
@@ -98,15 +88,17 @@ class FrameLoader:
                 nvJPEG in this torchvision.
         """
         if decode_on_device:
-            _require_decoder(device)
+            _require_decoder(options.device)
         self._storage = storage
-        self._policy = BadImagePolicy(on_bad_image)
+        self._policy = BadImagePolicy(options.on_bad_image)
         self._policy.require_readable(storage)
         self.bad_images = self._policy.bad_images
-        self._device = device
+        self._device = options.device
         self._decode_on_device = decode_on_device
         self._pool = ThreadPoolExecutor(
-            num_workers(workers), thread_name_prefix="frames", initializer=self._enter_thread
+            num_workers(options.workers),
+            thread_name_prefix="frames",
+            initializer=self._enter_thread,
         )
 
     def _enter_thread(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import Batch, assemble, size_groups
+from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, size_groups
 from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.prefetch import to_device
@@ -37,10 +37,9 @@ class HostLoader:
         frame: Callable[[int], Pixels],
         name: Callable[[int], str],
         policy: BadImagePolicy,
+        options: LoaderOptions,
         *,
-        device: torch.device,
         will_need: Callable[[int], None] | None = None,
-        workers: int | None = None,
         prefetch: int | None = None,
     ) -> None:
         """Starts the threads.
@@ -49,9 +48,8 @@ class HostLoader:
             frame: the upright image (H, W, 3) of a sample; called from all threads.
             name: what reports call a sample.
             policy: what happens to broken images.
-            device: where batches go.
+            options: device and threads.
             will_need: told of samples some time before their frames are asked for; None: nobody is.
-            workers: threads; None: one per core.
             prefetch: batches made ahead of the one asked for. None: two; but none on a CPU, whose cores
                 they would take from whoever uses the batches: a thread that holds up one of a step's
                 threads holds up all, and costs twice the time it works (benchmarks/LOG.md).
@@ -60,14 +58,14 @@ class HostLoader:
         self._frame = frame
         self._name = name
         self._policy = policy
-        self._device = device
+        self._device = options.device
         self._will_need = will_need
         if prefetch is None:
             # Where the system cannot be asked to read ahead, the threads have to.
-            alone = device.type != "cpu" or not hasattr(os, "posix_fadvise")
+            alone = options.device.type != "cpu" or not hasattr(os, "posix_fadvise")
             prefetch = _BATCHES_AHEAD if alone else 0
         self._prefetch = prefetch
-        self._workers = num_workers(workers)
+        self._workers = num_workers(options.workers)
         self._buffers = BufferPool()
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="crops")
 

@@ -32,7 +32,7 @@ def jpeg_size(data: memoryview) -> tuple[int, int] | None:
     """Height and width of a JPEG that every decoder reads alike.
 
     Returns:
-        None for what is no JPEG or has lost its end, and for colours other than grey and YCbCr.
+        None for what is no JPEG or has lost its end, and for colors other than gray and YCbCr.
     """
     if data[:2] != _START_OF_IMAGE or _END_OF_IMAGE not in bytes(data[-_TAIL:]):
         return None
@@ -45,7 +45,7 @@ def jpeg_size(data: memoryview) -> tuple[int, int] | None:
         length = data[position + 2] << 8 | data[position + 3]
         if marker == _START_OF_SCAN:
             return size
-        # An Adobe segment says how colours are coded; 1 is YCbCr, what everybody assumes.
+        # An Adobe segment says how colors are coded; 1 is YCbCr, what everybody assumes.
         if marker == _ADOBE and length >= 14 and data[position + 15] != 1:
             return None
         if marker in _FRAMES:

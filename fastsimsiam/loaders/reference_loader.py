@@ -18,7 +18,7 @@ from torchvision.transforms import functional as TF
 
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import Batch, assemble, size_groups
+from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, size_groups
 from fastsimsiam.loaders.decode import to_rgb
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.plan.batches import BatchPlan, Plan
@@ -50,7 +50,7 @@ def crop_with_pil(image: Image.Image, box: Sequence[int], size: int) -> Image.Im
 
 
 def photometric_with_pil(image: Image.Image, table: ViewTable, row: int, view: int) -> Image.Image:
-    """The photometric part of a view, in the official order: jitter, grey, blur, solarize, flip."""
+    """The photometric part of a view, in the official order: jitter, gray, blur, solarize, flip."""
     steps = {
         BRIGHTNESS: (TF.adjust_brightness, float(table.brightness[row, view]), 1.0),
         CONTRAST: (TF.adjust_contrast, float(table.contrast[row, view]), 1.0),
@@ -61,7 +61,7 @@ def photometric_with_pil(image: Image.Image, table: ViewTable, row: int, view: i
         adjust, factor, neutral = steps[operation]
         if factor != neutral:  # as drawn where torchvision's ColorJitter is not applied
             image = adjust(image, factor)
-    if table.grey[row, view]:
+    if table.grayscale[row, view]:
         image = TF.to_grayscale(image, num_output_channels=3)
     if table.blur_sigma[row, view] > 0:
         image = image.filter(ImageFilter.GaussianBlur(radius=float(table.blur_sigma[row, view])))
@@ -144,34 +144,24 @@ class ReferenceLoader:
         bad_images: path -> what is wrong with it, for images that were skipped so far.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        *,
-        device: torch.device,
-        workers: int | None = None,
-        on_bad_image: str = "error",
-        full: bool = True,
-    ) -> None:
+    def __init__(self, storage: Storage, options: LoaderOptions, *, full: bool = True) -> None:
         """Prepares the loader; processes start with each epoch.
 
         Args:
             storage: where the images lie.
-            device: where batches go.
-            workers: processes; None: one per core.
-            on_bad_image: `error` or `skip`.
+            options: device, threads, broken images.
             full: apply the photometric part with PIL too, as the official recipe does; False: crops
                 alone, the rest is left to the device as with the other loaders.
 
         Raises:
             UserError: files without a readable header, unless they are to be skipped.
         """
-        self._skip = on_bad_image == "skip"
-        BadImagePolicy(on_bad_image).require_readable(storage)
+        self._skip = options.on_bad_image == "skip"
+        BadImagePolicy(options.on_bad_image).require_readable(storage)
         self.bad_images: dict[str, str] = {}
         self._storage = storage
-        self._device = device
-        self._workers = num_workers(workers)
+        self._device = options.device
+        self._workers = num_workers(options.workers)
         self._full = full
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:

@@ -1,21 +1,21 @@
 """The loaders by name: which one `auto` means, and how each is built."""
 
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
-from fastsimsiam.config.run import DaliConfig, FolderConfig, LoaderName
+from fastsimsiam.config import renamed
+from fastsimsiam.config.run import CpuConfig, DaliConfig, LoaderName
 from fastsimsiam.errors import UserError
-from fastsimsiam.loaders.base import Loader
-from fastsimsiam.loaders.cpu_loader import folder_loader
+from fastsimsiam.loaders.base import Loader, LoaderOptions
+from fastsimsiam.loaders.cpu_loader import cpu_loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.ffcv_loader import FfcvLoader
 from fastsimsiam.loaders.frame_loader import FrameLoader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader
 from fastsimsiam.loaders.resident_loader import decoded_bytes, resident_loader
 from fastsimsiam.storage.base import Report, Storage
-from fastsimsiam.storage.beton import Beton
+from fastsimsiam.storage.beton import as_beton
 from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import host_memory, num_cores
 
@@ -36,7 +36,14 @@ def choose_loader(
         storage: the training split.
         device: of the training.
         num_processes: that train together on this machine.
+
+    Raises:
+        UserError: a loader is asked for by a name of the past.
     """
+    if asked in renamed.LOADERS:
+        raise UserError(
+            f"the loader {asked} is called {renamed.LOADERS[asked]} now: pass that name"
+        )
     if asked != "auto":
         return asked, "asked for"
     share = _DEVICE_SHARE if device.type == "cuda" else _HOST_SHARE
@@ -55,9 +62,8 @@ def choose_loader(
         return "resident", f"{size} is within {share:.0%} of the {where}"
     else:
         why = f"{size} is more than {share:.0%} of the {where}"
-    if isinstance(storage, Beton):
-        packed = int(storage.length.sum())
-        if packed > host_memory() / 2:
+    if as_beton(storage):
+        if storage.bytes_total > host_memory() / 2:
             return (
                 "ffcv",
                 f"{why}; a packed file, larger than half of the memory: read ahead of use",
@@ -66,40 +72,45 @@ def choose_loader(
     cores = num_cores() / num_processes
     if device.type == "cuda" and cores < _CORES_PER_GPU and has_dali():
         return "dali", f"{why}; {cores:.0f} CPU cores per GPU are few, so the GPU decodes"
-    return "folder", why
+    return "cpu", why
 
 
 def build_loader(
     name: str,
     storage: Storage,
+    options: LoaderOptions,
     *,
-    device: torch.device,
-    workers: int | None,
-    on_bad_image: str,
-    folder: FolderConfig | None = None,
+    cpu: CpuConfig | None = None,
     dali: DaliConfig | None = None,
     report: Report | None = None,
 ) -> Loader:
-    """The loader of a name, see the modules in loaders/."""
-    options: dict[str, Any] = {"device": device, "workers": workers, "on_bad_image": on_bad_image}
-    if name == "folder":
-        folder = folder or FolderConfig()
-        for key, value, default in (
-            ("decoder", folder.decoder, "cpu"),
-            ("crops", folder.crops, "host"),
-        ):
-            if value != default and device.type != "cuda":
-                raise UserError(
-                    f"--folder.{key} {value} needs a GPU: pass --folder.{key} {default}"
-                )
-        if folder != FolderConfig():
-            return FrameLoader(storage, **options, decode_on_device=folder.decoder == "nvjpeg")
-        return folder_loader(storage, **options)
-    if name == "ffcv":
-        return FfcvLoader(storage, **options)
+    """The loader of a name that `choose_loader` has returned.
+
+    Args:
+        name: see `config.run.LoaderName`.
+        storage: where the images lie.
+        options: device, threads, broken images.
+        cpu, dali: options of these loaders; None: their defaults.
+        report: told of the progress of decoding a data set that stays on the device.
+
+    Raises:
+        UserError: the loader cannot read this storage or run on this device, or a library is missing.
+    """
+    on_gpu = options.device.type == "cuda"
+    crops = (cpu or CpuConfig()).crops
+    if name == "nvjpeg" and not on_gpu:
+        raise UserError("--loader nvjpeg needs a GPU: pass --loader cpu")
+    if name == "cpu" and crops == "device" and not on_gpu:
+        raise UserError("--cpu.crops device needs a GPU: pass --cpu.crops host")
+    if name == "cpu" and crops == "host":
+        return cpu_loader(storage, options)
+    if name in ("cpu", "nvjpeg"):
+        return FrameLoader(storage, options, decode_on_device=name == "nvjpeg")
     if name == "dali":
-        return DaliLoader(storage, **options, **asdict(dali or DaliConfig()))
+        return DaliLoader(storage, options, **asdict(dali or DaliConfig()))
+    if name == "ffcv":
+        return FfcvLoader(storage, options)
     if name == "resident":
-        return resident_loader(storage, **options, report=report)
+        return resident_loader(storage, options, report=report)
     assert name == "reference"
-    return ReferenceLoader(storage, **options)
+    return ReferenceLoader(storage, options)

@@ -3,7 +3,7 @@
 The arithmetic is Pillow's (src/libImaging/Resample.c): a triangle as wide as the scale, weights rounded
 to 22 bits, sums in 32-bit integers, bytes between the horizontal and the vertical pass. Each pass is
 Pillow's to the bit; but where the vertical one first is less work, newer versions of Pillow take it
-first, and pixels then differ by up to one grey level.
+first, and pixels then differ by up to one gray level.
 
 Shapes: H W box, S side of the crop. `row_bytes(S)` bytes of scratch are needed for each row of the box.
 """
@@ -64,7 +64,7 @@ def _fill_weights(length: int, side: int, first: Any, count: Any, weights: Any) 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _group_weights(length: int, first: Any, count: Any, weights: Any, grouped: Any) -> None:
-    """Weights for `weigher`: (S, groups, 2, 4), high and low parts of four neighbours.
+    """Weights for `weigher`: (S, groups, 2, 4), high and low parts of four neighbors.
 
     All pixels get as many groups: a CPU foresees the end of loops that are always as long. At the right
     edge groups begin further left, so that nothing is read that lies far behind the box.

@@ -1,7 +1,7 @@
 """Vector code for resampling, which Numba does not make by itself.
 
-Numba does not vectorise over the channels of a pixel, so sums of weighted pixels are written in LLVM's
-vectors. The horizontal one multiplies neighbouring pixels as 16-bit numbers, which a CPU adds up in
+Numba does not vectorize over the channels of a pixel, so sums of weighted pixels are written in LLVM's
+vectors. The horizontal one multiplies neighboring pixels as 16-bit numbers, which a CPU adds up in
 pairs (pmaddwd); a weight of 22 bits is two of 11. The fourth value that comes with a pixel is
 overwritten by the next.
 """
@@ -46,10 +46,10 @@ def _splat(builder: Any, value: Any, lanes: int) -> Any:
 
 
 def weigher(rows: int) -> Any:
-    """Sums neighbouring RGB pixels, weighted, to one pixel, in `rows` rows (an even number) at once.
+    """Sums neighboring RGB pixels, weighted, to one pixel, in `rows` rows (an even number) at once.
 
     Its arguments: the address of the first of the pixels, bytes from a row to the next, the address of
-    the weights, the number of groups of four neighbours, the address that receives the pixel, and
+    the weights, the number of groups of four neighbors, the address that receives the pixel, and
     bytes from a row to the next there. A group's weights are eight int16: four high parts, then four
     low parts. Rows share the weights, and their sums do not wait for each other.
     """
@@ -65,7 +65,7 @@ def weigher(rows: int) -> Any:
         return builder.add(even, odd)
 
     def side_by_side(builder: Any, bytes32: Any, pixel: int) -> Any:
-        """The channels of a pixel and its right neighbour in turns, as words, for two rows."""
+        """The channels of a pixel and its right neighbor in turns, as words, for two rows."""
         zero = 32
         lanes = []
         for row in (0, 16):

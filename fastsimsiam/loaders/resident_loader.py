@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.bad_images import MEND, BadImagePolicy
-from fastsimsiam.loaders.base import Batch, Loader, assemble_on
+from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions, assemble_on
 from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.loaders.device_crop import crop_views, send
 from fastsimsiam.loaders.host_loader import HostLoader
@@ -97,16 +97,14 @@ def _too_large(storage: Storage, where: str) -> UserError:
     gigabytes = decoded_bytes(storage) / 1e9
     return UserError(
         f"{storage.root} takes {gigabytes:.1f} GB decoded and does not fit the {where}: "
-        f"pass --loader folder"
+        f"pass --loader cpu"
     )
 
 
 def resident_loader(
     storage: Storage,
+    options: LoaderOptions,
     *,
-    device: torch.device,
-    workers: int | None = None,
-    on_bad_image: str = "error",
     prefetch: int | None = None,
     report: Report | None = None,
 ) -> Loader:
@@ -114,9 +112,7 @@ def resident_loader(
 
     Args:
         storage: where the images lie.
-        device: where batches go.
-        workers: threads; None: one per core.
-        on_bad_image: `error` or `skip`.
+        options: device, threads, broken images.
         prefetch: see `HostLoader`; for a CPU.
         report: told of the progress of decoding.
 
@@ -124,18 +120,16 @@ def resident_loader(
         BadImageError: an image is broken, unless they are to be skipped.
         UserError: the data set does not fit.
     """
-    policy = BadImagePolicy(on_bad_image)
+    policy = BadImagePolicy(options.on_bad_image)
     policy.require_readable(storage)
-    frames = decode_all(storage, policy, workers, report)
-    if device.type == "cuda":
+    frames = decode_all(storage, policy, options.workers, report)
+    if options.device.type == "cuda":
         try:
-            return DeviceLoader(frames, storage, policy, device=device)
+            return DeviceLoader(frames, storage, policy, device=options.device)
         except torch.OutOfMemoryError as error:
             raise _too_large(storage, "GPU") from error
     # On a CPU the per-image kernel beats batched products twelvefold (benchmarks/LOG.md).
-    return HostLoader(
-        frames.__getitem__, storage.name, policy, device=device, workers=workers, prefetch=prefetch
-    )
+    return HostLoader(frames.__getitem__, storage.name, policy, options, prefetch=prefetch)
 
 
 class DeviceLoader:

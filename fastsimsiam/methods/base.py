@@ -1,45 +1,141 @@
-"""What the trainer asks of a method; it knows nothing else of it."""
+"""The contract of a method: what training, evaluation and the report ask of it.
+
+A step is, in this order: `before_step`; for each accumulated part of the batch `forward` (compiled)
+and the backward pass; the optimizer; `after_step`. Everything that outlives a step is a registered
+buffer or parameter, so that a checkpoint holds it, and is written outside of the compiled graph. What
+`after_step` needs of a batch (the keys of a queue, say), `forward` assigns to an attribute.
+
+    class Example(Method):
+        whole_batch = True                                  # its loss compares the images of a batch
+
+        def __init__(self, backbone, feature_dim, config):
+            super().__init__()
+            self.backbone = backbone
+            self.projector = nn.Linear(feature_dim, config.projector_dim)
+
+        def forward(self, views, labels):
+            z = [self.projector(self.backbone(view)) for view in views]
+            return nt_xent(*z), {"collapse_std": collapse_std(z[0])}
+
+        def parameter_groups(self):
+            return [ParameterGroup(parameters=list(self.parameters()))]
+"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
+
+from fastsimsiam.methods.collapse import collapse_warning
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """Parameters that share a learning-rate schedule.
+    """Parameters that the optimizer treats alike.
 
     Attributes:
         parameters: trained parameters.
-        constant_lr: True keeps the starting learning rate for the whole run.
+        constant_lr: they keep the peak learning rate for the whole run, instead of following the
+            schedule.
+        lr_factor: their learning rate over that of the run.
+        decayed: weight decay applies to them.
+        adapted: LARS adapts their learning rate by the ratio of norms; other optimizers do not.
+        frozen_steps: optimizer steps at the start of the run that leave them and their momentum alone.
     """
 
     parameters: list[nn.Parameter]
-    constant_lr: bool
+    constant_lr: bool = False
+    lr_factor: float = 1.0
+    decayed: bool = True
+    adapted: bool = True
+    frozen_steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done.
+        steps_per_epoch: optimizer steps of one epoch.
+        total_steps: optimizer steps of the whole schedule.
+    """
+
+    step: int
+    steps_per_epoch: int
+    total_steps: int
 
 
 class Method(nn.Module, ABC):
     """A self-supervised method around a backbone.
 
     Attributes:
-        backbone: images (B, 3, H, W) to features (B, D); what evaluation and export use.
+        backbone: images (B, 3, H, W) to features (B, D); what evaluation and export use: always the
+            network that is trained, never a moving average of it.
+        sync_batch_norm: with several GPUs, BatchNorm layers take their statistics over all of them.
+        whole_batch: the loss compares the images of a batch with one another, so that accumulating
+            it over parts of a batch would be another loss; `accumulate` above 1 is refused.
     """
 
     backbone: nn.Module
+    sync_batch_norm: ClassVar[bool] = True
+    whole_batch: ClassVar[bool] = False
+
+    @classmethod
+    def large_views(cls, view_sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Numbers of the views that show whole images, as opposed to the small crops of multi-crop.
+
+        Args:
+            view_sizes: side of each view in pixels.
+
+        Returns:
+            The views of the largest size, unless a method says otherwise.
+        """
+        largest = max(view_sizes)
+        return tuple(view for view, size in enumerate(view_sizes) if size == largest)
 
     @abstractmethod
-    def forward(self, views: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the loss of a batch.
+    def forward(
+        self, views: tuple[Tensor, ...], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes the loss of a batch, or of a part of it; compiled as one graph.
 
         Args:
             views: one tensor (B, 3, S, S) per view of the recipe.
+            labels: (B,) int64 class numbers, for supervised methods; others leave them alone.
 
         Returns:
-            The scalar loss and scalar figures for the log; a figure `collapse_std` (1 healthy, 0
-            collapsed) is watched by the trainer.
+            The scalar loss, and scalar metrics for the log, without gradients.
         """
 
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All trained parameters, by schedule."""
+        """All trained parameters, each in one group."""
+
+    def before_step(self, at: Progress) -> None:
+        """Prepares an optimizer step: writes what depends on the step into tensors on the device.
+
+        Called outside of the compiled graph; must not wait for the device.
+
+        Args:
+            at: the run before the step.
+        """
+
+    def after_step(self) -> None:
+        """Follows an optimizer step: moving averages, queues, normalized prototypes.
+
+        Called outside of the compiled graph, without gradients; must not wait for the device, and
+        writes tensors in place.
+        """
+
+    @classmethod
+    def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:
+        """What a user should be told of the metrics, a collapse above all; None where all is well.
+
+        Args:
+            metrics: means of the loss (`loss`) and of `forward`'s metrics since the last log step.
+            batch_size: images that a metric was taken of.
+        """
+        return collapse_warning(metrics, batch_size)

@@ -1,11 +1,13 @@
 """How near a network is to giving all images the same output. Shapes: B batch, D dimensions."""
 
 import math
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
 
-_COLLAPSED_STD = 0.1
+COLLAPSED_STD = 0.1
+"""Features of different images below it are as good as equal."""
 
 
 def collapse_std(z: Tensor) -> Tensor:
@@ -23,13 +25,24 @@ def collapse_std(z: Tensor) -> Tensor:
     return mean_std * math.sqrt(z.shape[1])
 
 
-def collapsed_std(batch_size: int) -> float:
-    """Below which the collapse figure of a batch in training means collapse.
+def collapse_threshold(batch_size: int) -> float:
+    """The `collapse_std` of a batch in training below which the network has collapsed.
 
     Behind a BatchNorm not all outputs of a batch can be equal: one is left opposite to all others, and
-    the figure is about 2 / sqrt(batch size).
+    `collapse_std` is about 2 / sqrt(batch size).
 
     Args:
-        batch_size: of which the figure was taken, on one device.
+        batch_size: images that it was taken of, on one device.
     """
-    return max(_COLLAPSED_STD, 3.0 / math.sqrt(batch_size))
+    return max(COLLAPSED_STD, 3.0 / math.sqrt(batch_size))
+
+
+def collapse_warning(metrics: Mapping[str, float], batch_size: int) -> str | None:
+    """A sentence if `collapse_std` is among the metrics and below the threshold, else None."""
+    std = metrics.get("collapse_std", math.inf)
+    if std >= collapse_threshold(batch_size):
+        return None
+    return (
+        "the network has collapsed: all images get the same output (std*sqrt(D) "
+        f"{std:.3f}, healthy is about 1; loss {metrics['loss']:.3f})"
+    )

@@ -1,12 +1,16 @@
 """SimSiam: Chen and He, "Exploring Simple Siamese Representation Learning", arXiv 2011.10566."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from fastsimsiam.config.methods import SimSiamConfig
 from fastsimsiam.methods.base import Method, ParameterGroup
-from fastsimsiam.methods.collapse import collapse_std
+from fastsimsiam.methods.collapse import collapse_std, collapse_warning
 from fastsimsiam.methods.losses import negative_cosine_similarity
 from fastsimsiam.models.heads import predictor, projector
+
+_COLLAPSED_LOSS = -0.9
 
 
 class SimSiam(Method):
@@ -35,8 +39,10 @@ class SimSiam(Method):
         if config.predictor == "fixed":
             self.predictor.requires_grad_(False)
 
-    def forward(self, views: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Method.forward`; figures: collapse_std of the first view's z."""
+    def forward(
+        self, views: tuple[Tensor, ...], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Method.forward`; metrics: collapse_std of the first view's z."""
         z = [self.projector(self.backbone(view)) for view in views]
         p = [self.predictor(projection) for projection in z]
         target = [projection.detach() for projection in z] if self.config.stop_gradient else z
@@ -51,8 +57,19 @@ class SimSiam(Method):
         """The encoder decays; the predictor keeps its learning rate unless told otherwise."""
         trained = [p for p in self.predictor.parameters() if p.requires_grad]
         encoder = [*self.backbone.parameters(), *self.projector.parameters()]
-        groups = [ParameterGroup(parameters=encoder, constant_lr=False)]
+        groups = [ParameterGroup(parameters=encoder)]
         if trained:
             constant = self.config.predictor_lr == "constant"
             groups.append(ParameterGroup(parameters=trained, constant_lr=constant))
         return groups
+
+    @classmethod
+    def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:
+        """A collapse has both a small spread and a loss near its least value, -1."""
+        collapsed = collapse_warning(metrics, batch_size)
+        if collapsed is None or metrics["loss"] >= _COLLAPSED_LOSS:
+            return None
+        return (
+            f"{collapsed}. Check that stop_gradient is on, the predictor is trained and its lr is "
+            "constant, and that lr and weight decay are not too high."
+        )

@@ -8,10 +8,10 @@ from fastsimsiam.errors import UserError
 
 
 def feature_extractor(arch: str, stem: str = "imagenet") -> tuple[nn.Module, int]:
-    """A randomly initialised backbone.
+    """A randomly initialized backbone.
 
     ResNets start with the last BatchNorm of each residual block at zero, as the official recipe has
-    it ("zero-initialised residual").
+    it ("zero-initialized residual").
 
     Args:
         arch: name of a classification network in `torchvision.models`, or of one of your own that you

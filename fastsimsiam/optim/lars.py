@@ -11,12 +11,13 @@ class Lars(torch.optim.Optimizer):
     """SGD whose every tensor has a learning rate of its own, by the ratio of norms.
 
     A tensor's gradient is scaled by trust * |w| / (|g| + weight_decay * |w|), without clipping; a
-    tensor that is all zero, or has no gradient, is left unscaled.
+    tensor that is all zero, or has no gradient, is left unscaled, and so is every tensor of a group
+    with `adapted` False.
     """
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
         lr: float,
         momentum: float = 0.9,
@@ -26,13 +27,19 @@ class Lars(torch.optim.Optimizer):
         """Takes the parameters.
 
         Args:
-            parameters: to train.
+            parameters: to train, or groups of them, each of which may have its own options.
             lr: global learning rate.
             momentum: of the scaled gradients.
             weight_decay: added to the gradients before they are scaled.
             trust: coefficient of the ratio of norms.
         """
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust": trust,
+            "adapted": True,
+        }
         super().__init__(parameters, defaults)
 
     @torch.no_grad()
@@ -45,11 +52,14 @@ class Lars(torch.optim.Optimizer):
                     self._update(weight, weight.grad, group)
 
     def _update(self, weight: nn.Parameter, grad: torch.Tensor, group: dict[str, Any]) -> None:
-        length, steepness = weight.norm(), grad.norm()
         decay = group["weight_decay"]
-        ratio = group["trust"] * length / (steepness + decay * length + 1e-8)
-        ratio = torch.where((length > 0) & (steepness > 0), ratio, torch.ones_like(ratio))
-        scaled = (grad + decay * weight) * ratio
+        scaled = grad + decay * weight
+        if group["adapted"]:
+            weight_norm, grad_norm = weight.norm(), grad.norm()
+            ratio = group["trust"] * weight_norm / (grad_norm + decay * weight_norm + 1e-8)
+            scaled = scaled * torch.where(
+                (weight_norm > 0) & (grad_norm > 0), ratio, torch.ones_like(ratio)
+            )
         state = self.state[weight]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(weight)

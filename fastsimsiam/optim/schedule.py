@@ -7,8 +7,8 @@ from fastsimsiam.config.run import Config, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Durations:
-    """Every duration of a run, in optimiser steps.
+class ScheduleSteps:
+    """Every duration of a run, in optimizer steps.
 
     Attributes:
         steps_per_epoch: steps of one epoch.
@@ -25,10 +25,10 @@ class Durations:
     knn_every: int
 
 
-def durations(config: Config, steps_per_epoch: int) -> Durations:
+def schedule_steps(config: Config, steps_per_epoch: int) -> ScheduleSteps:
     """Turns the config's epochs into steps; the only place that does."""
     total = config.epochs * steps_per_epoch
-    return Durations(
+    return ScheduleSteps(
         steps_per_epoch=steps_per_epoch,
         total=total,
         stop=min(total, config.max_steps or total),
@@ -38,7 +38,7 @@ def durations(config: Config, steps_per_epoch: int) -> Durations:
 
 
 def learning_rate(
-    optimizer: OptimizerConfig, *, batch_size: int, step: int, lengths: Durations
+    optimizer: OptimizerConfig, *, batch_size: int, step: int, steps: ScheduleSteps
 ) -> float:
     """The learning rate of a step: linear warm-up, then half a cosine down to 0.
 
@@ -46,19 +46,19 @@ def learning_rate(
         optimizer: base rate (per 256 samples), warm-up and granularity.
         batch_size: samples per step.
         step: from 0.
-        lengths: of the run.
+        steps: durations of the run.
     """
-    peak = starting_rate(optimizer, batch_size)
-    epochs = lengths.total / lengths.steps_per_epoch
-    epoch = step / lengths.steps_per_epoch
+    peak = peak_lr(optimizer, batch_size)
+    epochs = steps.total / steps.steps_per_epoch
+    epoch = step / steps.steps_per_epoch
     if epoch < optimizer.warmup_epochs:
-        return peak * (step + 1) / math.ceil(optimizer.warmup_epochs * lengths.steps_per_epoch)
+        return peak * (step + 1) / math.ceil(optimizer.warmup_epochs * steps.steps_per_epoch)
     if optimizer.schedule == "epoch":
         epoch = math.floor(epoch)
     done = (epoch - optimizer.warmup_epochs) / max(epochs - optimizer.warmup_epochs, 1e-9)
     return peak * 0.5 * (1.0 + math.cos(math.pi * min(max(done, 0.0), 1.0)))
 
 
-def starting_rate(optimizer: OptimizerConfig, batch_size: int) -> float:
-    """The rate at the top of the schedule, by the linear scaling rule."""
+def peak_lr(optimizer: OptimizerConfig, batch_size: int) -> float:
+    """The largest learning rate of the schedule, by the linear scaling rule."""
     return optimizer.lr * batch_size / 256

@@ -1,5 +1,8 @@
 """SGD whose learning rates are tensors, so that changing them neither syncs nor recompiles."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from fastsimsiam.config.run import OptimizerConfig
@@ -7,43 +10,61 @@ from fastsimsiam.methods.base import ParameterGroup
 
 
 class ScheduledSGD:
-    """Fused SGD with one learning rate for what decays and one for what does not.
-
-    Weight decay applies to all parameters, BatchNorm and biases too, as published.
-    """
+    """Fused SGD with a learning rate of its own for every parameter group; an `Optimizer`."""
 
     def __init__(
-        self, groups: list[ParameterGroup], config: OptimizerConfig, device: torch.device
+        self, groups: Sequence[ParameterGroup], config: OptimizerConfig, device: torch.device
     ) -> None:
-        """Builds the optimiser; the first `set_rates` sets the learning rates."""
-        self._constant = [group.constant_lr for group in groups]
-        self._rates = [torch.zeros((), device=device) for _ in groups]
+        """Builds the optimizer; the first `set_lr` sets the learning rates.
+
+        Args:
+            groups: what is trained, and how. LARS's flag `adapted` means nothing to SGD.
+            config: momentum and weight decay.
+            device: of the parameters.
+        """
+        self._groups = list(groups)
+        self._lr = [torch.zeros((), device=device) for _ in groups]
         self._sgd = torch.optim.SGD(
             [
-                {"params": group.parameters, "lr": rate}
-                for group, rate in zip(groups, self._rates, strict=True)
+                {
+                    "params": group.parameters,
+                    "lr": lr,
+                    "weight_decay": config.weight_decay if group.decayed else 0.0,
+                }
+                for group, lr in zip(groups, self._lr, strict=True)
             ],
             momentum=config.momentum,
-            weight_decay=config.weight_decay,
             fused=True,
         )
 
-    def set_rates(self, rate: float, starting_rate: float) -> None:
-        """Sets the scheduled learning rate, and the constant one where a group keeps it."""
-        for constant, tensor in zip(self._constant, self._rates, strict=True):
-            tensor.fill_(starting_rate if constant else rate)
+    def set_lr(self, lr: float, peak_lr: float) -> None:
+        """See `Optimizer.set_lr`."""
+        for group, tensor in zip(self._groups, self._lr, strict=True):
+            tensor.fill_((peak_lr if group.constant_lr else lr) * group.lr_factor)
 
-    def step(self) -> None:
-        """Applies the gradients and drops them."""
+    def step(self, step: int) -> None:
+        """See `Optimizer.step`."""
+        drop_frozen_gradients(self._groups, step)
         self._sgd.step()
         self._sgd.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Momentum buffers and settings."""
         return self._sgd.state_dict()
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict`; the learning rates stay this object's own tensors."""
         self._sgd.load_state_dict(state)
-        for group, rate in zip(self._sgd.param_groups, self._rates, strict=True):
-            group["lr"] = rate
+        for group, lr in zip(self._sgd.param_groups, self._lr, strict=True):
+            group["lr"] = lr
+
+
+def drop_frozen_gradients(groups: Sequence[ParameterGroup], step: int) -> None:
+    """Takes the gradients of groups that are still frozen.
+
+    A learning rate of 0 would not do: momentum would gather, and let go when they thaw.
+    """
+    for group in groups:
+        if step < group.frozen_steps:
+            for parameter in group.parameters:
+                parameter.grad = None

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastsimsiam.config.views import ViewSpec
+from fastsimsiam.config.views import ViewSpec, view_sizes
 from fastsimsiam.errors import UserError
 from fastsimsiam.plan.counter_rng import hash_words
 from fastsimsiam.plan.order import epoch_order
@@ -147,7 +147,7 @@ class TrainPlan(_SamplePool):
     @property
     def view_sizes(self) -> tuple[int, ...]:
         """Side of each view's square crop, in pixels."""
-        return tuple(spec.size or self.image_size for spec in self.specs)
+        return view_sizes(self.specs, self.image_size)
 
     def table(self, epoch: int, index: npt.NDArray[np.int64]) -> ViewTable:
         """Random views of the samples `index` (B,)."""
@@ -168,7 +168,7 @@ class TrainPlan(_SamplePool):
 
 @dataclass(frozen=True, kw_only=True)
 class CenterPlan(_SamplePool):
-    """Every sample once, in storage order, as one centred crop: for evaluation.
+    """Every sample once, in storage order, as one centered crop: for evaluation.
 
     Attributes:
         image_size: side of the crop in pixels.
@@ -192,7 +192,7 @@ class CenterPlan(_SamplePool):
         return (self.image_size,)
 
     def table(self, epoch: int, index: npt.NDArray[np.int64]) -> ViewTable:
-        """Centred views of the samples `index` (B,)."""
+        """Centered views of the samples `index` (B,)."""
         del epoch
         return without_photometric(center_boxes(self.sizes[index], self.fraction)[:, None, :])
 

@@ -1,7 +1,7 @@
-"""Counter-based random numbers: a hash of integers, no state, vectorised.
+"""Counter-based random numbers: a hash of integers, no state, vectorized.
 
 The generator is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
-generators"): draw number c of a key is `finalise(key + c * golden)`. Keys are themselves hashes, so
+generators"): draw number c of a key is `finalize(key + c * golden)`. Keys are themselves hashes, so
 any draw of any sample can be computed alone, in any order, by anybody.
 """
 
@@ -19,7 +19,7 @@ _MUL_1 = 0xBF58476D1CE4E5B9
 _MUL_2 = 0x94D049BB133111EB
 
 
-def _finalise(x: UInts) -> UInts:
+def _finalize(x: UInts) -> UInts:
     """SplitMix64's output function, in place: the table of a batch is drawn within a millisecond."""
     x ^= x >> np.uint64(30)
     x *= np.uint64(_MUL_1)
@@ -50,15 +50,15 @@ def keys(stream: int, index: npt.NDArray[Any]) -> UInts:
     Returns:
         Keys of shape (B,).
     """
-    spread = _finalise(index.astype(np.uint64) * np.uint64(_GOLDEN))
+    spread = _finalize(index.astype(np.uint64) * np.uint64(_GOLDEN))
     spread += np.uint64(stream)
-    return _finalise(spread)
+    return _finalize(spread)
 
 
 def bits(key: UInts, counter: npt.NDArray[Any]) -> UInts:
     """Draws `counter` (C,) of every key (B,) as 64-bit integers of shape (B, C)."""
     steps = (counter.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
-    return _finalise(key[:, None] + steps[None, :])
+    return _finalize(key[:, None] + steps[None, :])
 
 
 def uniform(key: UInts, counter: npt.NDArray[Any]) -> Floats:

@@ -22,7 +22,7 @@ _VIEW_STREAM = 2
 # Every draw has a slot of its own, so that changing one probability leaves all other draws alone.
 _FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(6)
 _ORDER = slice(6, 10)
-_GREY, _BLUR, _SIGMA, _SOLARIZE = range(10, 14)
+_GRAY, _BLUR, _SIGMA, _SOLARIZE = range(10, 14)
 _SCALAR_SLOTS = np.arange(14)
 _CROP_SLOT = 16  # four slots for each of the ten attempts
 _CROP_ATTEMPTS = 10
@@ -41,7 +41,7 @@ class ViewTable:
         brightness, contrast, saturation: (B, V) float32 factors; 1 changes nothing.
         hue: (B, V) float32 rotation as a fraction of a turn; 0 changes nothing.
         order: (B, V, 4) int64: the operation at each place of the jitter, see `BRIGHTNESS` etc.
-        grey: (B, V) bool: greyscale.
+        grayscale: (B, V) bool: without color.
         blur_sigma: (B, V) float32 standard deviation in pixels of the crop; 0 is no blur.
         solarize: (B, V) bool: invert what is at or above 128.
     """
@@ -53,7 +53,7 @@ class ViewTable:
     saturation: npt.NDArray[np.float32]
     hue: npt.NDArray[np.float32]
     order: npt.NDArray[np.int64]
-    grey: npt.NDArray[np.bool_]
+    grayscale: npt.NDArray[np.bool_]
     blur_sigma: npt.NDArray[np.float32]
     solarize: npt.NDArray[np.bool_]
 
@@ -84,7 +84,7 @@ class ViewTable:
 
 
 def without_photometric(box: npt.NDArray[np.int32]) -> ViewTable:
-    """A table of `box` (B, V, 4) alone: no flip, no colour, no blur."""
+    """A table of `box` (B, V, 4) alone: no flip, no color, no blur."""
     shape = box.shape[:2]
     # An array for each parameter: rows are overwritten in place when an image is replaced.
     return ViewTable(
@@ -95,7 +95,7 @@ def without_photometric(box: npt.NDArray[np.int32]) -> ViewTable:
         saturation=np.ones(shape, np.float32),
         hue=np.zeros(shape, np.float32),
         order=np.broadcast_to(np.arange(4), (*shape, 4)).copy(),
-        grey=np.zeros(shape, np.bool_),
+        grayscale=np.zeros(shape, np.bool_),
         blur_sigma=np.zeros(shape, np.float32),
         solarize=np.zeros(shape, np.bool_),
     )
@@ -159,7 +159,7 @@ def draw_views(
         saturation=where(jitter, _factor(u[..., _SATURATION], of["saturation"]), 1.0),
         hue=where(jitter, (2.0 * u[..., _HUE] - 1.0) * of["hue"], 0.0),
         order=np.argsort(u[..., _ORDER], axis=-1),
-        grey=happens(_GREY, "grey"),
+        grayscale=happens(_GRAY, "grayscale"),
         blur_sigma=where(blur, low + (high - low) * u[..., _SIGMA], 0.0),
         solarize=happens(_SOLARIZE, "solarize"),
     )
@@ -176,7 +176,7 @@ def random_resized_crop(
 ) -> npt.NDArray[np.int32]:
     """Boxes as `torchvision.transforms.RandomResizedCrop.get_params` draws them.
 
-    Ten attempts at an area and a log-uniform aspect ratio; where none fits, the largest centred box
+    Ten attempts at an area and a log-uniform aspect ratio; where none fits, the largest centered box
     whose ratio lies in the range.
 
     Args:
@@ -234,9 +234,9 @@ def _fallback_boxes(
 
 
 def center_boxes(sizes: npt.NDArray[np.int32], fraction: float) -> npt.NDArray[np.int32]:
-    """The centred square of `fraction` of the shorter side, as evaluation crops it.
+    """The centered square of `fraction` of the shorter side, as evaluation crops it.
 
-    Resizing the shorter side to 256 and cropping 224 from the centre is this box with 224/256.
+    Resizing the shorter side to 256 and cropping 224 from the center is this box with 224/256.
 
     Args:
         sizes: (B, 2) height and width in pixels.

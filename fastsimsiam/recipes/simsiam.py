@@ -112,10 +112,10 @@ def imagewoof() -> Config:
 
 
 def demo() -> Config:
-    """SimSiam on handwritten digits, coloured and moved, ResNet-18, 32 pixels, 28 epochs.
+    """SimSiam on handwritten digits, colored and moved, ResNet-18, 32 pixels, 28 epochs.
 
     Command: make demo
-    Source: none; sized so that the whole path is seen to work. Colour is jittered so far that only
+    Source: none; sized so that the whole path is seen to work. Color is jittered so far that only
         the digits' shape is left to agree on.
     Expected: kNN (k 20) 19 to 38 % of ten classes, as rounding and seed have it, the untrained
         network about 10 %; measured.

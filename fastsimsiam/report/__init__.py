@@ -1,1 +1,1 @@
-"""The report of a run: one HTML file with curves, neighbours, a map and the way to repeat it."""
+"""The report of a run: one HTML file with curves, neighbors, a map and the way to repeat it."""

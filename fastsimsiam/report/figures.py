@@ -10,10 +10,10 @@ import numpy.typing as npt
 from fastsimsiam.report.runs import Run
 
 # Okabe and Ito's palette as in pictures.py, the strongest on white first; yellow is too faint there.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "diamond", "cross", "square", "triangle-up", "x")
-MOST_RUNS = len(_COLOURS)
+MOST_RUNS = len(_COLORS)
 """More could not be told apart."""
 _LEGEND_CLASSES = 24
 _LABEL_LETTERS = 18
@@ -72,13 +72,13 @@ def _one_curve(runs: Sequence[Run], name: str) -> Any:
                 name=label(run.name, 28),
                 showlegend=len(runs) > 1,
                 mode="lines+markers" if len(values) < 3 else "lines",
-                line={"color": _COLOURS[number], "width": 2},
+                line={"color": _COLORS[number], "width": 2},
             )
     return figure
 
 
 def _knn_curves(runs: Sequence[Run]) -> Any:
-    """A line for each k; of several runs, colour is the run and dashes are k."""
+    """A line for each k; of several runs, color is the run and dashes are k."""
     figure = _figure()
     for number, run in enumerate(runs):
         for rank, name in enumerate(run.scores):
@@ -91,7 +91,7 @@ def _knn_curves(runs: Sequence[Run]) -> Any:
                 mode="lines+markers",
                 name=f"{label(run.name, 28)}, {k}" if len(runs) > 1 else k,
                 line={
-                    "color": _COLOURS[look % len(_COLOURS)],
+                    "color": _COLORS[look % len(_COLORS)],
                     "dash": _DASHES[rank % len(_DASHES)],
                     "width": 2,
                 },
@@ -103,7 +103,7 @@ def _knn_curves(runs: Sequence[Run]) -> Any:
 def class_map(
     position: npt.NDArray[np.float32], classes: Sequence[str], found: npt.NDArray[np.int64]
 ) -> Any:
-    """A map of images, coloured by class; point n carries n, for the thumbnail beside it.
+    """A map of images, colored by class; point n carries n, for the thumbnail beside it.
 
     Args:
         position: (N, 2).
@@ -131,7 +131,7 @@ def class_map(
             x=position[:, 0].tolist(),
             y=position[:, 1].tolist(),
             customdata=number.tolist(),
-            marker=_marker(([colour for colour, _ in looks], [symbol for _, symbol in looks])),
+            marker=_marker(([color for color, _ in looks], [symbol for _, symbol in looks])),
             showlegend=False,
             **common,
         )
@@ -142,7 +142,7 @@ def class_map(
 
 
 def _look(rank: int) -> tuple[str, str]:
-    return (_COLOURS[rank % len(_COLOURS)], _SYMBOLS[(rank // len(_COLOURS)) % len(_SYMBOLS)])
+    return (_COLORS[rank % len(_COLORS)], _SYMBOLS[(rank // len(_COLORS)) % len(_SYMBOLS)])
 
 
 def _marker(look: tuple[Any, Any]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def confusion(
         texttemplate="%{text}",
         hovertemplate="%{customdata[2]} of class %{customdata[0]}<br>taken for %{customdata[1]}"
         "<br>%{z:.1%} of the class<extra></extra>",
-        colorscale=[[0, "#ffffff"], [1, _COLOURS[0]]],
+        colorscale=[[0, "#ffffff"], [1, _COLORS[0]]],
         zmin=0,
         zmax=1,
         xgap=1,

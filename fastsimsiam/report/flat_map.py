@@ -8,7 +8,7 @@ MOST = 2000
 _FEWEST = 10
 _COMPONENTS = 50
 _PERPLEXITY = 30.0
-# Features have length 1. What spreads less than rounding has no neighbourhoods to show.
+# Features have length 1. What spreads less than rounding has no neighborhoods to show.
 _NO_SPREAD = 1e-5
 
 

@@ -21,7 +21,7 @@
     const number = event.points[0].customdata;
     const truth = images.classes[images.label[number]];
     const taken = images.classes[images.taken[number]];
-    const judged = truth === taken ? "\u2713 neighbours agree" : "\u2717 taken for " + taken;
+    const judged = truth === taken ? "\u2713 neighbors agree" : "\u2717 taken for " + taken;
     tip.querySelector("img").src = "data:image/jpeg;base64," + images.jpegs[number];
     tip.querySelector("p").textContent = truth + "\n" + judged + "\n" + images.names[number];
     tip.hidden = false;

@@ -18,7 +18,7 @@ class MapImages:
         jpegs: base64 texts.
         names: of the files.
         label: class numbers.
-        taken: class numbers that the neighbours voted for.
+        taken: class numbers that the neighbors voted for.
         classes: names of the classes.
     """
 
@@ -45,7 +45,7 @@ def assemble(title: str, body: str, charts: Mapping[str, Any], images: MapImages
     figures = ",".join(f"{json.dumps(name)}:{script_json(chart)}" for name, chart in charts.items())
     stored = json.dumps(vars(images) if images else None).replace("<", "\\u003c")
     return (
-        '<!DOCTYPE html>\n<html lang="en-GB"><head><meta charset="utf-8">\n'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n"
         f"<style>{(here / 'page.css').read_text()}</style></head>\n"

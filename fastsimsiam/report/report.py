@@ -18,10 +18,10 @@ from fastsimsiam.evaluate.context import Session, evaluating
 from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.report import figures, sections
 from fastsimsiam.report.flat_map import MOST, flat_map
-from fastsimsiam.report.neighbours import NEIGHBOURS, Neighbourhood, examine, shown_neighbours
+from fastsimsiam.report.neighbors import NEIGHBORS, Neighborhood, examine, shown_neighbors
 from fastsimsiam.report.page import MapImages, assemble
 from fastsimsiam.report.runs import Run, read_runs
-from fastsimsiam.report.thumbnails import centre, jpeg, thumbnails
+from fastsimsiam.report.thumbnails import center, jpeg, thumbnails
 from fastsimsiam.storage.base import Storage, fingerprint
 from fastsimsiam.storage.open import open_split
 from fastsimsiam.system.files import written_whole
@@ -73,7 +73,7 @@ def report(
         require(module, "report", "pip install 'fastsimsiam[report]'", name=name)
     if not 1 <= len(runs) <= figures.MOST_RUNS:
         raise UserError(
-            f"{len(runs)} runs are more than colours can tell apart: give 1 to {figures.MOST_RUNS}"
+            f"{len(runs)} runs are more than colors can tell apart: give 1 to {figures.MOST_RUNS}"
         )
     read = read_runs(runs)
     run = read[0]
@@ -83,7 +83,7 @@ def report(
     _add_curves(page, read)
     why_not = _why_no_pictures(run, data)
     if why_not:
-        _add_note(page, "pictures", "Views, neighbours and map", f"left out: {why_not}")
+        _add_note(page, "pictures", "Views, neighbors and map", f"left out: {why_not}")
     else:
         place = data or run.config.data
         with evaluating(run.path, place, options or EvalOptions(), need_val=False) as session:
@@ -173,7 +173,7 @@ def _add_pictures(page: _Page, run: Run, session: Session) -> None:
     _add_confusion(page, found)
 
 
-def _add_views(page: _Page, config: Config, train: Storage, found: Neighbourhood) -> None:
+def _add_views(page: _Page, config: Config, train: Storage, found: Neighborhood) -> None:
     good = found.bank.index
     shown = good[epoch_order(len(good), config.seed, 0)[:_VIEWS_ROWS]].tolist()
     with tempfile.TemporaryDirectory() as folder:
@@ -188,11 +188,11 @@ def _add_views(page: _Page, config: Config, train: Storage, found: Neighbourhood
     page.body.append(sections.section("views", "What the network sees", body))
 
 
-def _add_gallery(page: _Page, fraction: float, found: Neighbourhood) -> None:
+def _add_gallery(page: _Page, fraction: float, found: Neighborhood) -> None:
     classes = found.bank.storage.classes
 
     def picture(storage: Storage, index: int) -> str:
-        return jpeg(centre(storage, index, side=_GALLERY_SIDE, fraction=fraction))
+        return jpeg(center(storage, index, side=_GALLERY_SIDE, fraction=fraction))
 
     rows = []
     for row in found.one_of_each_class(_GALLERY):
@@ -204,7 +204,7 @@ def _add_gallery(page: _Page, fraction: float, found: Neighbourhood) -> None:
                 remark=f"{similarity:.2f}",
                 right=name == own,
             )
-            for index, name, similarity in shown_neighbours(found, row)
+            for index, name, similarity in shown_neighbors(found, row)
         ]
         asked = picture(found.asked.storage, int(found.asked.index[row]))
         rows.append((sections.Picture(jpeg=asked, name=classes[own]), near))
@@ -212,14 +212,14 @@ def _add_gallery(page: _Page, fraction: float, found: Neighbourhood) -> None:
     number = sum(len(near) for _, near in rows)
     split = "training images (there is no val/)" if found.of_training else "validation images"
     about = (
-        f"{len(rows)} {split}, each with the {NEIGHBOURS} training images whose features are nearest "
+        f"{len(rows)} {split}, each with the {NEIGHBORS} training images whose features are nearest "
         f"by cosine similarity; {right} of {number} are of the same class (✓, solid frame)."
     )
     body = sections.paragraph(about) + sections.gallery(rows)
-    page.body.append(sections.section("neighbours", "Nearest neighbours", body))
+    page.body.append(sections.section("neighbors", "Nearest neighbors", body))
 
 
-def _add_map(page: _Page, fraction: float, found: Neighbourhood) -> None:
+def _add_map(page: _Page, fraction: float, found: Neighborhood) -> None:
     title = "Map of features"
     rows = epoch_order(len(found.label), 0, 0)[:MOST].copy()
     asked = found.asked.pick(rows)
@@ -247,11 +247,11 @@ def _add_map(page: _Page, fraction: float, found: Neighbourhood) -> None:
         f"{len(rows):,} images placed by t-SNE of their features' principal components: near means "
         "alike, distances across the map mean little. Point at one to see it."
     )
-    body = sections.paragraph(about) + sections.chart("map", "Features, coloured by class")
+    body = sections.paragraph(about) + sections.chart("map", "Features, colored by class")
     page.body.append(sections.section("map", title, body))
 
 
-def _add_confusion(page: _Page, found: Neighbourhood) -> None:
+def _add_confusion(page: _Page, found: Neighborhood) -> None:
     counts, classes = found.counts(), found.bank.storage.classes
     total = counts.sum(axis=1)
     shown = np.arange(len(classes))

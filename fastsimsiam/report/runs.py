@@ -12,12 +12,12 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import from_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.inspect import verdict as in_words
-from fastsimsiam.methods.collapse import collapsed_std
+from fastsimsiam.methods.collapse import collapse_threshold
+from fastsimsiam.methods.registry import METHODS
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.system.progress import clock
 
 _ANNOUNCED = re.compile(r"(\d+) images of (\d+) classes")
-_COLLAPSED_LOSS = -0.9
 # A curve is a few hundred pixels wide; a run of ImageNet logs 25,000 lines.
 _MOST_POINTS = 600
 
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Optimiser steps of an epoch."""
+        """Optimizer steps of an epoch."""
         trained = [line for line in self.lines if line.get("epoch")]
         if trained:
             return float(trained[-1]["step"] / trained[-1]["epoch"])
@@ -186,11 +186,12 @@ def verdict(run: Run) -> tuple[str, str]:
     # As the trainer warns: behind a BatchNorm the figure of a batch cannot fall to 0.
     batch = run.config.batch_size // run.config.accumulate
     loss = (run.values("loss") or [(0.0, 0.0)])[-1][1]
-    collapsed = std < collapsed_std(batch) and loss < _COLLAPSED_LOSS
-    text = in_words(0.0 if collapsed else std)
+    method = METHODS[type(run.config.method)]
+    warning = method.warning({"loss": loss, "collapse_std": std}, batch)
+    text = in_words(0.0 if warning else std)
     figure = (
         f"the last std of z/|z| times \u221aD is {std:.2f}; 1 is healthy, below "
-        f"{collapsed_std(batch):.2f} is collapsed at batch {batch}"
+        f"{collapse_threshold(batch):.2f} is collapsed at batch {batch}"
     )
     return text.partition(":")[0], f"{text} ({figure})"
 

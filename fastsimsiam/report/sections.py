@@ -23,7 +23,7 @@ class Picture:
         jpeg: base64 text.
         name: of its class.
         remark: below the name.
-        right: of a neighbour, whether the class is that of the image asked about.
+        right: of a neighbor, whether the class is that of the image asked about.
     """
 
     jpeg: str
@@ -94,7 +94,7 @@ def views(jpeg: str) -> str:
 
 
 def gallery(rows: Sequence[tuple[Picture, Sequence[Picture]]]) -> str:
-    """Images, each with its neighbours."""
+    """Images, each with its neighbors."""
     return f'<div class="gallery">{"".join(_asked(image, near) for image, near in rows)}</div>'
 
 

@@ -17,8 +17,8 @@ JPEG = "data:image/jpeg;base64,"
 _QUALITIES = (75, 60, 45, 30)
 
 
-def centre(storage: Storage, index: int, *, side: int, fraction: float) -> Image.Image:
-    """The centred square of an image that the network sees, `side` pixels wide.
+def center(storage: Storage, index: int, *, side: int, fraction: float) -> Image.Image:
+    """The centered square of an image that the network sees, `side` pixels wide.
 
     Raises:
         BadImageError: it cannot be decoded.
@@ -52,7 +52,7 @@ def thumbnails(
     pictures = []
     with ImageProgress("thumbnails") as progress:
         for number, sample in enumerate(index, start=1):
-            pictures.append(centre(storage, sample, side=side, fraction=fraction))
+            pictures.append(center(storage, sample, side=side, fraction=fraction))
             progress(number, len(index))
     found: list[str] = []
     for quality in _QUALITIES:

@@ -26,10 +26,10 @@ class Checkpoint:
 
     Attributes:
         config: of the run.
-        step: optimiser steps done.
+        step: optimizer steps done.
         data: fingerprint of the training images, see `build.fingerprint`.
         method: state dict of the method.
-        optimizer: state dict of the optimiser.
+        optimizer: state dict of the optimizer.
         rng: torch's generator states, for networks with dropout.
         seconds: that the run took until then, of all its parts together.
     """

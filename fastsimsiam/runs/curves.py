@@ -7,8 +7,8 @@ from typing import Any
 
 from fastsimsiam.errors import UserError
 
-# Okabe and Ito's palette, told apart with any colour vision.
-_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
+# Okabe and Ito's palette, told apart with any color vision.
+_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
 
 
 def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
@@ -39,7 +39,7 @@ def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
         (panels[1], "collapse_std", "std of z/|z| times sqrt(D) (1 healthy, 0 collapsed)"),
         (panels[3], "images_per_second", "images/s per device"),
     ):
-        panel.plot(epoch, [line.get(name, float("nan")) for line in trained], color=_COLOURS[4])
+        panel.plot(epoch, [line.get(name, float("nan")) for line in trained], color=_COLORS[4])
         panel.set_title(title, fontsize=10)
     panels[1].set_ylim(0, 1.1)
     panels[3].set_ylim(bottom=0)
@@ -53,7 +53,7 @@ def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
             [line.get(name, float("nan")) for line in scored],
             "o-",
             label=f"k = {label}",
-            color=_COLOURS[number % len(_COLOURS)],
+            color=_COLORS[number % len(_COLORS)],
             markersize=4,
         )
     if scored:

@@ -23,6 +23,8 @@ class Storage(Protocol):
         sizes: (N, 2) int32 height and width of the upright image in pixels; 0, 0 where it has no
             readable header.
         orientation: (N,) uint8 EXIF orientation, 1 to 8.
+        is_one_file: all images lie in `root`, which is a file.
+        bytes_total: size of all encoded images together.
     """
 
     @property
@@ -37,6 +39,10 @@ class Storage(Protocol):
     def sizes(self) -> npt.NDArray[np.int32]: ...  # noqa: D102
     @property
     def orientation(self) -> npt.NDArray[np.uint8]: ...  # noqa: D102
+    @property
+    def is_one_file(self) -> bool: ...  # noqa: D102
+    @property
+    def bytes_total(self) -> int: ...  # noqa: D102
 
     def __len__(self) -> int:
         """Number of images."""

@@ -9,12 +9,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fastsimsiam.errors import UserError
+from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.read_ahead import read_ahead
 from fastsimsiam.system.optional import require_ffcv
 
@@ -42,6 +43,7 @@ class Beton:
         pointer: (N,) position of each record in the file.
         length: (N,) its bytes.
         page_size: records lie within pages of this many bytes.
+        is_one_file: True.
     """
 
     root: Path
@@ -54,6 +56,12 @@ class Beton:
     length: npt.NDArray[np.int64]
     page_size: int
     _bytes: npt.NDArray[np.uint8]
+    is_one_file: ClassVar[bool] = True
+
+    @property
+    def bytes_total(self) -> int:
+        """Size of all records together."""
+        return int(self.length.sum())
 
     def __len__(self) -> int:
         """Number of images."""
@@ -91,6 +99,11 @@ def read_manifest(file: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): pack the data set again") from error
+
+
+def as_beton(storage: Storage) -> Beton | None:
+    """The storage as what FFCV needs to know of it; None if it is no packed file."""
+    return storage if isinstance(storage, Beton) else None
 
 
 def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,8 @@ class ClassFolder:
         sizes: (N, 2) int32 height and width of the upright image in pixels; 0, 0 where the file has
             no readable header.
         orientation: (N,) uint8 EXIF orientation, 1 to 8.
+        bytes_total: size of all files together.
+        is_one_file: False.
     """
 
     root: Path
@@ -41,6 +44,8 @@ class ClassFolder:
     label: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int32]
     orientation: npt.NDArray[np.uint8]
+    bytes_total: int
+    is_one_file: ClassVar[bool] = False
 
     def __len__(self) -> int:
         """Number of images."""
@@ -146,6 +151,7 @@ def open_split(
         label=np.array([number[name] for name in names], dtype=np.int64),
         sizes=headers[:, :2].astype(np.int32),
         orientation=headers[:, 2].astype(np.uint8),
+        bytes_total=sum(size for _, size, _ in found),
     )
 
 

@@ -29,7 +29,7 @@ class BufferPool:
         self._free: dict[int, list[Block]] = defaultdict(list)
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        """An uninitialised uint8 tensor of `shape`, in memory of an earlier one if there is any."""
+        """An uninitialized uint8 tensor of `shape`, in memory of an earlier one if there is any."""
         size = int(np.prod(shape))
         free = self._free[size]
         block = free.pop() if free else np.empty(size, dtype=np.uint8)

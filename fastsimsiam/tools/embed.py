@@ -13,7 +13,7 @@ from torch import Tensor
 from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import Session, evaluating
-from fastsimsiam.evaluate.features import centred_features
+from fastsimsiam.evaluate.features import centered_features
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require
 from fastsimsiam.system.progress import ImageProgress
@@ -66,10 +66,10 @@ def _chunks(
     session: Session, split: Split
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Features (B, D) of the next images, and their numbers; broken images are left out."""
-    plan = session.centred(split)
+    plan = session.centered(split)
     with ImageProgress("features") as progress:
         for step, (h, batch) in enumerate(
-            centred_features(
+            centered_features(
                 session.frozen.backbone,
                 session.loader(split),
                 plan,

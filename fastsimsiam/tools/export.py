@@ -45,7 +45,7 @@ def export(
         format: `torchvision`: keys as torchvision's own weights have them, without the last layer.
             `timm`: as `timm.create_model(ARCH, checkpoint_path=...)` reads them: with a last layer of
             1,000 zeros, which it insists on.
-            `onnx`: a graph from images (B, 3, S, S), normalised, to features (B, D), any B.
+            `onnx`: a graph from images (B, 3, S, S), normalized, to features (B, D), any B.
         arch, stem, image_size: see `load_frozen`.
 
     Returns:

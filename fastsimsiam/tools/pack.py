@@ -53,7 +53,6 @@ class PackOptions:
     quality: int = 90
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
         if self.max_side is not None and self.short_side is not None:
             raise UserError("give --max-side or --short-side, not both")
         for name, side in (("--max-side", self.max_side), ("--short-side", self.short_side)):
@@ -97,7 +96,7 @@ def pack(
 ) -> dict[str, Any]:
     """Writes `target` and its manifest.
 
-    JPEGs that are small enough, upright and in RGB or grey keep their bytes; everything else is
+    JPEGs that are small enough, upright and in RGB or gray keep their bytes; everything else is
     decoded, turned upright, made smaller and encoded as RGB.
 
     Args:

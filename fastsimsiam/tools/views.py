@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 from fastsimsiam.config.run import Config
+from fastsimsiam.config.views import view_sizes
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.base import assemble, size_groups
 from fastsimsiam.loaders.decode import read_rgb
@@ -27,8 +28,8 @@ from fastsimsiam.storage.open import open_split
 _TILE = 192
 _GAP = 8
 _TITLE = 24
-# Okabe and Ito's palette, told apart with any colour vision.
-_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
+# Okabe and Ito's palette, told apart with any color vision.
+_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
 
 
 def show_views(
@@ -76,6 +77,7 @@ def _single_image(path: Path) -> ClassFolder:
         label=np.zeros(1, np.int64),
         sizes=np.array([[height, width]], np.int32),
         orientation=np.array([orientation], np.uint8),
+        bytes_total=path.stat().st_size,
     )
 
 
@@ -95,7 +97,7 @@ def draw_views_grid(
     table = draw_views(
         config.views, seed=seed, epoch=0, index=samples, sizes=storage.sizes[samples]
     )
-    sizes = tuple(spec.size or config.image_size for spec in config.views)
+    sizes = view_sizes(config.views, config.image_size)
     crops = tuple(
         torch.empty((len(samples), len(views), side, side, 3), dtype=torch.uint8)
         for side, views in size_groups(sizes).items()
@@ -116,7 +118,7 @@ def draw_views_grid(
 
 
 def _to_image(view: torch.Tensor) -> Image.Image:
-    """A normalised view (3, S, S) as a picture."""
+    """A normalized view (3, S, S) as a picture."""
     std, mean = torch.tensor(IMAGENET_STD), torch.tensor(IMAGENET_MEAN)
     pixels = (view.permute(1, 2, 0) * std + mean).clamp(0, 1) * 255
     return Image.fromarray(pixels.round().to(torch.uint8).numpy()).resize((_TILE, _TILE))
@@ -134,7 +136,7 @@ def _with_boxes(pixels: npt.NDArray[np.uint8], boxes: npt.NDArray[np.int32]) -> 
     for number, (top, left, box_height, box_width) in enumerate(boxes.tolist()):
         x, y = corner[0] + left * scale, corner[1] + top * scale
         right, bottom = x + box_width * scale - 1, y + box_height * scale - 1
-        draw.rectangle((x, y, right, bottom), outline=_COLOURS[number % len(_COLOURS)], width=2)
+        draw.rectangle((x, y, right, bottom), outline=_COLORS[number % len(_COLORS)], width=2)
     return tile
 
 
@@ -146,8 +148,8 @@ def _grid(columns: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Im
     font = ImageFont.load_default(16)
     for column, (pictures, title) in enumerate(zip(columns, titles, strict=True)):
         x = _GAP + column * pitch
-        colour = "black" if column == 0 else _COLOURS[(column - 1) % len(_COLOURS)]
-        draw.rectangle((x, 4, x + _TILE - 1, 6), fill=colour if column else "white")
+        color = "black" if column == 0 else _COLORS[(column - 1) % len(_COLORS)]
+        draw.rectangle((x, 4, x + _TILE - 1, 6), fill=color if column else "white")
         draw.text((x, 8), title, fill="black", font=font)
         for row, picture in enumerate(pictures):
             grid.paste(picture, (x, _TITLE + _GAP + row * pitch))

@@ -11,14 +11,14 @@ from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.compiler import mend_for_compiling
 from fastsimsiam.system.device import choose_device, choose_dtype
 
-# On a CPU, compiling colour takes half a minute and saves 0.4 ms an image at 64 pixels.
+# On a CPU, compiling color takes half a minute and saves 0.4 ms an image at 64 pixels.
 _IMAGES_WORTH_COMPILING = 100_000
 
 
 def choose_compile(
     config: Config, images: int, device: torch.device, num_processes: int = 1
 ) -> tuple[CompileName, str]:
-    """What to compile (`step`, `colour` or `off`), and why.
+    """What to compile (`step`, `color` or `off`), and why.
 
     Args:
         config: the run's.
@@ -32,7 +32,7 @@ def choose_compile(
     if config.compile != "auto":
         if config.compile == "step" and several_gpus:
             raise UserError(
-                "--compile step does not work with several GPUs yet: pass --compile colour"
+                "--compile step does not work with several GPUs yet: pass --compile color"
             )
         if config.compile != "off" and mend:
             raise UserError(
@@ -42,7 +42,7 @@ def choose_compile(
     if mend:
         return "off", f"to compile, {mend}"
     if several_gpus:
-        return "colour", "SyncBatchNorm of several GPUs breaks the graph of the step"
+        return "color", "SyncBatchNorm of several GPUs breaks the graph of the step"
     if device.type == "cuda":
         return "step", "it pays on a GPU"
     planned = config.epochs * images
@@ -50,7 +50,7 @@ def choose_compile(
         planned = min(planned, config.max_steps * config.batch_size)
     if planned < _IMAGES_WORTH_COMPILING:
         return "off", "a short run on a CPU"
-    return "colour", "a CPU gains nothing from compiling the network"
+    return "color", "a CPU gains nothing from compiling the network"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from fastsimsiam.loaders.base import Loader
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.models.small_convolutions import use_products
-from fastsimsiam.optim.schedule import durations
+from fastsimsiam.optim.schedule import schedule_steps
 from fastsimsiam.optim.sgd import ScheduledSGD
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import CheckpointStore
@@ -54,7 +54,7 @@ def build_trainer(
         round_to=config.accumulate,
     )
     method = build_method(config)
-    if world.size > 1 and device.type == "cuda":
+    if world.size > 1 and device.type == "cuda" and method.sync_batch_norm:
         # Untyped in torch; it returns what it is given, with other BatchNorm layers inside.
         convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
         method = cast(Method, convert(method))
@@ -68,7 +68,7 @@ def build_trainer(
     compute: nn.Module = TrainStep(photometric, method, device, dtype)
     if compiled == "step":
         compute.compile(fullgraph=True, dynamic=False)
-    elif compiled == "colour":
+    elif compiled == "color":
         photometric.compile_alone()
     if world.size > 1:
         compute = DistributedDataParallel(
@@ -83,7 +83,7 @@ def build_trainer(
         method=method,
         compute=compute,
         optimizer=ScheduledSGD(method.parameter_groups(), config.optimizer, device),
-        lengths=durations(config, plan.num_batches // config.accumulate),
+        schedule_steps=schedule_steps(config, plan.num_batches // config.accumulate),
         plan=plan,
         loader=loader,
         evaluators=evaluators,

@@ -14,8 +14,9 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
-from fastsimsiam.loaders.base import Loader
+from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
+from fastsimsiam.methods.registry import method_class
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, require_same_run
 from fastsimsiam.runs.curves import draw_curves
 from fastsimsiam.runs.recorder import Recorder
@@ -39,7 +40,7 @@ class Summary:
     """How a run ended.
 
     Attributes:
-        steps: optimiser steps done in all.
+        steps: optimizer steps done in all.
         signal: number of the signal that ended it early, or 0.
         checkpoint: the newest checkpoint.
         first, last: the first and the last value of every metric.
@@ -65,6 +66,7 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
     Raises:
         UserError: something in the config, the data or the checkpoint has to be mended.
     """
+    method_class(config)  # refuses what it cannot run before anything is opened
     device_type = choose_device(config.device)[0].type
     with join(device_type) as world:
         if config.batch_size % (world.size * config.accumulate):
@@ -95,10 +97,12 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
                 return build_loader(
                     chosen.loader,
                     storage,
-                    device=device,
-                    workers=config.workers,
-                    on_bad_image=config.on_bad_image,
-                    folder=config.folder,
+                    LoaderOptions(
+                        device=chosen.device,
+                        workers=config.workers,
+                        on_bad_image=config.on_bad_image,
+                    ),
+                    cpu=config.cpu,
                     dali=config.dali,
                     report=_reporter(recorder, "decoding"),
                 )
@@ -121,7 +125,7 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
                 )
                 if checkpoint:
                     trainer.restore(checkpoint)
-                _announce(recorder, config, train, trainer.lengths.stop, trainer.step)
+                _announce(recorder, config, train, trainer.schedule_steps.stop, trainer.step)
                 try:
                     with profiled(profile, config.out, device, recorder.say) as after_step:
                         trainer.after_step = after_step

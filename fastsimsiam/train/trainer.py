@@ -1,7 +1,7 @@
 """The loop. It knows neither methods nor loaders by name; build.py hands it both.
 
 Between two log steps the host never waits for the device: the learning rate is a tensor, loss and
-figures are summed on the device, and so is the check that the loss is finite.
+metrics are summed on the device, and so is the check that the loss is finite.
 """
 
 import signal
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.base import Batch, Loader
-from fastsimsiam.methods.base import Method
-from fastsimsiam.methods.collapse import collapsed_std
-from fastsimsiam.optim.schedule import Durations, learning_rate, starting_rate
-from fastsimsiam.optim.sgd import ScheduledSGD
+from fastsimsiam.methods.base import Method, Progress
+from fastsimsiam.optim.base import Optimizer
+from fastsimsiam.optim.schedule import ScheduleSteps, learning_rate, peak_lr
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
@@ -26,8 +25,7 @@ from fastsimsiam.system.progress import clock
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.evaluator import Evaluator
 from fastsimsiam.train.interrupt import Interrupt, catch_signals
-
-_COLLAPSED_LOSS = -0.9
+from fastsimsiam.train.step import optimizer_step
 
 
 class NonFiniteLossError(UserError):
@@ -46,11 +44,11 @@ class _Window:
 
     def add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            total = self.sums.get(name)
-            self.sums[name] = value.detach().float() if total is None else total + value.detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
 
     def means(self, world: World) -> dict[str, float]:
-        """The figures' means per step; this waits for the device."""
+        """The metrics' means per step; this waits for the device."""
         totals = torch.stack(list(self.sums.values())) / self.steps
         return dict(zip(self.sums, world.mean(totals).tolist(), strict=True))
 
@@ -60,29 +58,29 @@ class Trainer:
     """Everything a run needs, put together by `build.py`.
 
     Attributes:
-        config: of the run.
+        config: the run's configuration.
         method: the module that is trained.
-        compute: (crops, photometric) -> (loss, figures); the compiled step, DDP around it.
-        optimizer: of the method's parameters.
-        lengths: durations in steps.
-        plan: batches of this rank.
-        loader: makes them.
+        compute: (crops, photometric, labels) -> (loss, metrics); the compiled step, DDP around it.
+        optimizer: updates the method's parameters.
+        schedule_steps: durations of the run in optimizer steps.
+        plan: the batches of this rank.
+        loader: the source of their pixels.
         evaluators: called before the first step, every so often, and at the end.
         store: where checkpoints go.
         data: fingerprint of the training images.
-        recorder: where figures go.
-        device: of the method.
+        recorder: where metrics go.
+        device: where the method is.
         world: this process among the others.
-        step: optimiser steps done.
+        step: optimizer steps done.
         after_step: called after each of them.
-        seconds: that the run took before this process took it up.
+        seconds: duration of the run before this process resumed it.
     """
 
     config: Config
     method: Method
     compute: Callable[..., tuple[Tensor, dict[str, Tensor]]] | nn.Module
-    optimizer: ScheduledSGD
-    lengths: Durations
+    optimizer: Optimizer
+    schedule_steps: ScheduleSteps
     plan: TrainPlan
     loader: Loader
     evaluators: Sequence[Evaluator]
@@ -94,6 +92,7 @@ class Trainer:
     step: int = 0
     after_step: Callable[[], None] = lambda: None
     seconds: float = 0.0
+    _started: float | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from a checkpoint."""
@@ -124,7 +123,7 @@ class Trainer:
         with catch_signals() as interrupt:
             if self.step == 0:
                 self._evaluate("untrained")
-            self.recorder.start_bar(self.lengths.stop, self.step)
+            self.recorder.start_bar(self.schedule_steps.stop, self.step)
             try:
                 self._run(interrupt)
             except NonFiniteLossError:
@@ -141,16 +140,16 @@ class Trainer:
         return interrupt.number
 
     def _run(self, interrupt: Interrupt) -> None:
-        per_epoch, parts = self.lengths.steps_per_epoch, self.config.accumulate
+        per_epoch, parts = self.schedule_steps.steps_per_epoch, self.config.accumulate
         leaving = False
-        while self.step < self.lengths.stop and not leaving:
+        while self.step < self.schedule_steps.stop and not leaving:
             epoch, done = divmod(self.step, per_epoch)
             batches = self.loader.iterate(self.plan, epoch, done * parts)
             window = _Window(device=self.device)
-            for _ in range(done, min(per_epoch, self.lengths.stop - epoch * per_epoch)):
+            for _ in range(done, min(per_epoch, self.schedule_steps.stop - epoch * per_epoch)):
                 self._step(batches, window)
                 self.after_step()
-                at_end = self.step in (self.lengths.stop, (epoch + 1) * per_epoch)
+                at_end = self.step in (self.schedule_steps.stop, (epoch + 1) * per_epoch)
                 if self.step % self.config.log_every == 0 or at_end:
                     self._log(window)
                     window = _Window(device=self.device)
@@ -158,7 +157,7 @@ class Trainer:
                     number = self.world.maximum(interrupt.number, self.device)
                     if number:
                         interrupt.number, leaving = number, True
-                if self.step % self.lengths.checkpoint_every == 0 and not at_end:
+                if self.step % self.schedule_steps.checkpoint_every == 0 and not at_end:
                     paused = time.perf_counter()
                     self._save()
                     window.started += time.perf_counter() - paused
@@ -170,29 +169,43 @@ class Trainer:
             self._end_of_epoch()
 
     def _end_of_epoch(self) -> None:
-        every = self.lengths.knn_every
-        due = every and (self.step % every == 0 or self.step == self.lengths.stop)
+        every = self.schedule_steps.knn_every
+        due = every and (self.step % every == 0 or self.step == self.schedule_steps.stop)
         if due:
-            self._evaluate(f"epoch {self.step / self.lengths.steps_per_epoch:g}")
+            self._evaluate(f"epoch {self.step / self.schedule_steps.steps_per_epoch:g}")
         # After the evaluation, so that a resumed run need not ask whether it took place.
-        if self.step % self.lengths.checkpoint_every == 0:
+        if self.step % self.schedule_steps.checkpoint_every == 0:
             self._save()
 
+    def train_on(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
+        """One optimizer step, outside of the run's accounts; nothing here waits for the device.
+
+        Args:
+            parts: the batch, cut into parts whose gradients are accumulated.
+
+        Returns:
+            Loss and metrics, see `optimizer_step`.
+        """
+        return optimizer_step(
+            self.compute,
+            [(part.crops, part.photometric, part.label) for part in parts],
+            method=self.method,
+            optimizer=self.optimizer,
+            at=Progress(
+                step=self.step,
+                steps_per_epoch=self.schedule_steps.steps_per_epoch,
+                total_steps=self.schedule_steps.total,
+            ),
+            lr=self._lr(self.step),
+            peak_lr=peak_lr(self.config.optimizer, self.config.batch_size),
+        )
+
     def _step(self, batches: Iterator[Batch], window: _Window) -> None:
-        """One optimiser step; nothing here waits for the device."""
-        rate = self._rate(self.step)
-        self.optimizer.set_rates(rate, starting_rate(self.config.optimizer, self.config.batch_size))
-        for batch in self._parts(batches, window):
-            loss, figures = self.compute(batch.crops, batch.photometric)
-            # With several ranks every part is reduced: more traffic than needed, but exact.
-            (loss / self.config.accumulate).backward()
-            share = 1.0 / self.config.accumulate
-            window.add({name: value * share for name, value in {"loss": loss, **figures}.items()})
-            failed = (self._first_bad_step < 0) & ~torch.isfinite(loss.detach())
-            self._first_bad_step.masked_fill_(failed, self.step)
-        self.optimizer.step()
+        means = self.train_on(self._parts(batches, window))
+        failed = (self._first_bad_step < 0) & ~torch.isfinite(means["loss"])
+        self._first_bad_step.masked_fill_(failed, self.step)
+        window.add(means)
         self.step += 1
-        window.steps += 1
 
     def _parts(self, batches: Iterator[Batch], window: _Window) -> list[Batch]:
         """All parts of a step before any is used, so that a broken image leaves a whole state."""
@@ -202,12 +215,12 @@ class Trainer:
         assert len(parts) == self.config.accumulate, "the loader ended its epoch early"
         return parts
 
-    def _rate(self, step: int) -> float:
+    def _lr(self, step: int) -> float:
         return learning_rate(
             self.config.optimizer,
             batch_size=self.config.batch_size,
             step=step,
-            lengths=self.lengths,
+            steps=self.schedule_steps,
         )
 
     def _log(self, window: _Window) -> None:
@@ -219,39 +232,30 @@ class Trainer:
         pace = seconds / window.steps
         self._pace = pace if self._pace is None else 0.9 * self._pace + 0.1 * pace
         wait = window.waited / seconds
-        rate = self._rate(self.step - 1)
-        epoch = self.step / self.lengths.steps_per_epoch
+        lr = self._lr(self.step - 1)
+        epoch = self.step / self.schedule_steps.steps_per_epoch
         self.recorder.record(
             self.step,
             {
                 "epoch": epoch,
                 **means,
-                "lr": rate,
+                "lr": lr,
                 "images_per_second": on_this_device / seconds,
                 "data_wait": wait,
             },
         )
-        spread = means.get("collapse_std")
-        healthy = "" if spread is None else f"std*sqrt(D) {spread:.2f}  "
-        remaining = (self.lengths.stop - self.step) * self._pace
+        metrics = "".join(f"{name} {value:.4f}  " for name, value in means.items())
+        remaining = (self.schedule_steps.stop - self.step) * self._pace
         self.recorder.step(
             self.step,
-            self.lengths.stop,
-            f"epoch {epoch:.2f}  loss {means['loss']:.4f}  {healthy}lr {rate:.4g}  "
+            self.schedule_steps.stop,
+            f"epoch {epoch:.2f}  {metrics}lr {lr:.4g}  "
             f"{on_this_device / seconds:.0f} images/s  data-wait {wait:.0%}  ETA {clock(remaining)}",
         )
-        self._warn_of_collapse(means)
-
-    def _warn_of_collapse(self, means: dict[str, float]) -> None:
-        collapsed = means.get("collapse_std", 1.0) < collapsed_std(self.plan.batch_size)
-        if collapsed and means["loss"] < _COLLAPSED_LOSS and not self._warned:
+        warning = self.method.warning(means, self.plan.batch_size)
+        if warning and not self._warned:
             self._warned = True
-            self.recorder.say(
-                f"WARNING: the network has collapsed: at step {self.step} all images get the same "
-                f"output (std*sqrt(D) {means['collapse_std']:.3f}, healthy is about 1; loss "
-                f"{means['loss']:.3f}). Check that stop_gradient is on, the predictor is trained and "
-                f"its lr constant, and the lr and weight decay are not too high."
-            )
+            self.recorder.say(f"WARNING: step {self.step}: {warning}")
 
     def _check_finite(self) -> None:
         bad = self.world.maximum(int(self._first_bad_step.item()), self.device)
@@ -268,7 +272,7 @@ class Trainer:
         saved = self.store.paths()
         last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         return NonFiniteLossError(
-            f"{what} (lr {self._rate(step):.4g}); {last}: "
+            f"{what} (lr {self._lr(step):.4g}); {last}: "
             f"lower --optimizer.lr, or pass --precision fp32"
         )
 
@@ -277,17 +281,18 @@ class Trainer:
         if self.evaluators and self.world.is_main:
             self.recorder.status("evaluating")
             started = time.perf_counter()
-            figures = {
+            scores = {
                 name: value for evaluate in self.evaluators for name, value in evaluate(self.method)
             }
-            self.recorder.record(self.step, figures)
-            text = "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
+            self.recorder.record(self.step, scores)
+            text = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
             self.recorder.say(f"{when}: {text}  ({clock(time.perf_counter() - started)})")
         self.world.wait()
 
     def elapsed(self) -> float:
         """Seconds that the run took until now, those before a resume included."""
-        return self.seconds + time.perf_counter() - self._started
+        here = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self.seconds + here
 
     def _save(self) -> None:
         if self.step in (0, self._saved_step):

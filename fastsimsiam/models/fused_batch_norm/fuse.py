@@ -19,7 +19,7 @@ from fastsimsiam.models.fused_batch_norm.sums import (
     is_written,
     merged,
     moments,
-    normalised,
+    normalized,
     num_pixels,
     per_channel,
 )
@@ -47,7 +47,7 @@ class _FusedNorm(torch.autograd.Function):
         deviation = torch.rsqrt(variance + eps)
         scale = weight * deviation
         shift = bias - mean * scale
-        output = normalised(x, scale, shift)
+        output = normalized(x, scale, shift)
         if residual is not None:
             output = output + residual
         if relu:
@@ -71,11 +71,11 @@ class _FusedNorm(torch.autograd.Function):
         if not is_written(second, told_by):
             behind = first
             if ctx.relu:
-                behind = torch.where(normalised(x, scale, shift) > 0, first, 0)
+                behind = torch.where(normalized(x, scale, shift) > 0, first, 0)
         g_sum, product_sum = g_sums.sum(0), product_sums.sum(0)
         slope = product_sum * deviation.square() / num_pixels(x)
-        centred = x.float() - per_channel(mean)
-        level = per_channel(g_sum / num_pixels(x)) + centred * per_channel(slope)
+        centered = x.float() - per_channel(mean)
+        level = per_channel(g_sum / num_pixels(x)) + centered * per_channel(slope)
         dx = per_channel(scale) * (behind.float() - level)
         residual = behind if ctx.added else None
         return dx.to(x.dtype), product_sum * deviation, g_sum, residual, None, None, None, None

@@ -75,14 +75,14 @@ def gradient_sums_kernel(
     CHANNELS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Sums of a gradient behind a ReLU, and of its products with the centred input."""
+    """Sums of a gradient behind a ReLU, and of its products with the centered input."""
     part = tl.program_id(1)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
     first = part * rows_per_part
     count = tl.minimum(rows - first, rows_per_part)
     base = first.to(tl.int64) * channels
-    centre = tl.load(mean + channel, mask=inside, other=0)
+    center = tl.load(mean + channel, mask=inside, other=0)
     if RELU and not FROM_OUTPUT:
         factor = tl.load(scale + channel, mask=inside, other=0)
         summand = tl.load(shift + channel, mask=inside, other=0)
@@ -107,7 +107,7 @@ def gradient_sums_kernel(
             tl.store(kept + base + at, g, mask=there)
         g = g.to(tl.float32)
         total += g
-        product += g * (value - centre[None, :])
+        product += g * (value - center[None, :])
     tl.store(sums + part * channels + channel, tl.sum(total, 0), mask=inside)
     tl.store(products + part * channels + channel, tl.sum(product, 0), mask=inside)
 
@@ -184,7 +184,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 def _shape(x: Tensor, tile: Tile) -> tuple[int, int, tuple[int, int]]:
-    """Pixels, channels, and the grid: neighbouring programs read neighbouring channels."""
+    """Pixels, channels, and the grid: neighboring programs read neighboring channels."""
     channels = x.shape[1]
     rows = x.numel() // channels
     return rows, channels, (num_groups(channels, tile), num_parts(rows, channels, tile))

@@ -46,7 +46,7 @@ def gradient_sums(
         gradient: (N, C, H, W), channels_last: of the output.
         other: likewise, of the output's second user; None: it has but one.
         x: likewise: the BatchNorm's input.
-        mean, scale, shift: (C,) float32; the normalised x is x * scale + shift.
+        mean, scale, shift: (C,) float32; the normalized x is x * scale + shift.
         output: likewise: what the ReLU made of it and of what was added; None: nothing was added, and
             x tells where the ReLU let values through.
         relu: whether there is one.
@@ -57,7 +57,7 @@ def gradient_sums(
     """
     incoming = gradient if other is None else gradient + other
     if relu:
-        let_through = (normalised(x, scale, shift) if output is None else output) > 0
+        let_through = (normalized(x, scale, shift) if output is None else output) > 0
         incoming = torch.where(let_through, incoming, 0)
     g = incoming.float()
     kept = incoming if is_written(other, output) else x.new_empty(0)
@@ -94,7 +94,7 @@ def per_channel(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
-def normalised(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def normalized(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """(N, C, H, W) times scale (C,) plus shift (C,), float32."""
     return x.float() * per_channel(scale) + per_channel(shift)
 

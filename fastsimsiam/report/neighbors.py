@@ -1,6 +1,6 @@
-"""Whom the network takes for alike: neighbours and classes of images it was not trained on.
+"""Whom the network takes for alike: neighbors and classes of images it was not trained on.
 
-Shapes: N training images (the bank), Q images asked about, D features, K neighbours, C classes.
+Shapes: N training images (the bank), Q images asked about, D features, K neighbors, C classes.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.progress import ImageProgress
 
-NEIGHBOURS = 6
+NEIGHBORS = 6
 """Shown beside an image."""
 _MOST_OF_A_FLAT_SET = 2000
 
@@ -54,16 +54,16 @@ class Embedded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighbourhood:
+class Neighborhood:
     """Images, their nearest training images, and the classes that those vote for.
 
     Attributes:
         asked: the Q images.
         bank: the N training images.
-        similarity: (Q, K) cosine similarities, falling; K is at least `NEIGHBOURS` where N allows.
+        similarity: (Q, K) cosine similarities, falling; K is at least `NEIGHBORS` where N allows.
         position: (Q, K) rows of the bank.
         predicted: (Q,) class numbers.
-        k: neighbours that voted.
+        k: neighbors that voted.
         of_training: the images asked about are training images, each left out of its own bank.
     """
 
@@ -106,7 +106,7 @@ class Neighbourhood:
         return found[:number]
 
 
-def examine(session: Session) -> Neighbourhood:
+def examine(session: Session) -> Neighborhood:
     """Features of a data set, and who is near whom.
 
     The bank is the whole training split. Asked about are the validation images, or 2,000 of the
@@ -128,16 +128,16 @@ def examine(session: Session) -> Neighbourhood:
         asked, own = bank.pick(rows), torch.as_tensor(rows, device=bank.label.device)
     spare = len(bank.index) - (own is not None)
     if spare < 1 or not len(asked.index):
-        raise UserError(f"{train.root} has too few images to look for neighbours among: add some")
+        raise UserError(f"{train.root} has too few images to look for neighbors among: add some")
     k = usable_k(knn.k, spare)[0]
-    similarity, position = _nearest(asked, bank, min(max(k, NEIGHBOURS), spare), own)
+    similarity, position = _nearest(asked, bank, min(max(k, NEIGHBORS), spare), own)
     predicted = vote(
         similarity[:, :k],
         bank.label[position[:, :k]],
         temperature=knn.temperature,
         num_classes=len(train.classes),
     )
-    return Neighbourhood(
+    return Neighborhood(
         asked=asked,
         bank=bank,
         similarity=similarity.cpu().numpy(),
@@ -153,7 +153,7 @@ def _nearest(asked: Embedded, bank: Embedded, k: int, own: Tensor | None) -> tup
     if own is None:
         return nearest(asked.features, bank.features, k)
     similarity, position = nearest(asked.features, bank.features, k + 1)
-    # An image need not come first among its neighbours: copies of it are as near.
+    # An image need not come first among its neighbors: copies of it are as near.
     others = position != own[:, None]
     others[:, -1] &= ~others[:, :-1].all(dim=1)
     shape = (len(position), k)
@@ -166,13 +166,13 @@ def _embed(session: Session, split: Split) -> Embedded:
         features, label = extract(
             session.frozen.backbone,
             loader,
-            session.centred(split),
+            session.centered(split),
             device=session.device,
             dtype=session.dtype,
             report=progress,
         )
     every = Embedded(storage=storage, index=np.arange(len(storage)), features=features, label=label)
-    # Another image stood in for a broken one, and would be its own nearest neighbour.
+    # Another image stood in for a broken one, and would be its own nearest neighbor.
     broken = loader.bad_images
     if not broken:
         return every
@@ -180,9 +180,9 @@ def _embed(session: Session, split: Split) -> Embedded:
     return every.pick(np.array(good, np.int64))
 
 
-def shown_neighbours(found: Neighbourhood, row: int) -> Iterator[tuple[int, int, float]]:
+def shown_neighbors(found: Neighborhood, row: int) -> Iterator[tuple[int, int, float]]:
     """The nearest training images of an image: (number in the storage, class, similarity)."""
     label = found.bank.label
-    nearest_rows = found.position[row, :NEIGHBOURS].tolist()
+    nearest_rows = found.position[row, :NEIGHBORS].tolist()
     for position, similarity in zip(nearest_rows, found.similarity[row].tolist(), strict=False):
         yield int(found.bank.index[position]), int(label[position]), similarity
