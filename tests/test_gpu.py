@@ -86,7 +86,7 @@ def test_no_sync_and_no_recompile_between_log_steps(
     source = build_loader(
         loader, storage, LoaderOptions(device=device, workers=2, on_bad_image="error")
     )
-    recorder = Recorder(gpu_config.out)
+    recorder = Recorder(gpu_config)
     torch._dynamo.reset()
     made = build_trainer(
         gpu_config,

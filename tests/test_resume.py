@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_trainer import trainer
 
 from fastsimsiam.config.run import Config, OptimizerConfig
 from fastsimsiam.errors import UserError
@@ -20,48 +21,15 @@ from fastsimsiam.train.pretrain import pretrain
 
 def command(config: Config, *more: str) -> list[str]:
     """The command line of `tiny_config`."""
-    return [
-        sys.executable,
-        "-m",
-        "fastsimsiam",
-        "pretrain",
-        "imagenette",
-        "--data",
-        str(config.data),
-        "--out",
-        str(config.out),
-        "--epochs",
-        str(config.epochs),
-        "--batch-size",
-        "16",
-        "--image-size",
-        "32",
-        "--device",
-        "cpu",
-        "--precision",
-        "fp32",
-        "--compile",
-        "off",
-        "--loader",
-        "folder",
-        "--workers",
-        "2",
-        "--log-every",
-        "1",
-        "--method.projector-layers",
-        "2",
-        "--method.projector-dim",
-        "64",
-        "--method.predictor-dim",
-        "16",
-        "--knn.every-epochs",
-        "0",
-        "--arch",
-        "shufflenet_v2_x0_5",
-        "--checkpoint.every-epochs",
-        "0.34",
-        *more,
-    ]
+    options = (
+        "--batch-size 16 --image-size 32 --device cpu --precision fp32 --compile off --loader cpu "
+        "--workers 2 --log-every 1 --method.projector-layers 2 --method.projector-dim 64 "
+        "--method.predictor-dim 16 --knn.every-epochs 0 --arch shufflenet_v2_x0_5 "
+        "--checkpoint.every-epochs 0.34"
+    ).split()
+    run = ["--data", str(config.data), "--out", str(config.out), "--epochs", str(config.epochs)]
+    start = [sys.executable, "-m", "fastsimsiam", "pretrain", "imagenette"]
+    return [*start, *run, *options, *more]
 
 
 def wait_for_step(config: Config, process: "subprocess.Popen[str]", step: int) -> None:
@@ -128,13 +96,19 @@ def test_sigkill_then_resume_equals_an_uninterrupted_run(
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_leave(tiny_config: Config, number: int, code: int) -> None:
     config = replace(tiny_config, epochs=200)
-    process = start(config)
-    wait_for_step(config, process, 3)
+    process = start(config, "--knn.every-epochs", "100")
+    wait_for_step(config, process, 4)
     process.send_signal(number)
     assert process.wait(timeout=60) == code
     logged = (config.out / "metrics.jsonl").read_text().splitlines()
     assert load(newest(config)).step == json.loads(logged[-1])["step"]
-    assert "go on with --resume" in (config.out / "log.txt").read_text()
+    log = (config.out / "log.txt").read_text()
+    assert "go on with --resume" in log
+    # What is not true of an interrupted run is not said of it.
+    step = load(newest(config)).step
+    assert f"stopped at step {step} of 1200 in" in log
+    assert "untrained ->" not in log
+    assert "done in" not in log
 
 
 def test_a_truncated_checkpoint_falls_back_loudly(tiny_config: Config) -> None:
@@ -192,6 +166,17 @@ def test_resume_without_a_checkpoint_is_refused(tiny_config: Config) -> None:
         pretrain(tiny_config, resume=True)
 
 
+def test_the_time_of_a_run_that_has_not_started_is_that_of_its_earlier_parts(
+    tiny_config: Config,
+) -> None:
+    made, recorder = trainer(tiny_config)
+    assert made.elapsed() == 0.0
+    made.seconds = 12.5
+    assert made.elapsed() == 12.5
+    recorder.close()
+    made.loader.close()
+
+
 def test_the_time_of_all_parts_is_told(tiny_config: Config) -> None:
     pretrain(replace(tiny_config, max_steps=3))
     (file,) = CheckpointStore(tiny_config.out, keep=1).paths()
@@ -225,6 +210,11 @@ def test_checkpoints_are_atomic_and_the_newest_are_kept(
             store.save(replace(state, step=13))
     assert [path.name for path in store.paths()] == before
     assert not list(tiny_config.out.rglob("*.partial"))
+    synced: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", synced.append)
+        store.save(replace(state, step=13))
+    assert len(synced) == 2  # the file and the name of it
     store.save(replace(state, step=13))
     assert [path.name for path in store.paths()] == ["step-00000012.pt", "step-00000013.pt"]
 

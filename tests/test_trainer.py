@@ -147,7 +147,7 @@ def trainer(config: Config, **options: object) -> tuple[Trainer, Recorder]:
         storage,
         LoaderOptions(device=torch.device("cpu"), workers=2, on_bad_image=config.on_bad_image),
     )
-    recorder = Recorder(config.out)
+    recorder = Recorder(config)
     settings = {
         "evaluators": [],
         "store": CheckpointStore(config.out, 3),

@@ -67,7 +67,7 @@ def trainer_of(
     chosen = choose_all(config, storage)
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        recorder = Recorder(out, active=False)
+        recorder = Recorder(config, active=False)
         loader = build_loader(
             chosen.loader,
             storage,

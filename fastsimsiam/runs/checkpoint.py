@@ -1,6 +1,5 @@
 """Checkpoints: written atomically, the newest few kept, read without running code."""
 
-import os
 import pickle
 import re
 import struct
@@ -14,6 +13,7 @@ import torch
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import differing_keys, from_dict, to_dict
 from fastsimsiam.errors import UserError
+from fastsimsiam.system.files import written_whole
 
 FORMAT = 1
 """In every checkpoint of this package."""
@@ -103,10 +103,6 @@ def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
-
-
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint; see `write_atomically`."""
     write_atomically(
@@ -125,29 +121,16 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Writes beside the target, syncs to the disk and renames: the name never shows half a file.
+    """Writes tensors and plain values by `torch.save`; see `written_whole`.
 
     Raises:
-        UserError: it cannot be written, the disk is full for instance.
+        UserError: the file cannot be written, the disk is full for instance.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    try:
-        with open(temporary, "wb") as handle:
-            torch.save(content, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write checkpoint {path} ({_first_line(error)}): free some space, then --resume"
-        ) from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with written_whole(path, "checkpoint", fix="free some space, then --resume") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(None, str(error).partition("\n")[0][:120]) from error
 
 
 class CheckpointStore:
@@ -160,8 +143,7 @@ class CheckpointStore:
 
     def paths(self) -> list[Path]:
         """All checkpoints, oldest first."""
-        found = [p for p in self._folder.glob("step-*.pt") if _NAME.fullmatch(p.name)]
-        return sorted(found)
+        return sorted(p for p in self._folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Writes a checkpoint, then removes the oldest ones beyond `keep`."""

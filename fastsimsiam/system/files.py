@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,21 +9,48 @@ from fastsimsiam.errors import UserError
 
 
 @contextmanager
-def written_whole(target: Path, key: str) -> Iterator[Path]:
-    """Gives a path beside the target to write to, and renames it at the end.
+def written_whole(
+    target: Path,
+    what: str,
+    *,
+    fix: str = "make room, or choose another place",
+    shared: bool = False,
+) -> Iterator[Path]:
+    """Gives a path beside the target to write to, syncs it to the disk and renames it at the end.
+
+    Neither a killed process nor a power failure leaves half a file under the target's name.
 
     Args:
-        target: the file; what is killed or fails leaves nothing under this name.
-        key: what the command line calls it, for the error.
+        target: the file; its folder is created.
+        what: what the error calls it, the option of the command line for instance.
+        fix: what the error tells the user to do.
+        shared: several processes may write the target at the same time.
+
+    Yields:
+        The path to write to.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written, the disk is full for instance.
     """
-    partial = target.with_name(target.name + ".partial")
+    mark = f".{os.getpid()}.partial" if shared else ".partial"
+    partial = target.with_name(target.name + mark)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        _sync(partial)
         partial.replace(target)
+        _sync(target.parent)  # the name, too, reaches the disk
     except OSError as error:
-        raise UserError(f"cannot write {key} {target} ({error.strerror or error})") from error
+        raise UserError(
+            f"cannot write {what} {target} ({error.strerror or error}): {fix}"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

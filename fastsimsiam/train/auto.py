@@ -7,6 +7,7 @@ import torch
 from fastsimsiam.config.run import CompileName, Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.registry import choose_loader
+from fastsimsiam.methods.registry import method_class
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.compiler import mend_for_compiling
 from fastsimsiam.system.device import choose_device, choose_dtype
@@ -21,16 +22,21 @@ def choose_compile(
     """What to compile (`step`, `color` or `off`), and why.
 
     Args:
-        config: the run's.
-        images: in the training split.
-        device: the training device.
-        num_processes: that train together.
+        config: the run's configuration.
+        images: number of images in the training split.
+        device: where to train.
+        num_processes: number of processes that train together.
+
+    Raises:
+        UserError: what is asked for cannot work here.
     """
     # torch's SyncBatchNorm picks rows by a mask, a shape that no whole graph can hold.
-    several_gpus = device.type == "cuda" and num_processes > 1
+    synchronized = (
+        device.type == "cuda" and num_processes > 1 and method_class(config).sync_batch_norm
+    )
     mend = mend_for_compiling(device.type)
     if config.compile != "auto":
-        if config.compile == "step" and several_gpus:
+        if config.compile == "step" and synchronized:
             raise UserError(
                 "--compile step does not work with several GPUs yet: pass --compile color"
             )
@@ -41,7 +47,7 @@ def choose_compile(
         return config.compile, "asked for"
     if mend:
         return "off", f"to compile, {mend}"
-    if several_gpus:
+    if synchronized:
         return "color", "SyncBatchNorm of several GPUs breaks the graph of the step"
     if device.type == "cuda":
         return "step", "it pays on a GPU"
@@ -55,7 +61,15 @@ def choose_compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What `auto` has made of a config, and why, in a line for the log."""
+    """What `auto` stands for in a run.
+
+    Attributes:
+        device: where to train.
+        dtype: of the network's arithmetic.
+        loader: a name that `build_loader` takes.
+        compiled: what is compiled: `step`, `color` or `off`.
+        why: all of it with reasons, in a line for the log.
+    """
 
     device: torch.device
     dtype: torch.dtype

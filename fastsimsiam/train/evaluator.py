@@ -10,4 +10,4 @@ class Evaluator(Protocol):
     """Scores a method without changing it."""
 
     def __call__(self, method: Method) -> Iterator[tuple[str, float]]:
-        """Yields figures by name."""
+        """Yields (name, value) for each score."""

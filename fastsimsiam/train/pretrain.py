@@ -1,12 +1,14 @@
-"""The main job: pretrain a method as a config says, from the data on the disk to a summary."""
+"""The main job: pretrain a method as a config says, from the data on the disk to a summary.
+
+In this order: open the data, choose what `auto` leaves open, build, fit, conclude.
+"""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,10 +28,11 @@ from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
 from fastsimsiam.system.progress import clock
-from fastsimsiam.train.auto import choose_all
+from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import World, join
 from fastsimsiam.train.profiler import profiled
+from fastsimsiam.train.trainer import Trainer
 from fastsimsiam.version import __version__
 
 _REPORT_SECONDS = 5.0
@@ -40,7 +43,7 @@ class Summary:
     """How a run ended.
 
     Attributes:
-        steps: optimizer steps done in all.
+        steps: optimizer steps of the whole run.
         signal: number of the signal that ended it early, or 0.
         checkpoint: the newest checkpoint.
         first, last: the first and the last value of every metric.
@@ -59,105 +62,97 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
     """Pretrains and writes checkpoints, metrics and logs to `config.out`.
 
     Args:
-        config: the run, see `recipes`.
+        config: the run's configuration, see `recipe`.
         resume: continue from the newest checkpoint in `config.out`.
-        profile: steps to record with torch's profiler, into `config.out`.
+        profile: number of steps to record with torch's profiler, into `config.out`.
 
     Raises:
-        UserError: something in the config, the data or the checkpoint has to be mended.
+        UserError: the config, the data or the checkpoint has to be fixed.
     """
     method_class(config)  # refuses what it cannot run before anything is opened
-    device_type = choose_device(config.device)[0].type
-    with join(device_type) as world:
-        if config.batch_size % (world.size * config.accumulate):
-            raise UserError(
-                f"--batch-size {config.batch_size} cannot be shared by {world.size} processes with "
-                f"--accumulate {config.accumulate}: give a multiple of {world.size * config.accumulate}"
-            )
+    with join(choose_device(config.device)[0].type) as world:
+        _require_equal_shares(config, world)
         store = CheckpointStore(config.out, config.checkpoint.keep)
         warnings: list[str] = []
-        checkpoint = _find_checkpoint(store, config, resume, warnings)
-        with closing(
-            Recorder(
-                config.out,
-                active=world.is_main,
-                resumed_step=checkpoint.step if checkpoint else None,
-            )
-        ) as recorder:
+        checkpoint = _checkpoint_to_resume(store, config, resume, warnings.append)
+        resumed_step = checkpoint.step if checkpoint else None
+        with closing(Recorder(config, active=world.is_main, resumed_step=resumed_step)) as recorder:
             train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
             chosen = choose_all(config, train, world.local_rank, world.size)
-            device, dtype = chosen.device, chosen.dtype
-            recorder.say(chosen.why)
-            for warning in warnings:
-                recorder.say(warning)
+            for line in (chosen.why, *warnings):
+                recorder.say(line)
             if checkpoint:
                 require_same_run(checkpoint, config, fingerprint(train))
-
-            def loader_of(storage: Storage) -> Loader:
-                return build_loader(
-                    chosen.loader,
-                    storage,
-                    LoaderOptions(
-                        device=chosen.device,
-                        workers=config.workers,
-                        on_bad_image=config.on_bad_image,
-                    ),
-                    cpu=config.cpu,
-                    dali=config.dali,
-                    report=_reporter(recorder, "decoding"),
-                )
-
-            with closing(loader_of(train)) as loader:
-                evaluators, val_loader = _evaluators(
-                    config, train, loader, loader_of, recorder, device, dtype, world
-                )
+            with closing(_Loaders(config, chosen, recorder)) as loaders:
                 trainer = build_trainer(
                     config,
                     train,
-                    loader,
-                    evaluators=evaluators,
+                    loaders.open(train),
+                    evaluators=_evaluators(config, train, loaders, chosen, recorder, world),
                     store=store,
                     recorder=recorder,
-                    device=device,
-                    dtype=dtype,
+                    device=chosen.device,
+                    dtype=chosen.dtype,
                     compiled=chosen.compiled,
                     world=world,
                 )
                 if checkpoint:
                     trainer.restore(checkpoint)
-                _announce(recorder, config, train, trainer.schedule_steps.stop, trainer.step)
-                try:
-                    with profiled(profile, config.out, device, recorder.say) as after_step:
-                        trainer.after_step = after_step
-                        signal = trainer.fit()
-                except torch.OutOfMemoryError as error:
-                    raise UserError(
-                        "the GPU's memory is too small for this batch: lower --batch-size, or raise "
-                        "--accumulate"
-                    ) from error
-                finally:
-                    bad_images = dict(loader.bad_images)
-                    if val_loader:
-                        bad_images |= val_loader.bad_images
-                        val_loader.close()
-                    for reason in bad_images.values():
-                        recorder.say(f"skipped: {reason}")
-            paths = store.paths()
-            summary = Summary(
-                steps=trainer.step,
-                signal=signal,
-                checkpoint=paths[-1] if paths else None,
-                first=_values(reversed(recorder.history)),
-                last=_values(recorder.history),
-                bad_images=bad_images,
+                _announce(trainer, train)
+                signal = _fit(trainer, loaders, profile)
+            return _conclude(trainer, signal, loaders.bad_images)
+
+
+class _Loaders:
+    """The loaders of a run."""
+
+    def __init__(self, config: Config, chosen: Chosen, recorder: Recorder) -> None:
+        self._config, self._chosen, self._recorder = config, chosen, recorder
+        self._opened: dict[int, Loader] = {}
+
+    def open(self, storage: Storage) -> Loader:
+        """The loader of a split, the same at each call."""
+        if id(storage) not in self._opened:
+            config = self._config
+            self._opened[id(storage)] = build_loader(
+                self._chosen.loader,
+                storage,
+                LoaderOptions(
+                    device=self._chosen.device,
+                    workers=config.workers,
+                    on_bad_image=config.on_bad_image,
+                ),
+                cpu=config.cpu,
+                dali=config.dali,
+                report=_reporter(self._recorder, "decoding"),
             )
-            if world.is_main:
-                _conclude(recorder, config, summary, trainer.data, trainer.elapsed())
-            return summary
+        return self._opened[id(storage)]
+
+    @property
+    def bad_images(self) -> dict[str, str]:
+        """Path -> what is wrong with it, of images that were skipped so far."""
+        return {
+            path: reason
+            for loader in self._opened.values()
+            for path, reason in loader.bad_images.items()
+        }
+
+    def close(self) -> None:
+        for loader in self._opened.values():
+            loader.close()
 
 
-def _find_checkpoint(
-    store: CheckpointStore, config: Config, resume: bool, warnings: list[str]
+def _require_equal_shares(config: Config, world: World) -> None:
+    parts = world.size * config.accumulate
+    if config.batch_size % parts:
+        raise UserError(
+            f"--batch-size {config.batch_size} cannot be shared by {world.size} processes with "
+            f"--accumulate {config.accumulate}: give a multiple of {parts}"
+        )
+
+
+def _checkpoint_to_resume(
+    store: CheckpointStore, config: Config, resume: bool, warn: Callable[[str], None]
 ) -> Checkpoint | None:
     existing = store.paths()
     if resume:
@@ -165,7 +160,7 @@ def _find_checkpoint(
             raise UserError(
                 f"--resume: there is no checkpoint in {config.out}: drop --resume to start"
             )
-        return store.newest(warnings.append)
+        return store.newest(warn)
     if existing:
         raise UserError(
             f"--out {config.out} already holds a run ({existing[-1].name}): pass --resume to go on "
@@ -177,92 +172,121 @@ def _find_checkpoint(
 def _evaluators(
     config: Config,
     train: Storage,
-    loader: Loader,
-    loader_of: Any,
+    loaders: _Loaders,
+    chosen: Chosen,
     recorder: Recorder,
-    device: torch.device,
-    dtype: torch.dtype,
     world: World,
-) -> tuple[list[KnnEvaluator], Loader | None]:
-    """The evaluators, and the loader of the validation split that they use."""
+) -> list[KnnEvaluator]:
+    """KNN on the validation split, on the main rank."""
     if not config.knn.every_epochs:
-        return [], None
+        return []
     if not has_split(config.data, "val"):
         recorder.say(f"no kNN during training: {config.data} has no val/ folder")
-        return [], None
+        return []
     if not world.is_main:
-        return [], None
+        return []
     report = _reporter(recorder, "reading headers")
     val = open_split(config.data, "val", classes=train.classes, report=report)
-    val_loader: Loader = loader_of(val)
     knn = build_knn(
-        (loader, train),
-        (val_loader, val),
+        (loaders.open(train), train),
+        (loaders.open(val), val),
         knn=config.knn,
         image_size=config.image_size,
-        device=device,
-        dtype=dtype,
+        device=chosen.device,
+        dtype=chosen.dtype,
         report=_reporter(recorder, "evaluating"),
     )
-    return [knn], val_loader
+    return [knn]
 
 
-def _announce(recorder: Recorder, config: Config, train: Storage, steps: int, done: int) -> None:
-    origin = f"resumed at step {done}" if done else "from the start"
-    recorder.say(
+def _announce(trainer: Trainer, train: Storage) -> None:
+    config = trainer.config
+    origin = f"resumed at step {trainer.step}" if trainer.step else "from the start"
+    trainer.recorder.say(
         f"{config.recipe}: {config.arch}, {len(train)} images of {len(train.classes)} classes, "
-        f"{config.epochs} epochs, batch {config.batch_size}, {config.image_size} px, to step {steps} "
-        f"({origin})"
+        f"{config.epochs} epochs, batch {config.batch_size}, {config.image_size} px, to step "
+        f"{trainer.schedule_steps.stop} ({origin})"
     )
 
 
 def _reporter(recorder: Recorder, what: str) -> Report:
-    """Prints progress of something long every few seconds, and nothing of something short."""
-    started = last = time.perf_counter()
+    """Prints the progress of something long every few seconds, and nothing of something short."""
+    started = printed = time.perf_counter()
     before = 0
 
     def report(done: int, total: int) -> None:
-        nonlocal started, last, before
+        nonlocal started, printed, before
         now = time.perf_counter()
         if done <= before:  # the next one of its kind
-            started = last = now
+            started = printed = now
         before = done
-        if now - last < _REPORT_SECONDS:
+        if now - printed < _REPORT_SECONDS:
             return
-        last = now
+        printed = now
         remaining = (now - started) / max(done - 1, 1) * (total - done)
         recorder.note(f"{what}: {done}/{total}, ETA {clock(remaining)}")
 
     return report
 
 
-def _values(lines: Any) -> dict[str, float]:
-    """Of every metric the value that comes last in `lines`."""
-    return {name: value for line in lines for name, value in line.items()}
+def _fit(trainer: Trainer, loaders: _Loaders, profile: int) -> int:
+    """Trains; whatever happens, the log names the images that were skipped."""
+    recorder = trainer.recorder
+    try:
+        with profiled(profile, trainer.config.out, trainer.device, recorder.say) as after_step:
+            trainer.after_step = after_step
+            return trainer.fit()
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU's memory is too small for this batch: lower --batch-size, or raise --accumulate"
+        ) from error
+    finally:
+        for reason in loaders.bad_images.values():
+            recorder.say(f"skipped: {reason}")
 
 
-def _conclude(
-    recorder: Recorder, config: Config, summary: Summary, data: str, seconds: float
-) -> None:
-    """Writes summary.json and the picture of the curves; says how the run went."""
-    scores = {name: value for name, value in summary.last.items() if name.startswith("knn_")}
-    for name, value in scores.items():
-        recorder.say(f"{name}: {summary.first[name]:.2f} untrained -> {value:.2f}")
-    if summary.bad_images:
-        recorder.say(f"{len(summary.bad_images)} broken images were replaced, see summary.json")
+def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> Summary:
+    """Writes summary.json and the curves, and says how the run went."""
+    recorder, config = trainer.recorder, trainer.config
+    paths = trainer.store.paths()
+    summary = Summary(
+        steps=trainer.step,
+        signal=signal,
+        checkpoint=paths[-1] if paths else None,
+        first=_newest_values(reversed(recorder.history)),
+        last=_newest_values(recorder.history),
+        bad_images=bad_images,
+    )
+    if not trainer.world.is_main:
+        return summary
+    for name, value in summary.last.items():
+        # A run that was interrupted may have scored the untrained network alone.
+        evaluated = sum(name in line for line in recorder.history)
+        if name.startswith("knn_") and evaluated > 1:
+            recorder.say(f"{name}: {summary.first[name]:.2f} untrained -> {value:.2f}")
+    if bad_images:
+        recorder.say(f"{len(bad_images)} broken images were replaced, see summary.json")
+    seconds = trainer.elapsed()
     stored = {
         "config": to_dict(config),
         "steps": summary.steps,
         "seconds": seconds,
         "first": dict(summary.first),
         "last": dict(summary.last),
-        "bad_images": dict(summary.bad_images),
-        "data": data,
+        "bad_images": dict(bad_images),
+        "data": trainer.data,
         "commit": commit(),
         "versions": {"fastsimsiam": __version__, **versions()},
     }
     with written_whole(config.out / "summary.json", "the summary") as file:
         file.write_text(json.dumps(stored, indent=2) + "\n")
     drawn = draw_curves(recorder.history, config.out / "curves.png")
-    recorder.say(f"done in {clock(seconds)}: {summary.checkpoint}")
+    ended = f"stopped at step {trainer.step} of {trainer.schedule_steps.stop}" if signal else "done"
+    recorder.say(f"{ended} in {clock(seconds)}: {summary.checkpoint}")
     recorder.say(drawn)
+    return summary
+
+
+def _newest_values(lines: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The value of every metric that comes last in `lines`."""
+    return {name: value for line in lines for name, value in line.items()}

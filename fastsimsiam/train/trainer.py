@@ -1,4 +1,4 @@
-"""The loop. It knows neither methods nor loaders by name; build.py hands it both.
+"""The training loop. It knows neither methods nor loaders by name; build.py hands it both.
 
 Between two log steps the host never waits for the device: the learning rate is a tensor, loss and
 metrics are summed on the device, and so is the check that the loss is finite.
@@ -34,7 +34,7 @@ class NonFiniteLossError(UserError):
 
 @dataclass(kw_only=True)
 class _Window:
-    """What has gone on since the last log step; the tensors stay on the device."""
+    """Sums over the steps since the last log step; the tensors stay on the device."""
 
     device: torch.device
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -48,14 +48,14 @@ class _Window:
         self.steps += 1
 
     def means(self, world: World) -> dict[str, float]:
-        """The metrics' means per step; this waits for the device."""
+        """Means per step and over all ranks; waits for the device."""
         totals = torch.stack(list(self.sums.values())) / self.steps
         return dict(zip(self.sums, world.mean(totals).tolist(), strict=True))
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Everything a run needs, put together by `build.py`.
+    """Trains a method; built by `build.build_trainer`.
 
     Attributes:
         config: the run's configuration.
@@ -65,10 +65,10 @@ class Trainer:
         schedule_steps: durations of the run in optimizer steps.
         plan: the batches of this rank.
         loader: the source of their pixels.
-        evaluators: called before the first step, every so often, and at the end.
-        store: where checkpoints go.
+        evaluators: called before the first step, every so often, and after the last.
+        store: the run's checkpoints.
         data: fingerprint of the training images.
-        recorder: where metrics go.
+        recorder: receives metrics and messages.
         device: where the method is.
         world: this process among the others.
         step: optimizer steps done.
@@ -129,7 +129,7 @@ class Trainer:
             except NonFiniteLossError:
                 raise
             except (UserError, OSError):
-                # With several ranks the others are elsewhere, and would wait for this one for ever.
+                # With several ranks the others are at another step and would wait for this one forever.
                 if self.world.size == 1:
                     self._save()
                 raise
@@ -140,16 +140,17 @@ class Trainer:
         return interrupt.number
 
     def _run(self, interrupt: Interrupt) -> None:
-        per_epoch, parts = self.schedule_steps.steps_per_epoch, self.config.accumulate
+        steps, parts = self.schedule_steps, self.config.accumulate
+        per_epoch = steps.steps_per_epoch
         leaving = False
-        while self.step < self.schedule_steps.stop and not leaving:
+        while self.step < steps.stop and not leaving:
             epoch, done = divmod(self.step, per_epoch)
             batches = self.loader.iterate(self.plan, epoch, done * parts)
             window = _Window(device=self.device)
-            for _ in range(done, min(per_epoch, self.schedule_steps.stop - epoch * per_epoch)):
+            for _ in range(done, min(per_epoch, steps.stop - epoch * per_epoch)):
                 self._step(batches, window)
                 self.after_step()
-                at_end = self.step in (self.schedule_steps.stop, (epoch + 1) * per_epoch)
+                at_end = self.step in (steps.stop, (epoch + 1) * per_epoch)
                 if self.step % self.config.log_every == 0 or at_end:
                     self._log(window)
                     window = _Window(device=self.device)
@@ -157,7 +158,7 @@ class Trainer:
                     number = self.world.maximum(interrupt.number, self.device)
                     if number:
                         interrupt.number, leaving = number, True
-                if self.step % self.schedule_steps.checkpoint_every == 0 and not at_end:
+                if self.step % steps.checkpoint_every == 0 and not at_end:
                     paused = time.perf_counter()
                     self._save()
                     window.started += time.perf_counter() - paused
@@ -165,20 +166,20 @@ class Trainer:
                 if leaving and not at_end:
                     return
             assert self.step < (epoch + 1) * per_epoch or next(batches, None) is None
-            # Also when leaving: the evaluation that is due here would never be made up for.
+            # Also when leaving: a resumed run would never make up for an evaluation that is due here.
             self._end_of_epoch()
 
     def _end_of_epoch(self) -> None:
-        every = self.schedule_steps.knn_every
-        due = every and (self.step % every == 0 or self.step == self.schedule_steps.stop)
+        steps = self.schedule_steps
+        due = steps.knn_every and (self.step % steps.knn_every == 0 or self.step == steps.stop)
         if due:
-            self._evaluate(f"epoch {self.step / self.schedule_steps.steps_per_epoch:g}")
+            self._evaluate(f"epoch {self.step / steps.steps_per_epoch:g}")
         # After the evaluation, so that a resumed run need not ask whether it took place.
-        if self.step % self.schedule_steps.checkpoint_every == 0:
+        if self.step % steps.checkpoint_every == 0:
             self._save()
 
     def train_on(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
-        """One optimizer step, outside of the run's accounts; nothing here waits for the device.
+        """One optimizer step that the run does not count; nothing here waits for the device.
 
         Args:
             parts: the batch, cut into parts whose gradients are accumulated.
@@ -208,10 +209,10 @@ class Trainer:
         self.step += 1
 
     def _parts(self, batches: Iterator[Batch], window: _Window) -> list[Batch]:
-        """All parts of a step before any is used, so that a broken image leaves a whole state."""
-        asked = time.perf_counter()
+        """All parts of a step before any is used: a broken image must not leave half a step."""
+        started = time.perf_counter()
         parts = [batch for _, batch in zip(range(self.config.accumulate), batches, strict=False)]
-        window.waited += time.perf_counter() - asked
+        window.waited += time.perf_counter() - started
         assert len(parts) == self.config.accumulate, "the loader ended its epoch early"
         return parts
 
@@ -228,29 +229,25 @@ class Trainer:
         self._check_finite()
         means = window.means(self.world)
         seconds = time.perf_counter() - window.started
-        on_this_device = window.steps * self.config.batch_size / self.world.size
+        images_on_this_device = window.steps * self.config.batch_size / self.world.size
         pace = seconds / window.steps
         self._pace = pace if self._pace is None else 0.9 * self._pace + 0.1 * pace
-        wait = window.waited / seconds
-        lr = self._lr(self.step - 1)
-        epoch = self.step / self.schedule_steps.steps_per_epoch
-        self.recorder.record(
-            self.step,
-            {
-                "epoch": epoch,
-                **means,
-                "lr": lr,
-                "images_per_second": on_this_device / seconds,
-                "data_wait": wait,
-            },
-        )
+        values = {
+            "epoch": self.step / self.schedule_steps.steps_per_epoch,
+            **means,
+            "lr": self._lr(self.step - 1),
+            "images_per_second": images_on_this_device / seconds,
+            "data_wait": window.waited / seconds,
+        }
+        self.recorder.record(self.step, values)
         metrics = "".join(f"{name} {value:.4f}  " for name, value in means.items())
         remaining = (self.schedule_steps.stop - self.step) * self._pace
-        self.recorder.step(
+        self.recorder.status(
+            f"epoch {values['epoch']:.2f}  {metrics}lr {values['lr']:.4g}  "
+            f"{values['images_per_second']:.0f} images/s  data-wait {values['data_wait']:.0%}  "
+            f"ETA {clock(remaining)}",
             self.step,
             self.schedule_steps.stop,
-            f"epoch {epoch:.2f}  {metrics}lr {lr:.4g}  "
-            f"{on_this_device / seconds:.0f} images/s  data-wait {wait:.0%}  ETA {clock(remaining)}",
         )
         warning = self.method.warning(means, self.plan.batch_size)
         if warning and not self._warned:
@@ -263,16 +260,18 @@ class Trainer:
             raise self._not_finite(f"the loss is not finite at step {bad}", bad)
 
     def _check_weights(self) -> None:
-        """A finite loss may have had gradients that are not; nothing of that is saved."""
+        """A finite loss may have had gradients that are not; such weights are never saved."""
         norm = torch.nn.utils.get_total_norm([p.detach() for p in self.method.parameters()])
         if not torch.isfinite(norm):
             raise self._not_finite(f"the weights are not finite at step {self.step}", self.step)
 
     def _not_finite(self, what: str, step: int) -> NonFiniteLossError:
         saved = self.store.paths()
-        last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        newest = (
+            f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        )
         return NonFiniteLossError(
-            f"{what} (lr {self._lr(step):.4g}); {last}: "
+            f"{what} (lr {self._lr(step):.4g}); {newest}: "
             f"lower --optimizer.lr, or pass --precision fp32"
         )
 
@@ -290,7 +289,7 @@ class Trainer:
         self.world.wait()
 
     def elapsed(self) -> float:
-        """Seconds that the run took until now, those before a resume included."""
+        """Duration of the run so far in seconds, the time before a resume included."""
         here = 0.0 if self._started is None else time.perf_counter() - self._started
         return self.seconds + here
 
