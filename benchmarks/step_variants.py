@@ -18,7 +18,7 @@ from fastsimsiam.methods.base import Method, ParameterGroup, Progress
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.models.backbones import feature_extractor
 from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
-from fastsimsiam.models.small_convolutions import use_products
+from fastsimsiam.models.small_convolutions import use_matmul_for_small_maps
 from fastsimsiam.optim.base import Optimizer
 from fastsimsiam.optim.schedule import peak_lr
 from fastsimsiam.optim.sgd import ScheduledSGD
@@ -147,7 +147,7 @@ class Step:
         if variant.keep_memory and device.type == "cpu":
             keep_freed_memory()
         if variant.products and device.type == "cpu":
-            use_products(self.method)
+            use_matmul_for_small_maps(self.method)
         self._variant, self._device, self._layout = variant, device, layout
         groups = self.method.parameter_groups()
         self._lr = peak_lr(config.optimizer, config.batch_size)

@@ -1,10 +1,10 @@
-"""The one exception that means "the user can mend this"."""
+"""The exception for what the user can fix."""
 
 
 class UserError(ValueError):
-    """Wrong input: a file, a key or a value, with the mend, in one line.
+    """Wrong input. The message is one line: the file, key or value, and how to fix it.
 
-    The command line prints the message alone and exits with code 2. Broken invariants of our own
+    The command line prints the message alone and exits with code 2. Broken invariants of the package
     are `assert`s and keep their traceback.
     """
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastsimsiam.methods.collapse import collapse_std, collapsed_std
+from fastsimsiam.methods.collapse import collapse_std, collapse_threshold
 from fastsimsiam.methods.losses import negative_cosine_similarity
 
 
@@ -67,5 +67,5 @@ def test_collapse_is_told_at_any_batch_size() -> None:
         normed = torch.nn.BatchNorm1d(32, affine=False)(z)
         figure = collapse_std(normed).item()
         assert figure == pytest.approx(2 / batch**0.5, rel=0.1)
-        assert figure < collapsed_std(batch) < 0.8
-    assert collapsed_std(4096) == 0.1
+        assert figure < collapse_threshold(batch) < 0.8
+    assert collapse_threshold(4096) == 0.1

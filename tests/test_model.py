@@ -28,7 +28,7 @@ def num_parameters(module: nn.Module) -> int:
 )
 def test_any_torchvision_backbone(arch: str, dim: int | None) -> None:
     if dim is None:
-        with pytest.raises(UserError, match="squeezenet1_0 ends in no linear layer"):
+        with pytest.raises(UserError, match="squeezenet1_0 has no linear layer"):
             feature_extractor(arch)
         return
     backbone, found = feature_extractor(arch)
@@ -60,9 +60,9 @@ def test_cifar_stem_keeps_the_resolution() -> None:
 @pytest.mark.parametrize(
     ("arch", "stem", "message"),
     [
-        ("resnet17", "imagenet", "resnet17 is no torchvision .*try resnet"),
-        ("vgg11", "cifar", "changes ResNets only"),
-        ("fcn_resnet50", "imagenet", "no torchvision classification network"),
+        ("resnet17", "imagenet", "resnet17 is not a .*torchvision: try resnet"),
+        ("vgg11", "cifar", "needs a ResNet"),
+        ("fcn_resnet50", "imagenet", "not a classification network of torchvision"),
     ],
 )
 def test_wrong_names_are_refused(arch: str, stem: str, message: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastsimsiam.models import small_convolutions
 from fastsimsiam.models.backbones import feature_extractor
-from fastsimsiam.models.small_convolutions import SmallMapConv2d, use_products
+from fastsimsiam.models.small_convolutions import SmallMapConv2d, use_matmul_for_small_maps
 
 
 def run(layer: nn.Module, image: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
@@ -35,7 +35,7 @@ def test_the_product_is_the_convolution(
     plain = nn.Conv2d(6, 4, kernel, stride, padding, dtype=torch.float64)
     plain = plain.to(memory_format=torch.channels_last)
     ours = nn.Sequential(copy.deepcopy(plain))
-    use_products(ours)
+    use_matmul_for_small_maps(ours)
     image = torch.randn(3, 6, side, side + 1, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SmallMapConv2d, "largest_map", 100)
@@ -54,7 +54,7 @@ def test_a_network_keeps_its_state_and_its_large_maps(monkeypatch: pytest.Monkey
             nn.init.uniform_(parameter)
     wanted, state = network(image), network.state_dict()
     seen: list[int] = []
-    original = small_convolutions.conv_by_product
+    original = small_convolutions.conv_by_matmul
 
     def counted(*arguments: Tensor | tuple[int, int]) -> Tensor:
         size = arguments[-1]
@@ -63,8 +63,8 @@ def test_a_network_keeps_its_state_and_its_large_maps(monkeypatch: pytest.Monkey
         result: Tensor = original(*arguments)  # type: ignore[arg-type]
         return result
 
-    monkeypatch.setattr(small_convolutions, "conv_by_product", counted)
-    use_products(network)
+    monkeypatch.setattr(small_convolutions, "conv_by_matmul", counted)
+    use_matmul_for_small_maps(network)
     torch.testing.assert_close(network(image), wanted, atol=1e-4, rtol=1e-3)
     assert network.state_dict().keys() == state.keys()
     # The last stage: four convolutions of 3x3 and the shortcut.
@@ -81,5 +81,5 @@ def test_what_is_no_plain_convolution_is_left_alone() -> None:
             nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
         ]
     )
-    use_products(odd)
+    use_matmul_for_small_maps(odd)
     assert not any(isinstance(layer, SmallMapConv2d) for layer in odd)

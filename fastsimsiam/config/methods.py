@@ -52,7 +52,7 @@ class SimSiamConfig(MethodConfig):
     projector_output_bn: Switch = True
     """Off: BatchNorm in hidden layers only (paper, section 4.4); outputs can then be all alike."""
     projector_dim: int = 2048
-    """Width of the projector's hidden layers and of z."""
+    """Width of the projector's hidden layers and of the projection z."""
     predictor_dim: int = 512
     """Width of the predictor's hidden layer."""
 

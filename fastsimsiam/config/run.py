@@ -1,7 +1,7 @@
 """The configuration of a run: frozen dataclasses, checked on construction.
 
-Fields made with `_neutral` do not change what is learned (beyond floating-point rounding); a run may
-be resumed with other values of them. All others must match, see `config_io.differing_keys`.
+Fields made with `neutral` do not change what is learned, beyond floating-point rounding: a run may be
+resumed with other values of them. All other fields must match, see `stored.differing_keys`.
 """
 
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class OptimizerConfig:
     lr: float = 0.05
     """Learning rate per 256 samples of batch size (the linear scaling rule)."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """SGD's momentum."""
     weight_decay: float = 1e-4
     """Weight decay, on all parameters, BatchNorm and biases too."""
     schedule: Literal["epoch", "step"] = "epoch"
-    """The cosine is evaluated once an epoch (as published) or every step."""
+    """How often the cosine is evaluated: once an epoch (as published) or every step."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up; published: 10 from batch 1024 up."""
 
@@ -72,7 +72,7 @@ class CheckpointConfig:
     every_epochs: float = 1.0
     """Epochs between two checkpoints; fractions are allowed."""
     keep: int = 3
-    """How many of the newest checkpoints stay on the disk."""
+    """Number of the newest checkpoints that are kept."""
 
     def __post_init__(self) -> None:
         every = self.every_epochs
@@ -87,9 +87,9 @@ class DaliConfig:
     decoder: Literal["auto", "cpu", "mixed"] = "auto"
     """Where JPEGs are decoded. mixed: by nvJPEG on the GPU. auto: mixed where there is one."""
     prefetch: int = 2
-    """Batches under way."""
+    """Batches that DALI prepares ahead."""
     hw_decoder_load: float = 0.65
-    """Share of images for the GPU's JPEG engine, where it has one."""
+    """Share of the images that the GPU's hardware JPEG decoder takes, where there is one."""
 
     def __post_init__(self) -> None:
         require(self.prefetch >= 1, "dali.prefetch", self.prefetch, "give 1 or more")
@@ -102,15 +102,15 @@ class CpuConfig:
     """Options of `--loader cpu`."""
 
     crops: Literal["host", "device"] = "host"
-    """Where crops are cut. device: whole frames travel to the GPU, for machines with few CPU cores."""
+    """Where crops are cut. device: on the GPU, to which whole frames are copied."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A pretraining run. Made by a function of recipes.py; overridden field by field."""
+    """A pretraining run. A recipe returns one; the command line overrides single fields."""
 
     recipe: tyro.conf.Suppress[str]
-    """Name of the recipe this started from."""
+    """Name of the recipe that this config is based on."""
     data: Path = neutral(Path("data"))
     """Folder of class folders of JPEG or PNG files, with train/ and val/ or flat."""
     out: Path = neutral(Path("runs/run"))
@@ -120,48 +120,48 @@ class Config:
     batch_size: int = 256
     """Images per optimizer step, all devices and accumulated parts together."""
     accumulate: int = 1
-    """Parts into which a device's share of a batch is cut; BatchNorm sees one part at a time."""
+    """Parts of a batch whose gradients are accumulated; BatchNorm sees one part at a time."""
     image_size: int = 224
-    """Side of the crops, in pixels."""
+    """Side of the crops in pixels."""
     arch: str = "resnet50"
-    """Any classification network of torchvision.models, by name."""
+    """Backbone: name of a classification network of torchvision.models."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """cifar: a ResNet begins with a 3x3 convolution of stride 1 and no max-pooling."""
+    """First layers of a ResNet. cifar: a 3x3 convolution of stride 1 and no max-pooling."""
     seed: int = 0
-    """Seed of weights, order and views."""
+    """Seed of the weights, the order of the images and the views."""
     precision: PrecisionName = "auto"
-    """bf16: autocast to bfloat16. auto: bf16 where the device computes in it."""
+    """bf16: autocast to bfloat16. auto: bf16 where the device has arithmetic for it."""
     loader: LoaderName = neutral("auto")
     """cpu: decode on CPU threads. nvjpeg: decode on the GPU. dali: NVIDIA DALI, on the GPU if there is
     one. ffcv: packed files. resident: decode once, keep on the device. reference: PIL, slow. auto: by
-    sizes and machine."""
+    the data set's size and the machine."""
     on_bad_image: OnBadImage = neutral("error")
-    """error: a broken image stops the run. skip: another image stands in, and it is reported."""
+    """error: a broken image stops the run. skip: it is reported and replaced by another image."""
     device: DeviceName = neutral("auto")
     """auto: cuda where there is one."""
     workers: int | None = neutral(None)
     """Loader threads (processes for reference); None: one per CPU core of this process."""
     compile: CompileName = neutral("auto")
-    """What torch.compile is used for: the whole step, or the color part of the views alone. auto: step
-    on a GPU, color on several GPUs and for long runs on a CPU."""
+    """What torch.compile compiles: the whole step, or the color augmentation alone. auto: step on a
+    GPU, color on several GPUs and for long runs on a CPU."""
     max_steps: int | None = neutral(None)
-    """Stop (and save) after this many steps in all; None: at the end of the last epoch."""
+    """Optimizer steps of the whole run; None: those of all epochs."""
     log_every: int = neutral(10)
-    """Steps between two lines of metrics; between them the host never waits for the device."""
+    """Steps between two lines of metrics; in between, the host never waits for the device."""
     views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())
-    """One spec per view."""
+    """How each view is drawn."""
     method: MethodConfig = SimSiamConfig()
-    """The self-supervised method."""
+    """The self-supervised method and its options."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its schedule."""
     knn: KnnConfig = neutral(KnnConfig())
     """kNN evaluation during training."""
     checkpoint: CheckpointConfig = neutral(CheckpointConfig())
-    """Checkpoints."""
+    """When checkpoints are written."""
     cpu: CpuConfig = neutral(CpuConfig())
-    """The loader cpu."""
+    """Options of the loader cpu."""
     dali: DaliConfig = neutral(DaliConfig())
-    """NVIDIA DALI."""
+    """Options of the loader dali."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "image_size", "log_every"):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
-    """Mean over the batch of -cos(p, z), in float32; a stop-gradient is the caller's.
+    """Mean over the batch of -cos(p, z), in float32; the caller stops gradients.
 
     Args:
         p: predictions (B, D).

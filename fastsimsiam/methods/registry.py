@@ -1,4 +1,4 @@
-"""All methods by their config; a new one is one line of `METHODS`."""
+"""All methods by the class of their config; a new method is one line of `METHODS`."""
 
 import torch
 
@@ -10,17 +10,21 @@ from fastsimsiam.methods.simsiam import SimSiam
 from fastsimsiam.models.backbones import feature_extractor
 
 METHODS: dict[type[MethodConfig], type[Method]] = {SimSiamConfig: SimSiam}
-"""Each is built from a backbone, the number of its features, and the method's config."""
+"""A method is constructed from a backbone, the number of its features, and the method's config."""
 
 
 def method_class(config: Config) -> type[Method]:
     """The class of a run's method.
 
     Raises:
-        UserError: the method cannot run as the config has it.
+        UserError: there is no such method, or it cannot run with this config.
     """
-    method = METHODS[type(config.method)]
     name = config.method.name
+    if type(config.method) not in METHODS:
+        raise UserError(
+            f"no class implements the method {name}: add it to methods.registry.METHODS"
+        )
+    method = METHODS[type(config.method)]
     if method.whole_batch and config.accumulate > 1:
         raise UserError(
             f"--accumulate is {config.accumulate}, but {name} compares all images of a batch with one "

@@ -14,18 +14,18 @@ _COLLAPSED_LOSS = -0.9
 
 
 class SimSiam(Method):
-    """Predicts one view's projection from another's, with a stop-gradient on the target.
+    """Predicts the projection of one view from that of another, with a stop-gradient on the target.
 
-    Each view goes through the encoder by itself, so that BatchNorm sees one view at a time.
+    Each view goes through the encoder separately: BatchNorm sees one view at a time.
     """
 
     def __init__(self, backbone: nn.Module, feature_dim: int, config: SimSiamConfig) -> None:
         """Builds the heads.
 
         Args:
-            backbone: images to features (B, feature_dim).
-            feature_dim: features of the backbone.
-            config: widths and the switches of the paper's ablations.
+            backbone: network from images to features (B, feature_dim).
+            feature_dim: number of the backbone's features.
+            config: widths of the heads and switches of the paper's ablations.
         """
         super().__init__()
         self.config = config
@@ -54,7 +54,7 @@ class SimSiam(Method):
         return loss, {"collapse_std": collapse_std(z[0])}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The encoder decays; the predictor keeps its learning rate unless told otherwise."""
+        """The encoder follows the schedule; the predictor by default keeps the peak lr."""
         trained = [p for p in self.predictor.parameters() if p.requires_grad]
         encoder = [*self.backbone.parameters(), *self.projector.parameters()]
         groups = [ParameterGroup(parameters=encoder)]
@@ -65,7 +65,7 @@ class SimSiam(Method):
 
     @classmethod
     def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:
-        """A collapse has both a small spread and a loss near its least value, -1."""
+        """A collapsed network has a small spread and a loss near its minimum, -1."""
         collapsed = collapse_warning(metrics, batch_size)
         if collapsed is None or metrics["loss"] >= _COLLAPSED_LOSS:
             return None

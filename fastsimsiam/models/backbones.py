@@ -10,12 +10,12 @@ from fastsimsiam.errors import UserError
 def feature_extractor(arch: str, stem: str = "imagenet") -> tuple[nn.Module, int]:
     """A randomly initialized backbone.
 
-    ResNets start with the last BatchNorm of each residual block at zero, as the official recipe has
-    it ("zero-initialized residual").
+    In ResNets the scale of the last BatchNorm of each residual block starts at zero, as in the official
+    recipe ("zero-initialized residual").
 
     Args:
-        arch: name of a classification network in `torchvision.models`, or of one of your own that you
-            have put into torchvision's registry and that ends in a linear layer.
+        arch: name of a classification network of `torchvision.models`, or of one that ends in a linear
+            layer and that the user has registered with torchvision.
         stem: `imagenet`, or `cifar`: a 3x3 convolution of stride 1 and no max-pooling (ResNets only).
 
     Returns:
@@ -42,7 +42,9 @@ def _network(arch: str, stem: str) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known and not _is_registered_by_user(arch):
         near = [name for name in known if name[:4] == arch[:4]] or ["resnet18", "resnet50"]
-        raise UserError(f"--arch {arch} is no torchvision classification network: try {near[0]}")
+        raise UserError(
+            f"--arch {arch} is not a classification network of torchvision: try {near[0]}"
+        )
     options: dict[str, object] = {"weights": None}
     network_type = torchvision.models.get_model_builder(arch)
     if "resnet" in arch or "resnext" in arch:
@@ -58,21 +60,21 @@ def _network(arch: str, stem: str) -> nn.Module:
 def _is_registered_by_user(arch: str) -> bool:
     if arch not in torchvision.models.list_models():
         return False
-    # torchvision's own ones that are left are for detection, segmentation, video and so on.
+    # The rest of torchvision's own networks are for detection, segmentation, video and so on.
     return not torchvision.models.get_model_builder(arch).__module__.startswith("torchvision.")
 
 
 def _make_cifar_stem(network: nn.Module, arch: str) -> None:
     conv = getattr(network, "conv1", None)
     if not isinstance(network, torchvision.models.ResNet) or not isinstance(conv, nn.Conv2d):
-        raise UserError(f"--stem cifar changes ResNets only, and --arch {arch} is none")
+        raise UserError(f"--stem cifar needs a ResNet, and --arch {arch} is not one")
     network.conv1 = nn.Conv2d(3, conv.out_channels, kernel_size=3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
 
 
 def _remove_classifier(network: nn.Module, arch: str) -> int:
-    """Replaces the last linear layer by the identity; returns how many features came into it."""
+    """Replaces the last linear layer by the identity; returns the number of its inputs."""
     name, classifier = _classifier(network, arch)
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, nn.Identity())
@@ -82,5 +84,5 @@ def _remove_classifier(network: nn.Module, arch: str) -> int:
 def _classifier(network: nn.Module, arch: str) -> tuple[str, nn.Linear]:
     linear = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
     if not linear:
-        raise UserError(f"--arch {arch} ends in no linear layer: choose another, such as resnet18")
+        raise UserError(f"--arch {arch} has no linear layer: choose another, such as resnet18")
     return linear[-1]

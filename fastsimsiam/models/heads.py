@@ -4,15 +4,15 @@ from torch import nn
 
 
 def projector(in_dim: int, dim: int, num_layers: int, output_bn: bool = True) -> nn.Sequential:
-    """Linear layers with BatchNorm; ReLU after all but the last, whose BatchNorm has no scale.
+    """Linear layers with BatchNorm; ReLU after all but the last, whose BatchNorm has no affine part.
 
-    Linear layers have no bias: the BatchNorm behind them would remove it again.
+    Linear layers have no bias: the BatchNorm after them would remove it.
 
     Args:
-        in_dim: features of the backbone.
+        in_dim: number of the backbone's features.
         dim: width of all layers.
-        num_layers: linear layers, 3 on ImageNet, 2 on CIFAR-10.
-        output_bn: False: the last linear layer has a bias instead of BatchNorm behind it.
+        num_layers: number of linear layers; 3 on ImageNet, 2 on CIFAR-10.
+        output_bn: False: the last linear layer has a bias instead of a BatchNorm.
     """
     layers: list[nn.Module] = []
     for number in range(num_layers):
@@ -30,7 +30,7 @@ def predictor(dim: int, hidden_dim: int) -> nn.Sequential:
     """Two linear layers with a bottleneck; the output has neither BatchNorm nor ReLU.
 
     Args:
-        dim: width of z and p.
+        dim: width of the projection z and the prediction p.
         hidden_dim: width of the bottleneck, dim / 4 as published.
     """
     return nn.Sequential(

@@ -1,7 +1,7 @@
 """Convolutions of small feature maps as one matrix product each, for a CPU.
 
-Small images end in maps of a few pixels, where oneDNN's convolutions take up to six times as long
-(benchmarks/small_maps.py).
+The last feature maps of small images have a few pixels, where oneDNN's convolutions take up to six
+times as long as a product (benchmarks/parts/small_maps.py).
 """
 
 import itertools
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A convolution with the same parameters and results (but for rounding) that knows both ways.
+    """A convolution that is computed as a matrix product where the output map is small.
+
+    Parameters and results are those of `nn.Conv2d`, up to rounding.
 
     Attributes:
-        largest_map: pixels of an output map up to which it is a product; which way is faster at 4x4
-            depends on channels and dtype.
+        largest_map: number of pixels of an output map up to which it is a product. At 16 pixels
+            channels and dtype decide which way is faster.
     """
 
     largest_map = 9
@@ -32,10 +34,10 @@ class SmallMapConv2d(nn.Conv2d):
         if height * width > self.largest_map:
             output: Tensor = super()._conv_forward(input, weight, bias)
             return output
-        return conv_by_product(input, weight, bias, self.stride, self.padding, (height, width))
+        return conv_by_matmul(input, weight, bias, self.stride, self.padding, (height, width))
 
 
-def conv_by_product(
+def conv_by_matmul(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -43,14 +45,14 @@ def conv_by_product(
     padding: tuple[int, ...],
     size: tuple[int, int],
 ) -> Tensor:
-    """A convolution as the product of all patches with all kernels.
+    """A convolution as the matrix product of all patches with all kernels.
 
     Args:
-        input: (B, C, H, W); channels_last costs least.
-        weight: (O, C, K, L), likewise.
+        input: (B, C, H, W), best in channels_last.
+        weight: (O, C, K, L), best in channels_last.
         bias: (O,) or None.
-        stride, padding: down and across.
-        size: of the output, (P, Q).
+        stride, padding: vertical and horizontal.
+        size: (P, Q), height and width of the output.
 
     Returns:
         (B, O, P, Q), channels_last.
@@ -66,20 +68,20 @@ def conv_by_product(
             patches.append(padded[:, rows, columns])
             taps.append(down * weight.shape[3] + across)
     kernel = weight.permute(0, 2, 3, 1).flatten(1, 2)
-    if len(taps) < kernel.shape[1]:  # the others see nothing but padding
+    if len(taps) < kernel.shape[1]:  # the other taps see padding alone
         kernel = kernel.index_select(1, torch.tensor(taps))
     output = F.linear(torch.cat(patches, dim=3).flatten(0, 2), kernel.flatten(1), bias)
     return output.view(len(input), *size, -1).permute(0, 3, 1, 2)
 
 
 def _meets(positions: slice, padding: int, length: int) -> bool:
-    """Whether any of these positions of a padded side lies in what was padded."""
+    """Whether any of these positions along a padded side lies outside of the padding."""
     every = range(positions.start, positions.stop, positions.step)
     return any(padding <= position < padding + length for position in every)
 
 
-def use_products(module: nn.Module) -> None:
-    """Lets every plain convolution inside choose its way by the size of its map, in place."""
+def use_matmul_for_small_maps(module: nn.Module) -> None:
+    """Turns every plain convolution of a module into a `SmallMapConv2d`, in place."""
     for layer in module.modules():
         if (
             type(layer) is nn.Conv2d

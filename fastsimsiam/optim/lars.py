@@ -8,11 +8,10 @@ from torch import nn
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD whose every tensor has a learning rate of its own, by the ratio of norms.
+    """SGD that adapts the learning rate of every tensor by the ratio of norms.
 
-    A tensor's gradient is scaled by trust * |w| / (|g| + weight_decay * |w|), without clipping; a
-    tensor that is all zero, or has no gradient, is left unscaled, and so is every tensor of a group
-    with `adapted` False.
+    A tensor's gradient is scaled by trust * |w| / (|g| + weight_decay * |w|), without clipping. Tensors
+    that are all zero, whose gradient is all zero, or whose group has `adapted` False are not scaled.
     """
 
     def __init__(
@@ -29,8 +28,8 @@ class Lars(torch.optim.Optimizer):
         Args:
             parameters: to train, or groups of them, each of which may have its own options.
             lr: global learning rate.
-            momentum: of the scaled gradients.
-            weight_decay: added to the gradients before they are scaled.
+            momentum: momentum of the scaled gradients.
+            weight_decay: factor of the weights that are added to gradients before scaling.
             trust: coefficient of the ratio of norms.
         """
         defaults = {

@@ -1,4 +1,4 @@
-"""When things happen: durations in steps, and the learning rate as a function of the step."""
+"""Durations in steps, and the learning rate as a function of the step."""
 
 import math
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from fastsimsiam.config.run import Config, OptimizerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSteps:
-    """Every duration of a run, in optimizer steps.
+    """The durations of a run in optimizer steps.
 
     Attributes:
         steps_per_epoch: steps of one epoch.
         total: steps of the whole schedule.
-        stop: where this run ends, at most `total`.
+        stop: step at which the run ends, at most `total`.
         checkpoint_every: steps between checkpoints.
         knn_every: steps between evaluations; 0 is never.
     """
@@ -26,7 +26,7 @@ class ScheduleSteps:
 
 
 def schedule_steps(config: Config, steps_per_epoch: int) -> ScheduleSteps:
-    """Turns the config's epochs into steps; the only place that does."""
+    """Converts the config's epochs to steps; no other function does."""
     total = config.epochs * steps_per_epoch
     return ScheduleSteps(
         steps_per_epoch=steps_per_epoch,
@@ -43,9 +43,9 @@ def learning_rate(
     """The learning rate of a step: linear warm-up, then half a cosine down to 0.
 
     Args:
-        optimizer: base rate (per 256 samples), warm-up and granularity.
+        optimizer: base learning rate, warm-up and granularity of the schedule.
         batch_size: samples per step.
-        step: from 0.
+        step: number of the step, from 0.
         steps: durations of the run.
     """
     peak = peak_lr(optimizer, batch_size)

@@ -97,7 +97,7 @@ def imagewoof() -> Config:
     Command: fastsimsiam pretrain imagewoof --data IMAGEWOOF --out DIR
     Source: Imagenette's setting; VI-SimSiam reports on the same data set.
     Expected: no published figure for this setting. Not measured here.
-    Time: not measured yet; Imagenette's, nearly.
+    Time: about that of Imagenette; not measured yet.
     """
     return Config(
         recipe="imagewoof",
@@ -115,10 +115,10 @@ def demo() -> Config:
     """SimSiam on handwritten digits, colored and moved, ResNet-18, 32 pixels, 28 epochs.
 
     Command: make demo
-    Source: none; sized so that the whole path is seen to work. Color is jittered so far that only
-        the digits' shape is left to agree on.
-    Expected: kNN (k 20) 19 to 38 % of ten classes, as rounding and seed have it, the untrained
-        network about 10 %; measured.
+    Source: none; sized to show the whole path at work. Color is jittered so strongly that the views
+        have only the digit's shape in common.
+    Expected: kNN (k 20) 19 to 38 % of ten classes, depending on rounding and seed; about 10 % for the
+        untrained network; measured.
     Time: two and a half minutes on two CPU cores; measured.
     """
     view = ViewSpec(area=(0.5, 1.0), flip=0.0, hue=0.5, blur=0.0)

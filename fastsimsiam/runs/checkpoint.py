@@ -16,7 +16,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.system.files import written_whole
 
 FORMAT = 1
-"""In every checkpoint of this package."""
+"""Version of the file format, in every checkpoint of this package."""
 _NAME = re.compile(r"step-(\d{8})\.pt")
 
 
@@ -25,13 +25,13 @@ class Checkpoint:
     """A state from which a run continues as if it had never stopped.
 
     Attributes:
-        config: of the run.
+        config: the run's configuration.
         step: optimizer steps done.
-        data: fingerprint of the training images, see `build.fingerprint`.
-        method: state dict of the method.
-        optimizer: state dict of the optimizer.
-        rng: torch's generator states, for networks with dropout.
-        seconds: that the run took until then, of all its parts together.
+        data: fingerprint of the training images, see `storage.base.fingerprint`.
+        method: the method's state dict.
+        optimizer: the optimizer's state dict.
+        rng: states of torch's generators, for networks with dropout.
+        seconds: duration of the run so far, over all resumes.
     """
 
     config: Config
@@ -55,16 +55,16 @@ def load(path: Path) -> Checkpoint:
 
 
 def read_stored(path: Path) -> dict[str, Any]:
-    """What `torch.save` has put into a file, on the CPU; nothing in it is run.
+    """Reads what `torch.save` wrote, with tensors on the CPU; runs no code from the file.
 
     Raises:
-        UserError: the file is damaged, or holds something else than a dict.
+        UserError: the file is damaged, or does not hold a dict.
     """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
-    # Whatever the unpickler makes of the bytes of some other file.
+    # What the unpickler raises on the bytes of other files.
     except (
         RuntimeError,
         EOFError,
@@ -76,8 +76,8 @@ def read_stored(path: Path) -> dict[str, Any]:
         pickle.UnpicklingError,
     ) as error:
         raise UserError(
-            f"{path} is damaged or no checkpoint: expected what torch.save wrote of tensors and plain "
-            "values, since nothing else is read from a file"
+            f"{path} is damaged or no checkpoint: expected a file that torch.save wrote, of "
+            "tensors and plain values alone"
         ) from error
     if not isinstance(stored, dict):
         raise UserError(f"{path} holds no weights: expected a checkpoint or a state dict")
@@ -85,13 +85,13 @@ def read_stored(path: Path) -> dict[str, Any]:
 
 
 def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
-    """A checkpoint from the content of its file.
+    """Makes a checkpoint from the content of its file.
 
     Raises:
-        UserError: it is of another package or version.
+        UserError: another package or version wrote it.
     """
     if stored.get("format") != FORMAT:
-        raise UserError(f"{path} is no checkpoint that this version of fastsimsiam wrote")
+        raise UserError(f"{path} is not a checkpoint of this version of fastsimsiam")
     return Checkpoint(
         config=from_dict(stored["config"]),
         step=stored["step"],
@@ -137,7 +137,7 @@ class CheckpointStore:
     """The checkpoints of one run, in `OUT/checkpoints/step-NNNNNNNN.pt`."""
 
     def __init__(self, out: Path, keep: int) -> None:
-        """Takes the run's folder and how many of the newest files stay."""
+        """Takes the run's folder and the number of the newest files to keep."""
         self._folder = out / "checkpoints"
         self._keep = keep
 
@@ -154,7 +154,7 @@ class CheckpointStore:
         return path
 
     def newest(self, say: Callable[[str], None]) -> Checkpoint:
-        """The newest readable checkpoint; damaged ones are named and passed over.
+        """The newest checkpoint that can be read; `say` is told of damaged ones.
 
         Raises:
             UserError: all are damaged.
@@ -165,12 +165,12 @@ class CheckpointStore:
             except UserError as error:
                 say(f"WARNING: {error}; falling back to the checkpoint before it")
         raise UserError(
-            f"all checkpoints in {self._folder} are damaged: start anew with another --out"
+            f"all checkpoints in {self._folder} are damaged: start again with another --out"
         )
 
 
 def require_same_run(checkpoint: Checkpoint, config: Config, data: str) -> None:
-    """Refuses to continue a checkpoint as another run.
+    """Refuses to continue a checkpoint with another config or other images.
 
     Raises:
         UserError: names the keys that differ.
@@ -184,5 +184,5 @@ def require_same_run(checkpoint: Checkpoint, config: Config, data: str) -> None:
     if checkpoint.data != data:
         raise UserError(
             f"--resume: the training images changed since the checkpoint ({checkpoint.data} -> "
-            f"{data}): restore them, or start anew with another --out"
+            f"{data}): restore them, or start again with another --out"
         )

@@ -7,19 +7,19 @@ from typing import Any
 
 from fastsimsiam.errors import UserError
 
-# Okabe and Ito's palette, told apart with any color vision.
-_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
+"""Okabe and Ito's colors, which people with any color vision can tell apart."""
 
 
 def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
-    """Loss, collapse figure, kNN and throughput over the epochs, as a PNG.
+    """Draws loss, collapse metric, kNN and throughput over the epochs, as a PNG.
 
     Args:
         history: the lines of metrics.jsonl.
         out: file to write.
 
     Returns:
-        What was done, for the log: matplotlib is optional.
+        A line for the log; matplotlib is optional.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return "no curves.png: pip install 'fastsimsiam[demo]' brings matplotlib, which draws it"
@@ -35,11 +35,11 @@ def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
     panels = figure.subplots(2, 2).flatten()
     epoch = [line["epoch"] for line in trained]
     for panel, name, title in (
-        (panels[0], "loss", "loss (-1 is perfect agreement)"),
+        (panels[0], "loss", "loss"),
         (panels[1], "collapse_std", "std of z/|z| times sqrt(D) (1 healthy, 0 collapsed)"),
         (panels[3], "images_per_second", "images/s per device"),
     ):
-        panel.plot(epoch, [line.get(name, float("nan")) for line in trained], color=_COLORS[4])
+        panel.plot(epoch, [line.get(name, float("nan")) for line in trained], color=PALETTE[4])
         panel.set_title(title, fontsize=10)
     panels[1].set_ylim(0, 1.1)
     panels[3].set_ylim(bottom=0)
@@ -53,7 +53,7 @@ def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
             [line.get(name, float("nan")) for line in scored],
             "o-",
             label=f"k = {label}",
-            color=_COLORS[number % len(_COLORS)],
+            color=PALETTE[number % len(PALETTE)],
             markersize=4,
         )
     if scored:

@@ -1,4 +1,4 @@
-"""From a config to a trainer."""
+"""Builds a trainer from a config."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -12,7 +12,7 @@ from fastsimsiam.config.run import CompileName, Config
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.registry import build_method
-from fastsimsiam.models.small_convolutions import use_products
+from fastsimsiam.models.small_convolutions import use_matmul_for_small_maps
 from fastsimsiam.optim.schedule import schedule_steps
 from fastsimsiam.optim.sgd import ScheduledSGD
 from fastsimsiam.plan.batches import TrainPlan
@@ -39,7 +39,23 @@ def build_trainer(
     compiled: CompileName,
     world: World,
 ) -> Trainer:
-    """A trainer with fresh weights at step 0."""
+    """A trainer with fresh weights at step 0.
+
+    Args:
+        config: the run's configuration.
+        storage: the training split.
+        loader: the loader of the training split.
+        evaluators: called between epochs.
+        store: where checkpoints are written.
+        recorder: receives metrics and messages.
+        device: where to train.
+        dtype: dtype of the network's arithmetic.
+        compiled: what is compiled, see `Config.compile`.
+        world: this process among the others.
+
+    Raises:
+        UserError: the data set has fewer images than a batch, or the method refuses the config.
+    """
     parts = world.size * config.accumulate
     assert config.batch_size % parts == 0
     plan = TrainPlan(
@@ -55,7 +71,7 @@ def build_trainer(
     )
     method = build_method(config)
     if world.size > 1 and device.type == "cuda" and method.sync_batch_norm:
-        # Untyped in torch; it returns what it is given, with other BatchNorm layers inside.
+        # Untyped in torch; returns the same module with its BatchNorm layers replaced.
         convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
         method = cast(Method, convert(method))
     # Shapes never change, so cuDNN may time its convolutions once and keep the best.
@@ -63,7 +79,7 @@ def build_trainer(
     method = method.to(device).to(memory_format=torch.channels_last)
     if device.type == "cpu":
         keep_freed_memory()
-        use_products(method)
+        use_matmul_for_small_maps(method)
     photometric = Photometric(config.views, plan.view_sizes, dtype)
     compute: nn.Module = TrainStep(photometric, method, device, dtype)
     if compiled == "step":
@@ -75,7 +91,7 @@ def build_trainer(
             compute,
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            # Every rank has its own running statistics, or SyncBatchNorm has made them equal.
+            # Running statistics belong to each rank, or SyncBatchNorm keeps them equal.
             broadcast_buffers=False,
         )
     return Trainer(

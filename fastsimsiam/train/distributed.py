@@ -1,4 +1,4 @@
-"""This process among the others, as torchrun starts them. One process is the plain case."""
+"""The processes that torchrun started; one process is the common case."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,13 @@ _TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Attributes: rank and local_rank of this process, size: number of processes."""
+    """This process among the others.
+
+    Attributes:
+        rank: number of this process among all.
+        local_rank: number of this process on its machine.
+        size: number of processes.
+    """
 
     rank: int = 0
     local_rank: int = 0
@@ -25,7 +31,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
@@ -36,7 +42,7 @@ class World:
         return values
 
     def maximum(self, value: int, device: torch.device) -> int:
-        """The largest of all ranks' values; waits for the device where there are several."""
+        """The largest value of all ranks; with several ranks, waits for the device."""
         if self.size == 1:
             return value
         tensor = torch.tensor(value, device=device)
@@ -51,7 +57,14 @@ class World:
 
 @contextmanager
 def join(device_type: str) -> Iterator[World]:
-    """The world that torchrun's environment variables describe; left again at the end."""
+    """Joins the processes that torchrun's environment variables describe, and leaves them at the end.
+
+    Args:
+        device_type: `cuda` (NCCL) or `cpu` (Gloo).
+
+    Raises:
+        UserError: there are more processes than GPUs.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()

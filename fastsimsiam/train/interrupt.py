@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that the training loop reads between two steps."""
+"""SIGINT and SIGTERM as a flag, which the training loop reads between two steps."""
 
 import signal
 import threading
@@ -10,12 +10,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Attributes: number: the signal received, or 0."""
+    """A signal handler that keeps the signal's number.
+
+    Attributes:
+        number: number of the signal that was received, or 0.
+    """
 
     number = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Notes the signal; a second one ends the process at once."""
+        """Keeps the number; a second signal ends the process at once."""
         del frame
         self.number = number
         signal.signal(number, signal.SIG_DFL)
@@ -23,9 +27,9 @@ class Interrupt:
 
 @contextmanager
 def catch_signals() -> Iterator[Interrupt]:
-    """Notes SIGINT and SIGTERM instead of dying; handlers are restored at the end."""
+    """Keeps SIGINT and SIGTERM instead of ending the process; restores the handlers at the end."""
     interrupt = Interrupt()
-    # Only the main thread may set handlers; a run in another thread is ended by its owner.
+    # Only the main thread may set handlers; the owner of another thread ends its run.
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return

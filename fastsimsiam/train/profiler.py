@@ -1,4 +1,4 @@
-"""`pretrain --profile N`: a trace of N steps, and where their time went."""
+"""`pretrain --profile N`: a trace of N steps and their most expensive kernels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 _STEPS_BEFORE = 5
-"""Compilation and warm-up are not what anybody wants to see."""
+"""Steps that are not recorded: compilation and warm-up."""
 _SHOWN = 10
 
 
@@ -17,13 +17,13 @@ _SHOWN = 10
 def profiled(
     steps: int, out: Path, device: torch.device, say: Callable[[str], None]
 ) -> Iterator[Callable[[], None]]:
-    """Records `steps` steps of what runs within.
+    """Records a number of steps with torch's profiler.
 
     Args:
-        steps: how many; 0 records nothing.
+        steps: number of steps to record; 0 records nothing.
         out: folder that receives `trace.json`.
-        device: of the training; a GPU's kernels are listed, or else a CPU's operators.
-        say: receives the lines for the user.
+        device: where to train; kernels are listed for a GPU, operators for a CPU.
+        say: receives lines for the user.
 
     Yields:
         A function to call after each step.
@@ -35,7 +35,7 @@ def profiled(
     done = 0
 
     def finished(profiler: Any) -> None:
-        if done < needed:  # also called when a run ends in the midst of it
+        if done < needed:  # also called when a run ends before
             return
         path = out / "trace.json"
         profiler.export_chrome_trace(str(path))
@@ -64,7 +64,7 @@ def profiled(
 
 
 def most_expensive(averages: Sequence[Any], *, gpu: bool) -> list[str]:
-    """A line for each of the kernels or operators that took most time, with its share of all."""
+    """A line for each of the most expensive kernels or operators, with its share of the time."""
     wanted = [
         event
         for event in averages

@@ -1,8 +1,8 @@
-"""BatchNorm with the ReLU and the residual addition behind it as one step, for a compiled graph.
+"""BatchNorm fused with the ReLU and the residual addition that follow it, for a compiled graph.
 
-What it saves beside BatchNorm as torch.compile has it: the backward pass does not read its output to
-undo the ReLU, since its input tells as well, and reads the gradients of a residual sum's two users once
-instead of twice.
+Compared with torch.compile's own BatchNorm, the backward pass takes the ReLU's mask from the input
+instead of reading the output, and reads the gradients of a residual sum's two users once instead of
+twice.
 """
 
 import operator
@@ -26,7 +26,7 @@ from fastsimsiam.models.fused_batch_norm.sums import (
 
 
 class _FusedNorm(torch.autograd.Function):
-    """The same as relu(batch_norm(x) + residual), and its gradients."""
+    """relu(batch_norm(x) + residual) and its gradients."""
 
     @staticmethod
     def forward(
@@ -41,7 +41,7 @@ class _FusedNorm(torch.autograd.Function):
         opaque: bool,
     ) -> tuple[Tensor, ...]:
         """See `fused_norm`."""
-        # The sums read all maps as they read x.
+        # The sums index all maps as they index x.
         assert residual is None or residual.shape == x.shape
         mean, variance = merged(x, *(channel_moments if opaque else moments)(x))
         deviation = torch.rsqrt(variance + eps)
@@ -53,22 +53,24 @@ class _FusedNorm(torch.autograd.Function):
         if relu:
             output = output.relu()
         output = output.to(x.dtype)
-        told_by = output if relu and residual is not None else None
-        ctx.save_for_backward(x, mean, deviation, scale, shift, told_by)
+        relu_output = output if relu and residual is not None else None
+        ctx.save_for_backward(x, mean, deviation, scale, shift, relu_output)
         ctx.relu, ctx.twice, ctx.opaque, ctx.added = relu, twice, opaque, residual is not None
         ctx.mark_non_differentiable(mean, variance)
-        # The compiler takes the copy out; its own gradient is what a second output is for.
+        # A second output has its own gradient; the compiler removes the copy.
         users = (output, output.clone()) if twice else (output,)
         return *users, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and residual."""
-        x, mean, deviation, scale, shift, told_by = ctx.saved_tensors
+        x, mean, deviation, scale, shift, relu_output = ctx.saved_tensors
         first, second = gradients[0], gradients[1] if ctx.twice else None
         sums = channel_gradient_sums if ctx.opaque else gradient_sums
-        behind, g_sums, product_sums = sums(first, second, x, mean, scale, shift, told_by, ctx.relu)
-        if not is_written(second, told_by):
+        behind, g_sums, product_sums = sums(
+            first, second, x, mean, scale, shift, relu_output, ctx.relu
+        )
+        if not is_written(second, relu_output):
             behind = first
             if ctx.relu:
                 behind = torch.where(normalized(x, scale, shift) > 0, first, 0)
@@ -81,7 +83,7 @@ class _FusedNorm(torch.autograd.Function):
         return dx.to(x.dtype), product_sum * deviation, g_sum, residual, None, None, None, None
 
 
-# Traced by AOTAutograd, not by Dynamo: that of torch 2.11 loses gradients of a function like this one.
+# Traced by AOTAutograd, not by Dynamo: torch 2.11's Dynamo loses gradients of this function.
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def fused_norm(
     x: Tensor,
@@ -97,14 +99,14 @@ def fused_norm(
 
     Args:
         x: (N, C, H, W), channels_last.
-        weight, bias, eps: of the BatchNorm.
-        residual: like x, or None.
-        relu: whether there is one.
+        weight, bias, eps: the BatchNorm's.
+        residual: (N, C, H, W), or None.
+        relu: whether there is a ReLU.
         twice: whether the output has two users.
-        opaque: whether sums are operators of their own.
+        opaque: whether sums are custom operators instead of the compiler's reductions.
 
     Returns:
-        The output, for each user; then mean and variance (C,) of x, without a gradient.
+        The output once per user, then mean and variance (C,) of x, without gradients.
     """
     outputs: tuple[Tensor, ...] = _FusedNorm.apply(
         x, weight, bias, residual, eps, relu, twice, opaque
@@ -113,15 +115,15 @@ def fused_norm(
 
 
 class FusedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d that takes in the ReLU and the addition behind it.
+    """BatchNorm2d fused with the ReLU and the addition that follow it.
 
     Attributes:
-        opaque: sums are operators of their own, not the compiler's.
+        opaque: sums are custom operators instead of the compiler's reductions.
     """
 
     opaque = True
 
-    def forward(  # type: ignore[override]  # the graph around it passes what it takes in
+    def forward(  # type: ignore[override]  # `fuse_norms` passes the rest
         self,
         input: Tensor,
         residual: Tensor | None = None,
@@ -129,7 +131,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
         relu: bool = False,
         twice: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """(N, C, H, W) to the same; the same twice for two users, whose gradients it adds up."""
+        """Maps (N, C, H, W) to (N, C, H, W), returned twice where the output has two users."""
         if not self.training:
             output = super().forward(input)
             output = output if residual is None else output + residual
@@ -140,7 +142,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
         )
         with torch.no_grad():
             count = num_pixels(input)
-            # `_is_plain` has seen to it that there are running statistics and a momentum.
+            # `_is_plain` has checked these.
             assert self.running_mean is not None and self.running_var is not None  # noqa: PT018
             assert self.momentum is not None and self.num_batches_tracked is not None  # noqa: PT018
             self.running_mean.lerp_(mean, self.momentum)
@@ -150,15 +152,15 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
 
 def fuse_norms(backbone: nn.Module, *, opaque: bool = True) -> fx.GraphModule:
-    """A network whose BatchNorm2d layers take in the ReLU and the addition behind them.
+    """Fuses the BatchNorm2d layers of a network with the ReLU and the addition that follow them.
 
     Args:
-        backbone: it; its layers are shared with the result, with their names.
+        backbone: the network; the result shares its layers and their names.
         opaque: see `FusedBatchNorm2d`.
 
     Raises:
-        torch.fx's errors, where it cannot trace the backbone. The network itself refuses, in training,
-        an addition of maps of different shapes.
+        Exception: torch.fx cannot trace the backbone.
+        AssertionError: in training, an addition broadcasts maps of different shapes.
     """
     traced = fx.symbolic_trace(backbone)
     for node in list(traced.graph.nodes):
@@ -181,7 +183,7 @@ def _fuse(norm: fx.Node, traced: fx.GraphModule, opaque: bool) -> None:
     layer.opaque = opaque
     last, residual = norm, None
     addition = _only_user(last, "add", traced)
-    # Into the later of two operands: the other has to be there by then.
+    # Fused into the later of the two operands, when the other exists.
     if addition and not addition.kwargs and _comes_last(norm, addition):
         (residual,) = (n for n in addition.all_input_nodes if n is not norm)
         last = addition
@@ -205,7 +207,7 @@ def _fuse(norm: fx.Node, traced: fx.GraphModule, opaque: bool) -> None:
 
 
 def _only_user(node: fx.Node, kind: str, traced: fx.GraphModule) -> fx.Node | None:
-    """The node's user if it has but one of this kind; of all kinds of ReLU, the plain one."""
+    """The node's only user if it is of this kind; of the kinds of ReLU, plain nn.ReLU alone."""
     users = list(node.users)
     if len(users) != 1 or node_kind(users[0], traced) != kind:
         return None
@@ -216,7 +218,7 @@ def _only_user(node: fx.Node, kind: str, traced: fx.GraphModule) -> fx.Node | No
 
 
 def _comes_last(norm: fx.Node, addition: fx.Node) -> bool:
-    """Whether it adds two tensors, the other of which is there before the BatchNorm."""
+    """Whether the addition has two operands, and the other one exists before the BatchNorm."""
     order = list(norm.graph.nodes)
     operands = addition.all_input_nodes
     return len(operands) == 2 and all(order.index(n) <= order.index(norm) for n in operands)

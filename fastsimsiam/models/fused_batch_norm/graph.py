@@ -1,4 +1,4 @@
-"""What the nodes of a traced network are, whichever way they were written."""
+"""Kinds of nodes of a traced network."""
 
 from torch import fx, nn
 
@@ -12,7 +12,7 @@ _MODULES: tuple[tuple[str, _Types], ...] = (
 
 
 def node_kind(node: fx.Node, traced: fx.GraphModule) -> str | None:
-    """What a node of a traced network is: `product`, `norm`, `relu`, `pool`, `add`, or None."""
+    """The kind of a node: `product`, `norm`, `relu`, `pool`, `add`, or None for all others."""
     if node.op == "call_module":
         module = traced.get_submodule(str(node.target))
         for kind, types in _MODULES:

@@ -1,9 +1,9 @@
 """BatchNorm's sums as Triton kernels, for channels_last tensors on a GPU.
 
-A tensor is a matrix of pixels and channels. A program sums some channels of a part of the pixels, tile
-by tile, and keeps one running sum per element of the tile, so that nothing is exchanged between
-threads before its end. How many pixels a program has follows from how many programs a GPU needs to
-keep its memory busy; a few sums per channel are left, which the caller adds up.
+A tensor is a matrix of pixels and channels. A program sums a group of channels over a part of the
+pixels, tile by tile, with one running sum per element of the tile: threads exchange nothing before the
+end. The number of pixels per program follows from the number of programs that saturate the memory; the
+caller adds up the remaining sums of each channel.
 """
 
 import torch
@@ -33,8 +33,7 @@ def moments_kernel(
     first = part * rows_per_part
     count = tl.minimum(rows - first, rows_per_part)
     base = x + first.to(tl.int64) * channels
-    # Differences to any value near the mean spare the squares their cancellation; the part's first
-    # pixel is such a value.
+    # Differences to a value near the mean, here the part's first pixel, avoid cancellation in squares.
     near = tl.load(base + channel, mask=inside, other=0).to(tl.float32)
     total = tl.zeros((ROWS, CHANNELS), tl.float32)
     square = tl.zeros((ROWS, CHANNELS), tl.float32)
@@ -75,7 +74,7 @@ def gradient_sums_kernel(
     CHANNELS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Sums of a gradient behind a ReLU, and of its products with the centered input."""
+    """Sums of the gradient of a ReLU's input, and of its products with the centered input."""
     part = tl.program_id(1)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = channel < channels
@@ -145,7 +144,7 @@ def gradient_sums(
     keep: bool,
     tile: Tile,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `sums.channel_gradient_sums`; `keep`: whether the gradient is written down."""
+    """See `sums.channel_gradient_sums`; `keep`: whether the gradient is written."""
     x, gradient = _channels_last(x), _channels_last(gradient)
     other, output = (None if t is None else _channels_last(t) for t in (other, output))
     rows, channels, grid = _shape(x, tile)
@@ -179,7 +178,7 @@ def gradient_sums(
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
-    # A pooling layer's gradient may come as one value for a whole map.
+    # The gradient of a pooling layer may be one value expanded over a map.
     return tensor.contiguous(memory_format=torch.channels_last)
 
 

@@ -1,12 +1,11 @@
-"""The two sums over (N, H, W) that BatchNorm in training mode needs, as operators of their own.
+"""The two reductions over (N, H, W) that BatchNorm needs in training mode, as custom operators.
 
-Everything else in BatchNorm is arithmetic on single elements, which a compiler fuses with what stands
-around it. With these sums it reads every operand once more than it has to. As operators they read each
-once, undo the ReLU on the way, add up the gradients of two users, and write the result down only where
-somebody needs it.
+The rest of BatchNorm is elementwise, and a compiler fuses it with its surroundings. The compiler's own
+reductions read every operand once more than necessary. These operators read each once, apply the ReLU's
+mask and add the gradients of two users on the way, and write the result only where it is needed.
 
-On a GPU they are Triton kernels (`kernels.py`); elsewhere they are torch's own operations.
-Shapes: N images, C channels, P parts of the pixels (N H W) that were summed by themselves.
+On a GPU they are Triton kernels (`kernels.py`), elsewhere torch operations.
+Shapes: N images, C channels, P parts of the pixels (N H W) that are summed separately.
 """
 
 import torch
@@ -40,20 +39,20 @@ def gradient_sums(
     output: Tensor | None,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over a gradient on its way back through a ReLU.
+    """Sums over a gradient after the backward pass of a ReLU.
 
     Args:
-        gradient: (N, C, H, W), channels_last: of the output.
-        other: likewise, of the output's second user; None: it has but one.
-        x: likewise: the BatchNorm's input.
+        gradient: (N, C, H, W), channels_last: gradient of the output.
+        other: the same for the output's second user; None: there is one user.
+        x: (N, C, H, W): the BatchNorm's input.
         mean, scale, shift: (C,) float32; the normalized x is x * scale + shift.
-        output: likewise: what the ReLU made of it and of what was added; None: nothing was added, and
-            x tells where the ReLU let values through.
-        relu: whether there is one.
+        output: (N, C, H, W): the ReLU's output after a residual addition; None: without an
+            addition, the ReLU's mask follows from x.
+        relu: whether there is a ReLU.
 
     Returns:
-        (N, C, H, W) the gradient behind the ReLU where it `is_written`, otherwise empty; and of it,
-        (P, C) float32 the sums over pixels, and those of its products with (x - mean).
+        The gradient of the ReLU's input (N, C, H, W), empty unless it `is_written`; its pixel sums
+        (P, C), float32; and the sums of its products with x - mean (P, C), float32.
     """
     incoming = gradient if other is None else gradient + other
     if relu:
@@ -65,15 +64,15 @@ def gradient_sums(
 
 
 def is_written(other: Tensor | None, output: Tensor | None) -> bool:
-    """Whether `gradient_sums` writes the gradient down.
+    """Whether `gradient_sums` writes the gradient.
 
-    With one user and a ReLU that x tells of, it costs nothing to work it out again.
+    With one user and a mask that follows from x, the next kernel computes it again at no cost.
     """
     return other is not None or output is not None
 
 
 def merged(x: Tensor, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C,) of x's channels from those of its parts (Chan et al., 1979)."""
+    """Mean and variance (C,) of x from the moments of its parts (Chan et al., 1979)."""
     pixels = num_pixels(x)
     if len(means) == 1:
         return means[0], squares[0] / pixels
@@ -85,12 +84,12 @@ def merged(x: Tensor, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def num_pixels(x: Tensor) -> int:
-    """Of all images together."""
+    """Pixels of a map over all images."""
     return x.numel() // x.shape[1]
 
 
 def per_channel(values: Tensor) -> Tensor:
-    """(C,) as a factor of (N, C, H, W)."""
+    """(C,) in a shape that broadcasts over (N, C, H, W)."""
     return values[:, None, None]
 
 
