@@ -16,7 +16,7 @@ help:
 	@echo "make check   format, lint and types, as CI does"
 	@echo "make loaders install FFCV (with apt-get) and NVIDIA DALI beside the rest"
 	@echo "make browser install Chromium (with apt-get) and playwright, for the test of the report in one"
-	@echo "make format  mend format and lint"
+	@echo "make format  fix format and lint"
 	@echo "make bench   measure the loaders and their peers, render tables and charts"
 
 $(BIN)/.installed: pyproject.toml constraints.txt
