@@ -1,7 +1,8 @@
-"""Ratios of costs that hold on a noisy machine.
+"""Ratios of costs that can be compared with a threshold on a noisy machine (`make gate`).
 
-Both sides run in turns of milliseconds, in one process, and the best time of each item counts. Whole
-epochs in turns, even the best of twelve and in CPU time, vary by a quarter (benchmarks/LOG.md).
+Candidate and baseline alternate every few milliseconds in one process, and the best time of each item
+counts. Alternating whole epochs instead, ratios vary by a quarter, even as the best of twelve and in
+CPU time (benchmarks/LOG.md).
 """
 
 import time
@@ -16,60 +17,60 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """What a ratio was when it was set, and what it must not exceed."""
+    """A ratio of costs: its value when the threshold was set, and its upper limit."""
 
     measured: float
     limit: float
 
 
 def thresholds() -> dict[str, Threshold]:
-    """All of benchmarks/thresholds.toml."""
-    return {name: Threshold(**values) for name, values in _content().items() if name != "floors"}
+    """The thresholds of benchmarks/thresholds.toml by name."""
+    return {
+        name: Threshold(**values) for name, values in _read_thresholds().items() if name != "floors"
+    }
 
 
 def floor_of(gpu: str, content: dict[str, Any] | None = None) -> float | None:
-    """Images/s that a GPU of this name must reach; None where none has been measured.
+    """Images/s that a GPU of this name must reach; None if none has been measured.
 
     Args:
-        gpu: as torch.cuda.get_device_name has it.
-        content: instead of benchmarks/thresholds.toml.
+        gpu: its name, as torch.cuda.get_device_name returns it.
+        content: parsed thresholds to use instead of benchmarks/thresholds.toml.
     """
-    named = (_content() if content is None else content).get("floors", {}).get(gpu)
-    return None if named is None else float(named["floor"])
+    content = _read_thresholds() if content is None else content
+    entry = content.get("floors", {}).get(gpu)
+    return None if entry is None else float(entry["floor"])
 
 
-def _content() -> dict[str, Any]:
+def _read_thresholds() -> dict[str, Any]:
     return tomllib.loads((Path(__file__).parent / "thresholds.toml").read_text())
 
 
 def cost_ratio(
-    work: Callable[[int], object], yardstick: Callable[[int], object], items: int, rounds: int
+    candidate: Callable[[int], object], baseline: Callable[[int], object], items: int, rounds: int
 ) -> float:
-    """How many times the time of `yardstick` that of `work` is.
-
-    Both are called for an item one after the other, round after round, and the best time of each item
-    counts for each.
+    """Time of `candidate` over time of `baseline`, each the sum over items of its best time.
 
     Args:
-        work: what is to be judged, of an item; some milliseconds long.
-        yardstick: what it is compared with, about as long.
-        items: they are called with 0, 1, ...
-        rounds: over all items.
+        candidate: called with an item's number; a call should take some milliseconds.
+        baseline: likewise, of about the same duration.
+        items: number of items; both functions are called with 0, 1, ..., one right after the other.
+        rounds: passes over all items.
     """
     best = [[float("inf")] * items, [float("inf")] * items]
     for _ in range(rounds):
         for item in range(items):
-            for side, function in zip(best, (work, yardstick), strict=True):
+            for times, function in zip(best, (candidate, baseline), strict=True):
                 started = time.perf_counter()
                 function(item)
-                side[item] = min(side[item], time.perf_counter() - started)
+                times[item] = min(times[item], time.perf_counter() - started)
     return sum(best[0]) / sum(best[1])
 
 
-def settled(measure: Callable[[], float], limit: float) -> float:
-    """The least of up to three measurements; the first one below `limit` will do.
+def best_of(measure: Callable[[], float], limit: float) -> float:
+    """The smallest of up to three measurements; stops at the first one below `limit`.
 
-    A slow-down is there every time, a neighbor on the machine is not.
+    A slower program is slower every time, load from neighbors on the machine is not.
     """
     ratio = float("inf")
     for _ in range(_ATTEMPTS):

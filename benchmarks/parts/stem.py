@@ -1,13 +1,13 @@
-"""The first convolution in other shapes: three channels do not fill a tensor core, nor a CPU's vectors.
+"""The first convolution in other shapes: three channels fill neither tensor cores nor a CPU's vectors.
 
     python -m benchmarks.stem --json benchmarks/results/stem.json
 
-Forward and backward pass (of the weights alone: views need no gradient), in turns in one process; the
-best time of each way counts, compiled on a GPU. Ways, all with the same result but for rounding:
-  plain           as it is
-  padded          channels filled up with zeros, to eight
-  space-to-depth  2x2 pixels become channels, and the stride one: the 7x7 kernel is a 4x4 kernel of 12
-                  channels, filled up to 16
+The shapes alternate in one process, forward and backward pass (gradients of the weights alone: views
+need none), compiled on a GPU; the best time of each counts. All have the same result up to rounding:
+  plain           the 7x7 convolution of stride 2 on three channels
+  padded          channels padded with zeros to eight
+  space-to-depth  2x2 pixels turned into channels: a 4x4 convolution of stride 1 on 12 channels, padded
+                  to 16
 """
 
 import time
@@ -17,83 +17,84 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import conclude, parser_of_parts
+from benchmarks.harness import conclude, part_parser
 from fastsimsiam.doctor.measure import wait_for
 
 _SHAPES = (64, 224)
 _MULTIPLE = 8
-"""Channels of bfloat16 that are 16 bytes, what a tensor core's loads are made of."""
+"""Channels of bfloat16 in 16 bytes, the size of a tensor core's loads."""
 
 
-def fill_up(tensor: Tensor) -> Tensor:
-    """(N, C, H, W) with zeros for channels, up to a multiple of eight; channels_last."""
+def pad_channels(tensor: Tensor) -> Tensor:
+    """Pads the channels of (N, C, H, W) with zeros to a multiple of eight; returns channels_last."""
     missing = -tensor.shape[1] % _MULTIPLE
-    filled = F.pad(tensor, (0, 0, 0, 0, 0, missing))
-    return filled.contiguous(memory_format=torch.channels_last)
+    padded = F.pad(tensor, (0, 0, 0, 0, 0, missing))
+    return padded.contiguous(memory_format=torch.channels_last)
 
 
 class PaddedConv2d(nn.Conv2d):
-    """A convolution whose input channels are filled up."""
+    """A convolution with padded input channels."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(fill_up(input), fill_up(weight), bias)
+        return super()._conv_forward(pad_channels(input), pad_channels(weight), bias)
 
 
 class SpaceToDepthConv2d(nn.Conv2d):
-    """A convolution of stride 2 as one of stride 1, of half the side, four times the channels.
+    """A convolution of stride 2, computed as one of stride 1 on half the side and 4 times the channels.
 
-    The kernel begins one pixel earlier, with zeros, so that its side is even.
+    The kernel gets a row and a column of zeros in front, which makes its side even.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         assert not isinstance(self.padding, str)
         before = self.padding[0] + 1
-        behind = self.kernel_size[0] - self.padding[0] - 2
-        image = F.pixel_unshuffle(F.pad(input, (before, behind, before, behind)), 2)
+        after = self.kernel_size[0] - self.padding[0] - 2
+        image = F.pixel_unshuffle(F.pad(input, (before, after, before, after)), 2)
         kernel = F.pixel_unshuffle(F.pad(weight, (1, 0, 1, 0)), 2)
-        return F.conv2d(fill_up(image), fill_up(kernel), bias)
+        return F.conv2d(pad_channels(image), pad_channels(kernel), bias)
 
 
-WAYS: dict[str, type[nn.Conv2d]] = {
+STEMS: dict[str, type[nn.Conv2d]] = {
     "plain": nn.Conv2d,
     "padded": PaddedConv2d,
     "space-to-depth": SpaceToDepthConv2d,
 }
 
 
-def use_stem(module: nn.Module, way: str) -> None:
-    """Has the convolution of images inside a module done in another way, in place.
+def use_stem(module: nn.Module, shape: str) -> None:
+    """Replaces the convolution of images in a module by one of STEMS, in place.
 
     Raises:
-        ValueError: there is none, or more than one, or for space-to-depth its stride, kernel or padding
-            are not a ResNet's.
+        ValueError: the module does not have exactly one such convolution; or `space-to-depth` is asked
+            for and stride, kernel or padding are not those of a ResNet.
     """
     stems = [m for m in module.modules() if type(m) is nn.Conv2d and m.in_channels == 3]
     if len(stems) != 1:
         raise ValueError(f"{len(stems)} convolutions have three input channels")
     (stem,) = stems
     fits = stem.stride == (2, 2) and stem.kernel_size == (7, 7) and stem.padding == (3, 3)
-    if way == "space-to-depth" and not fits:
-        raise ValueError("space-to-depth wants stride 2, a 7x7 kernel and 3 pixels of padding")
-    stem.__class__ = WAYS[way]
+    if shape == "space-to-depth" and not fits:
+        raise ValueError("space-to-depth needs stride 2, a 7x7 kernel and 3 pixels of padding")
+    stem.__class__ = STEMS[shape]
 
 
 def measure(images: int, side: int, rounds: int, device: torch.device) -> dict[str, float]:
-    """Milliseconds of a forward and backward pass, by each way, compiled on a GPU."""
+    """Shape -> milliseconds of a forward and backward pass, compiled on a GPU."""
     torch.backends.cudnn.benchmark = True
     view = torch.randn(images, 3, side, side, device=device, dtype=torch.bfloat16)
     view = view.to(memory_format=torch.channels_last)
-    made: dict[str, Any] = {}
-    for name in WAYS:
+    candidates: dict[str, Any] = {}
+    for name in STEMS:
         stem = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False).to(device)
         stem.to(memory_format=torch.channels_last)
         use_stem(stem, name)
-        made[name] = (torch.compile(stem, dynamic=False) if device.type == "cuda" else stem, stem)
-    best = dict.fromkeys(made, float("inf"))
+        run = torch.compile(stem, dynamic=False) if device.type == "cuda" else stem
+        candidates[name] = run, stem
+    best = dict.fromkeys(candidates, float("inf"))
     gradient = torch.randn(images, 64, side // 2, side // 2, device=device, dtype=torch.bfloat16)
     gradient = gradient.to(memory_format=torch.channels_last)
     for _ in range(rounds):
-        for name, (run, stem) in made.items():
+        for name, (run, stem) in candidates.items():
             wait_for(device)
             started = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16):
@@ -107,12 +108,12 @@ def measure(images: int, side: int, rounds: int, device: torch.device) -> dict[s
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     rows = [
-        f"| image | {' | '.join(f'{way}, ms' for way in WAYS)} |",
-        f"|---|{'---:|' * len(WAYS)}",
+        f"| image | {' | '.join(f'{name}, ms' for name in STEMS)} |",
+        f"|---|{'---:|' * len(STEMS)}",
     ]
-    for found in result["shapes"]:
-        times = " | ".join(f"{found['ms'][way]:.2f}" for way in WAYS)
-        rows.append(f"| {found['side']}x{found['side']} | {times} |")
+    for row in result["shapes"]:
+        times = " | ".join(f"{row['ms'][name]:.2f}" for name in STEMS)
+        rows.append(f"| {row['side']}x{row['side']} | {times} |")
     return "\n".join(rows)
 
 
@@ -120,8 +121,8 @@ def main() -> None:
     """Runs the command line."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-    parser = parser_of_parts(__doc__, rounds=30)
-    parser.add_argument("--images", type=int, default=256 if gpu else 32, help="in a batch")
+    parser = part_parser(__doc__, rounds=30)
+    parser.add_argument("--images", type=int, default=256 if gpu else 32, help="images per batch")
     args = parser.parse_args()
     shapes = [
         {"side": side, "ms": measure(args.images, side, args.rounds, device)} for side in _SHAPES

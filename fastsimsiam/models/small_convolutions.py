@@ -1,7 +1,7 @@
 """Convolutions of small feature maps as one matrix product each, for a CPU.
 
 Small images end in maps of a few pixels, where oneDNN's convolutions take up to six times as long
-(benchmarks/small_maps.py).
+(benchmarks/parts/small_maps.py).
 """
 
 import itertools
