@@ -1,4 +1,4 @@
-"""What all benchmarks share: a fresh process per configuration, shuffled order, raw samples kept."""
+"""What all benchmarks share: one process per run, shuffled order, raw samples in the result file."""
 
 import argparse
 import json
@@ -15,19 +15,20 @@ from typing import Any
 
 import torch
 
+from fastsimsiam.config import renamed
 from fastsimsiam.doctor.synthetic import made_up_photographs
 from fastsimsiam.system.hardware import commit, cpu_name, versions
 from fastsimsiam.system.resources import num_cores
 
-LEFT_OUT = 3
-"""Exit code of a benchmark that has a result, but not of all that it was asked for."""
+INCOMPLETE = 3
+"""Exit code of a benchmark that wrote a result, but without some of the requested configurations."""
 
-_MADE_UP = 512
-"""Photographs where there are none: as many as the largest batch of a benchmark."""
+_SYNTHETIC_PHOTOGRAPHS = 512
+"""Photographs to write where there are none: as many as the largest batch of a benchmark."""
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on and with."""
+    """Date, commit, library versions, CPU and GPU: the context of a measurement."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -39,46 +40,48 @@ def machine() -> dict[str, Any]:
     }
 
 
-def parser(about: str | None, *, repeats: int = 5) -> argparse.ArgumentParser:
-    """A command line with the options that all regimes have."""
-    made = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+def regime_parser(description: str | None, *, repeats: int = 5) -> argparse.ArgumentParser:
+    """A command line with the options of benchmarks that start a process per run."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument(
+    parser.add_argument(
         "--repeats", type=int, default=repeats, help=f"runs of each configuration ({repeats})"
     )
-    made.add_argument("--json", type=Path, help="file that receives the result")
-    made.add_argument("--measure", help=argparse.SUPPRESS)
-    return made
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    return parser
 
 
-def parser_of_parts(about: str | None, *, rounds: int) -> argparse.ArgumentParser:
-    """A command line with the options of benchmarks that take turns in one process."""
-    made = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+def part_parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """A command line with the options of benchmarks that alternate candidates in one process."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--json", type=Path, help="file that receives the result")
-    made.add_argument("--rounds", type=int, default=rounds, help=f"turns of each ({rounds})")
-    return made
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"timings of each candidate ({rounds})"
+    )
+    return parser
 
 
-def add_data(made: argparse.ArgumentParser) -> None:
-    """The option for photographs, with a default that is always there."""
-    given = os.environ.get("FASTSIMSIAM_TEST_DATA")
-    made.add_argument(
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds `--data`, the photographs to read."""
+    test_data = os.environ.get("FASTSIMSIAM_TEST_DATA")
+    parser.add_argument(
         "--data",
         type=Path,
-        default=Path(given) / "photos" if given else None,
+        default=Path(test_data) / "photos" if test_data else None,
         help="class folders of photographs (FASTSIMSIAM_TEST_DATA/photos where that is set, "
-        "otherwise made-up ones)",
+        "otherwise synthetic photographs)",
     )
 
 
 def photographs(args: argparse.Namespace) -> Path:
-    """The folder of `--data`; made-up photographs where there is none."""
+    """The folder of `--data`, or one of synthetic photographs, which `args.data` then names."""
     if args.data is None:
-        args.data = made_up_photographs(_MADE_UP)
-        print(f"no --data: made-up photographs in {args.data}", file=sys.stderr)
+        args.data = made_up_photographs(_SYNTHETIC_PHOTOGRAPHS)
+        print(f"no --data: synthetic photographs in {args.data}", file=sys.stderr)
     folder: Path = args.data
     return folder
 
@@ -89,50 +92,50 @@ def run_all(
     """Runs `python -m MODULE --measure NAME` for every name, `repeats` times, in shuffled order.
 
     Returns:
-        name -> what each run printed as its last line, a JSON object; and the names that failed, which
-        are left out with all their runs: the others' figures stand.
+        name -> the last line of each run's output, a JSON object; and the names that failed. A name is
+        left out with all its runs if one of them fails; the others are measured nevertheless.
 
     Raises:
         SystemExit: all have failed.
     """
     jobs = [name for name in names for _ in range(repeats)]
     random.Random(0).shuffle(jobs)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    samples: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     failed: list[str] = []
     for number, name in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {name}", file=sys.stderr, flush=True)
         if name in failed:
             continue
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", module, "--measure", name, *arguments],
             stdout=subprocess.PIPE,
             text=True,
             check=False,
         )
-        if done.returncode:
-            print(f"{name}: FAILED with code {done.returncode}, left out", file=sys.stderr)
-            del found[name]
+        if process.returncode:
+            print(f"{name}: FAILED with code {process.returncode}, left out", file=sys.stderr)
+            del samples[name]
             failed.append(name)
             continue
-        found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    if not found:
-        raise SystemExit(f"{module}: nothing could be measured")
-    return found, failed
+        samples[name].append(json.loads(process.stdout.splitlines()[-1]))
+    if not samples:
+        raise SystemExit(f"{module}: every configuration failed, nothing was measured")
+    return samples, failed
 
 
 def fastsimsiam(*arguments: object) -> None:
-    """Runs the command line; raises where it fails."""
-    words = [str(argument) for argument in arguments]
-    subprocess.run([sys.executable, "-m", "fastsimsiam", *words], check=True)
+    """Runs `fastsimsiam` with these arguments; raises CalledProcessError if it fails."""
+    argv = [str(argument) for argument in arguments]
+    subprocess.run([sys.executable, "-m", "fastsimsiam", *argv], check=True)
 
 
-def words_of(args: argparse.Namespace, keys: Sequence[str]) -> list[str]:
-    """Options of a command line, as words for another one; those that are None are left out."""
+def to_argv(args: argparse.Namespace, keys: Sequence[str]) -> list[str]:
+    """Parsed options as arguments of another command line, without those that are None."""
     return [
-        word
+        argument
         for key in keys
         if getattr(args, key) is not None
-        for word in (f"--{key.replace('_', '-')}", str(getattr(args, key)))
+        for argument in (f"--{key.replace('_', '-')}", str(getattr(args, key)))
     ]
 
 
@@ -145,24 +148,52 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
 def conclude(
     args: argparse.Namespace, result: dict[str, Any], table: Callable[[dict[str, Any]], str]
 ) -> None:
-    """Writes the file that `--json` asks for, and prints a result as its table.
+    """Writes the result to the file of `--json` and prints it as a table.
 
     Raises:
-        SystemExit: with LEFT_OUT where the result has `failed` and it names something.
+        SystemExit: with code INCOMPLETE if `result["failed"]` names a configuration.
     """
     if args.json:
-        write(args.json, result)
+        write_result(args.json, result)
     print(table(result))
     if result.get("failed"):
-        sys.exit(LEFT_OUT)
+        sys.exit(INCOMPLETE)
 
 
-def write(path: Path, result: dict[str, Any]) -> None:
-    """Writes a result file with the machine beside the figures."""
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Writes a result file: the command, the machine, the result."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the folders of this machine: they say nothing, and results are published.
-    words = [Path(word).name if word.startswith("/") else word for word in sys.orig_argv[2:]]
-    command = " ".join(["python -m", *words])
+    # Results are published: of absolute paths only the file name is kept.
+    argv = [Path(word).name if word.startswith("/") else word for word in sys.orig_argv[2:]]
+    command = " ".join(["python -m", *argv])
     path.write_text(
         json.dumps({"command": command, "machine": machine(), **result}, indent=1) + "\n"
     )
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Reads a result file, with today's names of loaders.
+
+    Files under benchmarks/results/ stay as they were measured. Earlier versions called the loader `cpu`
+    `folder` and `cpu-color` `folder-colour`, and stored nvJPEG as a `decoder` of `folder`. The command
+    and a forecast's report of the doctor are returned as they were written.
+    """
+    result: dict[str, Any] = json.loads(path.read_text())
+    if result.get("regime") in ("loader", "loss-curves"):
+        result = _with_current_keys(result)
+    elif result.get("regime") == "train":
+        decoder, loader = result.pop("decoder", "cpu"), result["loader"]
+        result["loader"] = "nvjpeg" if decoder == "nvjpeg" else renamed.LOADERS.get(loader, loader)
+    return result
+
+
+def _with_current_keys(value: Any) -> Any:
+    """The same with renamed keys, at every depth."""
+    if isinstance(value, list):
+        return [_with_current_keys(item) for item in value]
+    if isinstance(value, dict):
+        return {
+            key.replace("folder", "cpu").replace("colour", "color"): _with_current_keys(item)
+            for key, item in value.items()
+        }
+    return value

@@ -1,12 +1,12 @@
-"""All regimes on the machine at hand, the most valuable first, in a given time.
+"""All benchmarks that suit this machine, the most valuable first, within a time limit.
 
     python -m benchmarks.suite --minutes 25 --out RESULTS --data PHOTOS
 
-Each job is a benchmark of its own and leaves a result file as soon as it is done; what the time does
-not suffice for is named. On a GPU: the step's variants at two batch sizes and parts of them, end to end
-through each loader, decoding, color, and the tests that need one. On a CPU: a quick look at every
-regime. Jobs that are done in this folder are passed over: the same words again go on where the time was
-up, and another folder begins anew.
+Each job runs one benchmark and writes its result file as soon as it is done; jobs without time left are
+named. On a GPU: the step's variants at two batch sizes, parts of the step, training through each
+loader, decoding, color, and the tests that need a GPU. On a CPU: a short run of each regime. Jobs that
+are already done in --out are skipped: the same command continues after a time limit, another folder
+starts from the beginning.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.harness import LEFT_OUT, add_data, photographs
+from benchmarks.harness import INCOMPLETE, add_data, photographs
 from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import num_cores
 
@@ -31,59 +31,49 @@ class Job:
     """A benchmark to run.
 
     Attributes:
-        name: of its result file.
-        words: what follows `python -m`.
-        reads: takes `--data`.
-        file: that receives the result, without its ending; several jobs may add to one.
+        name: name of the job, its log and its result file.
+        argv: the module and its arguments, as after `python -m`.
+        takes_data: whether the benchmark takes `--data`.
+        file: name of the result file without `.json`, if not `name`; several jobs may add to one file.
     """
 
     name: str
-    words: tuple[str, ...]
-    reads: bool = False
+    argv: tuple[str, ...]
+    takes_data: bool = False
     file: str = ""
 
 
 def _step(batch_size: int, variants: Sequence[str]) -> Job:
-    words = (
-        "benchmarks.step",
-        "--batch-size",
-        str(batch_size),
-        "--repeats",
-        "1",
-        "--add",
-        "--only",
-        *variants,
+    argv = f"benchmarks.step --batch-size {batch_size} --repeats 1 --add --only".split()
+    return Job(
+        name=f"step-{batch_size}-{variants[0]}", argv=(*argv, *variants), file=f"step-{batch_size}"
     )
-    return Job(name=f"step-{batch_size}-{variants[0]}", words=words, file=f"step-{batch_size}")
 
 
-def _train(name: str, *words: str) -> Job:
-    return Job(name=name, words=("benchmarks.train", "--repeats", "1", *words), reads=True)
+def _train(name: str, *options: str) -> Job:
+    return Job(name=name, argv=("benchmarks.train", "--repeats", "1", *options), takes_data=True)
 
 
 def gpu_jobs() -> list[Job]:
-    """In order of value."""
+    """The jobs on a GPU, in order of value."""
     return [
         _step(256, ["compiled"]),
-        # Warnings that no CPU run has seen are not errors here.
-        Job(
-            name="tests",
-            words=("pytest", "-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider"),
-        ),
+        # Warnings that no CPU run has raised yet are not errors here.
+        Job(name="tests", argv=tuple("pytest -m gpu -q -W default -p no:cacheprovider".split())),
         _step(256, ["textbook-amp-nhwc", "textbook-amp", "textbook-fp32", "eager"]),
-        Job(name="batch-norm", words=("benchmarks.batch_norm",)),
-        Job(name="stem", words=("benchmarks.stem",)),
+        Job(name="batch-norm", argv=("benchmarks.batch_norm",)),
+        Job(name="stem", argv=("benchmarks.stem",)),
         _step(256, ["compiled-fused-bn-sums"]),
         _step(512, ["compiled"]),
-        _train("train-folder", "--loader", "folder"),
+        _train("train-cpu", "--loader", "cpu"),
         *([_train("train-dali", "--loader", "dali")] if has_dali() else []),
-        _train("train-folder-nvjpeg", "--loader", "folder", "--decoder", "nvjpeg"),
-        _train("train-folder-frames", "--loader", "folder", "--crops", "device"),
-        Job(name="augment", words=("benchmarks.augment", "--repeats", "1")),
+        _train("train-nvjpeg", "--loader", "nvjpeg"),
+        _train("train-cpu-frames", "--loader", "cpu", "--crops", "device"),
+        Job(name="augment", argv=("benchmarks.augment", "--repeats", "1")),
         Job(
             name="decode",
-            words=("benchmarks.decode", "--repeats", "1", "--workers", str(num_cores())),
-            reads=True,
+            argv=("benchmarks.decode", "--repeats", "1", "--workers", str(num_cores())),
+            takes_data=True,
         ),
         _step(256, ["compiled-space-to-depth"]),
         _step(256, ["compiled-fused-bn"]),
@@ -100,45 +90,32 @@ def gpu_jobs() -> list[Job]:
 
 
 def cpu_jobs() -> list[Job]:
-    """A run of each regime."""
+    """A short run of each regime."""
+    short = ("--repeats", "1", "--images", "400")
     return [
         Job(
             name="loader",
-            words=(
-                "benchmarks.loader",
-                "--repeats",
-                "1",
-                "--images",
-                "400",
-                "--only",
-                "decode",
-                "folder",
-                "reference-crops",
-            ),
-            reads=True,
+            argv=("benchmarks.loader", *short, "--only", "decode", "cpu", "reference-crops"),
+            takes_data=True,
         ),
-        Job(
-            name="decode",
-            words=("benchmarks.decode", "--repeats", "1", "--images", "400", "--only", "pillow"),
-            reads=True,
-        ),
-        Job(name="augment", words=("benchmarks.augment", "--repeats", "1", "--only", "eager")),
+        Job(name="decode", argv=("benchmarks.decode", *short, "--only", "pillow"), takes_data=True),
+        Job(name="augment", argv=("benchmarks.augment", "--repeats", "1", "--only", "eager")),
         _step(64, ["eager", "textbook-fp32", "textbook-amp-nhwc"]),
-        _train("train-folder", "--loader", "folder", "--steps", "10"),
+        _train("train-cpu", "--loader", "cpu", "--steps", "10"),
         _step(64, ["compiled"]),
     ]
 
 
 def run(job: Job, out: Path, data: Path, seconds: float) -> str:
-    """Runs a job for so long at most; what became of it."""
-    words = [*job.words]
-    if job.reads:
-        words += ["--data", str(data)]
-    if job.words[0].startswith("benchmarks."):
-        words += ["--json", str(out / f"{job.file or job.name}.json")]
+    """Runs a job for at most `seconds` and returns its outcome in words."""
+    argv = [*job.argv]
+    if job.takes_data:
+        argv += ["--data", str(data)]
+    if job.argv[0].startswith("benchmarks."):
+        argv += ["--json", str(out / f"{job.file or job.name}.json")]
     with open(out / f"{job.name}.log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *words],
+            [sys.executable, "-m", *argv],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -146,25 +123,25 @@ def run(job: Job, out: Path, data: Path, seconds: float) -> str:
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes it has started
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes it started
             process.wait()
             return "out of time"
-        except BaseException:  # Ctrl-C does not reach a session of its own
+        except BaseException:  # Ctrl-C does not reach another session
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
-    if code not in (0, LEFT_OUT):
+    if code not in (0, INCOMPLETE):
         return f"failed with code {code}: see {job.name}.log"
     (out / f"{job.name}.done").touch()
     return f"failed in part: see {job.name}.log" if code else "done"
 
 
 def main() -> int:
-    """Runs the command line; 1 where a job has failed."""
+    """Runs the command line; returns 1 if a job failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, required=True, help="in all")
+    parser.add_argument("--minutes", type=float, required=True, help="time limit for all jobs")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     add_data(parser)
     args = parser.parse_args()
@@ -178,9 +155,9 @@ def main() -> int:
             continue
         started = time.monotonic()
         left = end - started
-        became = run(job, args.out, data, left) if left > 0 else "not begun: out of time"
-        failed = failed or became.startswith("failed")
-        print(f"{job.name}: {became} ({time.monotonic() - started:.0f} s)", flush=True)
+        outcome = run(job, args.out, data, left) if left > 0 else "not started: out of time"
+        failed = failed or outcome.startswith("failed")
+        print(f"{job.name}: {outcome} ({time.monotonic() - started:.0f} s)", flush=True)
     return int(failed)
 
 

@@ -28,13 +28,15 @@ class Residual(nn.Module):
 
 
 class OneView(nn.Module):
-    """The least that has a backbone and a loss."""
+    """The smallest method: a backbone and a loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.backbone = Residual()
 
-    def forward(self, views: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, views: tuple[Tensor, ...], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         return self.backbone(views[0]).sum(), {}
 
 

@@ -7,7 +7,7 @@ import tiny_backbone  # noqa: F401 (registers tiny_resnet)
 import torch
 from conftest import CPU
 
-from benchmarks.step import analyzed, config_of, table
+from benchmarks.step import analyze, config_of, table
 from benchmarks.step_variants import VARIANTS, Step
 from fastsimsiam.config.methods import SimSiamConfig
 from fastsimsiam.config.run import Config
@@ -56,7 +56,7 @@ def test_variants_are_exact(config: Config, name: str) -> None:
 
 def test_the_table_has_rates_and_shares() -> None:
     config = config_of("resnet18", 64, 64)
-    most = {
+    peak = {
         "bfloat16_flops_per_second": 1e12,
         "float32_flops_per_second": 1e11,
         "bytes_per_second": 1e10,
@@ -65,7 +65,7 @@ def test_the_table_has_rates_and_shares() -> None:
     runs = [
         {"step_seconds": [2.0, 4.0, 3.0], "part_seconds": parts, "peak_mib": None, "loss": -0.5}
     ]
-    variants = analyzed(config, {"eager": runs}, most)
+    variants = analyze(config, {"eager": runs}, peak)
     assert variants["eager"]["images_per_second"] == pytest.approx(64 / 3)
     # ResNet-18 at 64 pixels: 0.15 GMAC forward, and the heads.
     assert variants["eager"]["flops_per_second"] == pytest.approx(128 * 1.0e9 / 3, rel=0.1)
@@ -79,7 +79,7 @@ def test_the_table_has_rates_and_shares() -> None:
         "arch": "resnet18",
         "image_size": 64,
         "batch_size": 64,
-        "ceilings": most,
+        "ceilings": peak,
         "variants": variants,
     }
     assert "| eager | 3,000.0 | 21 |" in table(result)

@@ -1,4 +1,4 @@
-"""The gate: costs that must not grow, as ratios (`make gate`); planted slow-downs make it fail."""
+"""Costs that must not grow, as ratios (`make gate`); planted slow-downs make the checks fail."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ import torch
 from conftest import CPU, open_with_pil
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.paired import cost_ratio, floor_of, settled, thresholds
+from benchmarks.gate import best_of, cost_ratio, floor_of, thresholds
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.doctor.measure import batches_of
@@ -46,7 +46,7 @@ IMAGES = 60
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    """JPEGs as large and as rough as photographs."""
+    """JPEGs of the size and noise of photographs."""
     folder = tmp_path_factory.mktemp("gate") / "k"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Waiting threads would count as work."""
+    """Threads that spin while they wait would count as work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -65,15 +65,15 @@ def _one_thread() -> Iterator[None]:
 
 
 def check(name: str, measure: Callable[[], float]) -> None:
-    """Holds a ratio to its limit."""
+    """Compares a ratio with its limit."""
     limit = LIMITS[name].limit
-    ratio = settled(measure, limit)
+    ratio = best_of(measure, limit)
     print(f"{name}: {ratio:.3f}, the limit is {limit}")
     assert ratio < limit
 
 
 def plan_of(storage: Storage) -> TrainPlan:
-    """Two views of 224 pixels."""
+    """A plan of two 224-pixel views."""
     return TrainPlan(
         label=storage.label,
         sizes=storage.sizes,
@@ -84,8 +84,8 @@ def plan_of(storage: Storage) -> TrainPlan:
     )
 
 
-def folder_to(storage: Storage, yardstick: Callable[[int], object], rounds: int) -> float:
-    """Time of an image in `folder`: read, decoded, two crops cut into their places in the batch."""
+def cpu_to(storage: Storage, baseline: Callable[[int], object], rounds: int) -> float:
+    """Time of an image in the loader cpu (read, decode, two crops into the batch), over `baseline`."""
     plan = plan_of(storage)
     boxes = plan.rows(0, np.arange(IMAGES)).views.box
     out = np.empty((IMAGES, 2, 224, 224, 3), np.uint8)
@@ -96,18 +96,18 @@ def folder_to(storage: Storage, yardstick: Callable[[int], object], rounds: int)
 
         for index in range(IMAGES):  # warms up
             image(index)
-        return cost_ratio(image, yardstick, items=IMAGES, rounds=rounds)
+        return cost_ratio(image, baseline, items=IMAGES, rounds=rounds)
 
 
 def decoder_of(storage: Storage) -> Callable[[int], object]:
-    """libjpeg-turbo alone, from memory to memory."""
+    """A function that decodes an image by libjpeg-turbo, from memory to memory."""
     data = [bytes(storage.read(index)) for index in range(IMAGES)]
     buffer = np.empty((375, 500, 3), np.uint8)
     return lambda index: simplejpeg.decode_jpeg(data[index], "RGB", buffer=buffer)
 
 
 def frame_to_decode(storage: Storage) -> float:
-    """What reading a file and handing its frame over add to libjpeg-turbo alone."""
+    """Time of reading and decoding an image in the loader cpu, over libjpeg-turbo alone."""
     with closing(cpu_loader(storage, LoaderOptions(device=CPU, workers=1))) as loader:
         return cost_ratio(loader._frame, decoder_of(storage), items=IMAGES, rounds=12)
 
@@ -117,32 +117,32 @@ def test_frame_to_decode(storage: Storage) -> None:
 
 
 def fresh_memory_to_frame(storage: Storage) -> float:
-    """Memory that is asked for anew for an image, and its frame is 1: a copy shows, however fast."""
+    """Bytes allocated per image, over its frame: counts a copy, however fast it is."""
     with closing(cpu_loader(storage, LoaderOptions(device=CPU, workers=1))) as loader:
-        for index in range(IMAGES):  # what is kept and used again is taken here
+        for index in range(IMAGES):  # allocates the buffers that are reused
             loader._frame(index)
         tracemalloc.start()
         try:
-            asked = 0
+            allocated = 0
             for index in range(IMAGES):
                 tracemalloc.reset_peak()
                 held = tracemalloc.get_traced_memory()[0]
                 loader._frame(index)
-                asked += tracemalloc.get_traced_memory()[1] - held
+                allocated += tracemalloc.get_traced_memory()[1] - held
         finally:
             tracemalloc.stop()
-    return asked / (3 * int(storage.sizes.astype(np.int64).prod(axis=1).sum()))
+    return allocated / (3 * int(storage.sizes.astype(np.int64).prod(axis=1).sum()))
 
 
 def test_fresh_memory_to_frame(storage: Storage) -> None:
     check("fresh_memory_to_frame", lambda: fresh_memory_to_frame(storage))
 
 
-def test_folder_to_decode(storage: Storage) -> None:
-    check("folder_to_decode", lambda: folder_to(storage, decoder_of(storage), 8))
+def test_cpu_to_decode(storage: Storage) -> None:
+    check("cpu_to_decode", lambda: cpu_to(storage, decoder_of(storage), 8))
 
 
-def test_folder_to_reference(storage: Storage) -> None:
+def test_cpu_to_reference(storage: Storage) -> None:
     boxes = plan_of(storage).rows(0, np.arange(IMAGES)).views.box
 
     def reference(index: int) -> None:
@@ -150,7 +150,7 @@ def test_folder_to_reference(storage: Storage) -> None:
         for view in range(2):
             np.asarray(crop_with_pil(image, boxes[index, view].tolist(), 224))
 
-    check("folder_to_reference", lambda: folder_to(storage, reference, 4))
+    check("cpu_to_reference", lambda: cpu_to(storage, reference, 4))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_planted_slow_down_is_caught(
     monkeypatch.setattr(cpu_module, "read_rgb", slower)
     measure = {"fresh_memory_to_frame": fresh_memory_to_frame, "frame_to_decode": frame_to_decode}
     limit = LIMITS[name].limit
-    ratio = settled(lambda: measure[name](storage), limit)
+    ratio = best_of(lambda: measure[name](storage), limit)
     print(f"{name} with {planted}: {ratio:.3f}, the limit is {limit}")
     assert ratio > limit
 
@@ -203,7 +203,7 @@ def test_compiled_color_to_eager() -> None:
 
 @contextmanager
 def trainer_on(storage: Storage, out: Path) -> Iterator[tuple[Trainer, _Window]]:
-    """A trainer between two log steps."""
+    """A trainer on the CPU, between two log steps."""
     config = replace(
         catalogue.recipe("imagenet-100ep"),
         arch="resnet18",
@@ -235,7 +235,7 @@ def trainer_on(storage: Storage, out: Path) -> Iterator[tuple[Trainer, _Window]]
 
 
 def train_to_parts(storage: Storage, out: Path) -> float:
-    """Cost of training steps, loader and trainer together, to that of both alone."""
+    """Time of a training step with its batch, over a batch and a step separately."""
     with trainer_on(storage, out) as (trainer, window):
         (held,) = itertools.islice(trainer.loader.iterate(trainer.plan), 1)
         batches, alone = batches_of(trainer), batches_of(trainer)
@@ -255,7 +255,7 @@ def test_train_to_parts(storage: Storage, tmp_path: Path) -> None:
 
 
 class HostReads(TorchDispatchMode):
-    """Counts numbers that the host reads out of tensors: on a GPU it waits for all that is queued."""
+    """Counts the host's reads of tensors: each waits for all queued work of a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class HostReads(TorchDispatchMode):
 
 
 def host_reads_per_step(storage: Storage, out: Path) -> float:
-    """What the loop reads beyond its step alone: a CPU's optimizer reads its learning rate."""
+    """Reads of the training loop beyond those of the step: on a CPU the optimizer reads the lr."""
     with trainer_on(storage, out) as (trainer, window):
         batches = batches_of(trainer)
         held = next(batches)
@@ -299,12 +299,12 @@ def test_a_planted_sync_is_caught(
             assert torch.isfinite(loss)
 
     monkeypatch.setattr(Trainer, "_step", synchronous)
-    found = host_reads_per_step(storage, tmp_path)
-    assert found == 1
-    assert found > LIMITS["host_reads_per_step"].limit
+    reads = host_reads_per_step(storage, tmp_path)
+    assert reads == 1
+    assert reads > LIMITS["host_reads_per_step"].limit
 
 
-def test_floors_are_those_of_their_gpu_alone() -> None:
+def test_a_floor_holds_for_its_gpu_alone() -> None:
     content = {"floors": {"NVIDIA X": {"measured": 1000, "floor": 900}}}
     assert floor_of("NVIDIA X", content) == 900
     assert floor_of("NVIDIA Y", content) is None

@@ -1,4 +1,4 @@
-"""lightly's SimSiam transform and dataset in a DataLoader, as its tutorial has them."""
+"""lightly's SimSiam transform and dataset in a DataLoader, as in its tutorial."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ def lightly_loader(data: Path, times: int, batch_size: int, workers: int) -> Dat
 
     Args:
         data: class folders.
-        times: how often the data set is repeated.
+        times: how often the data set is repeated within an epoch.
         batch_size: images per batch.
-        workers: processes.
+        workers: number of worker processes.
     """
     once: Dataset[object] = LightlyDataset(str(data), transform=SimSiamTransform(input_size=224))
     return DataLoader(

@@ -1,7 +1,7 @@
 """The official recipe's loader as a user would write it: ImageFolder, torchvision's transforms, PIL.
 
-Unlike the `reference` loader it draws its own parameters, makes float tensors and normalizes them in
-the worker processes, and sends those.
+Unlike the `reference` loader it draws its own parameters, and its worker processes return normalized
+float tensors.
 """
 
 import random
@@ -26,16 +26,16 @@ class TwoViews:
     """Applies a random transform twice."""
 
     def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
-        """Takes the transform."""
+        """Keeps the transform."""
         self._transform = transform
 
     def __call__(self, image: Image.Image) -> list[Tensor]:
-        """Two views of an image."""
+        """Returns two views of an image."""
         return [self._transform(image), self._transform(image)]
 
 
 def color() -> Callable[[Image.Image], Tensor]:
-    """All that comes behind the crop."""
+    """The transforms that follow the crop."""
     return transforms.Compose(
         [  # type: ignore[no-any-return]
             transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
@@ -53,9 +53,9 @@ def official_loader(data: Path, times: int, batch_size: int, workers: int) -> Da
 
     Args:
         data: class folders.
-        times: how often the data set is repeated.
+        times: how often the data set is repeated within an epoch.
         batch_size: images per batch.
-        workers: processes.
+        workers: number of worker processes.
     """
     view = transforms.Compose([transforms.RandomResizedCrop(224, scale=(0.2, 1.0)), color()])
     images: Dataset[object] = ConcatDataset([ImageFolder(str(data), TwoViews(view))] * times)

@@ -1,4 +1,4 @@
-"""DALI on the CPU as its users write two views: one decode, two `random_resized_crop`s."""
+"""Two views with DALI's own operators on the CPU: one decode, two `random_resized_crop`s."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +18,12 @@ def _two_views(root: str) -> Any:
 
 
 def stock_dali_batches(root: Path, batch_size: int, workers: int) -> Iterator[Any]:
-    """Batches of two 224-pixel crops of each image, for ever.
+    """Batches of two 224-pixel crops of each image, without end.
 
     Args:
         root: class folders.
         batch_size: images per batch.
-        workers: threads.
+        workers: number of threads.
     """
     pipeline = _two_views(
         str(root),

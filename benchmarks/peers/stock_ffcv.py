@@ -1,4 +1,4 @@
-"""FFCV as its users write two views: one pipeline per view, each with its own decode."""
+"""Two views with FFCV's own operators: one pipeline per view, each with its own decode."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +11,12 @@ from ffcv.transforms import ToTensor
 
 
 def stock_ffcv_loader(file: Path, batch_size: int, workers: int) -> Iterator[Any]:
-    """Batches of two 224-pixel crops of each image, as FFCV-SSL makes them.
+    """Batches of two 224-pixel crops of each image, as in FFCV-SSL.
 
     Args:
         file: a .beton file with fields `image` and `label`.
         batch_size: images per batch.
-        workers: threads.
+        workers: number of threads.
     """
 
     def view() -> PipelineSpec:

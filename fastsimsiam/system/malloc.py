@@ -1,7 +1,8 @@
 """Whether memory that was freed stays with the process or goes back to the system.
 
 GNU's C library by itself gives large blocks back, in part. The system then hands out cleared pages, one
-by one: thousands of page faults in each step on a CPU (`eager-returned-memory` of benchmarks/step.py).
+by one: thousands of page faults in each step on a CPU (`eager-returned-memory` of
+benchmarks/regimes/step.py).
 """
 
 import ctypes

@@ -1,12 +1,12 @@
-"""Writes the tables of result files into the documents, and draws their charts.
+"""Writes the tables of result files into the documents and draws their charts.
 
     python -m benchmarks.render            # a test runs it with --check
 
-A document says where: `<!-- results/loader.json -->` ... `<!-- end -->`. Charts need matplotlib.
+Documents mark where a table goes: `<!-- results/loader.json -->` ... `<!-- end -->`. Charts need
+matplotlib.
 """
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
@@ -23,11 +23,12 @@ from benchmarks import (
     step,
     train,
 )
+from benchmarks.harness import read_result
 
-ROOT = Path(__file__).parent
-DOCUMENTS = (ROOT / "README.md", ROOT.parent / "README.md")
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = (ROOT / "README.md", ROOT.parent / "docs" / "loaders.md")
 CHARTS = {"results/loader.json": "docs/loaders.png", "results/step.json": "docs/step.png"}
-_TABLES = {
+TABLES = {
     "decode": decode.table,
     "augment": augment.table,
     "batch-norm": batch_norm.table,
@@ -42,21 +43,21 @@ _MARKED = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DO
 
 
 def _block(match: re.Match[str]) -> str:
-    result = json.loads((ROOT / match[1]).read_text())
-    return f"<!-- {match[1]} -->\n{_TABLES[result['regime']](result)}\n<!-- end -->"
+    result = read_result(ROOT / match[1])
+    return f"<!-- {match[1]} -->\n{TABLES[result['regime']](result)}\n<!-- end -->"
 
 
 def render(document: Path) -> str:
-    """The document with every marked table made anew from its result file."""
+    """The document with every marked table rendered from its result file."""
     return _MARKED.sub(_block, document.read_text())
 
 
 def main() -> int:
-    """Runs the command line; 1 where `--check` finds what is not of its result file."""
+    """Runs the command line; returns 1 if `--check` finds a stale table or chart."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="change nothing, say what would")
+    parser.add_argument("--check", action="store_true", help="change nothing, name what is stale")
     args = parser.parse_args()
     stale = []
     for document in DOCUMENTS:
@@ -70,8 +71,8 @@ def main() -> int:
             stale.append(path)
             if not args.check:
                 charts.draw(source, path)
-    for changed in stale:
-        print(f"{changed.relative_to(ROOT.parent)}: {'stale' if args.check else 'written'}")
+    for path in stale:
+        print(f"{path.relative_to(ROOT.parent)}: {'stale' if args.check else 'written'}")
     return int(args.check and bool(stale))
 
 

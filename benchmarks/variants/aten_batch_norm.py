@@ -1,7 +1,7 @@
-"""BatchNorm by ATen's own kernels inside a compiled graph, where Inductor would write its own.
+"""BatchNorm by ATen's kernels within a compiled graph, instead of Inductor's.
 
-Inductor fuses what it writes with the ReLU and the addition behind it, but its reductions over
-channels are not always the faster ones. A custom operator is opaque to it.
+Inductor fuses its own BatchNorm with the following ReLU and addition, but its reductions over channels
+are not always faster than ATen's. A custom operator is opaque to Inductor.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def _batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # Running statistics stay outside: an operator with a gradient must not change its arguments.
+    # An operator with a gradient must not mutate its arguments: `forward` updates running statistics.
     return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
 
 
@@ -25,7 +25,7 @@ def _(x, weight, bias, eps):  # type: ignore[no-untyped-def]
 def _batch_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, saved_mean: Tensor, saved_deviation: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # A gradient of another layout would make the kernels copy everything.
+    # With a gradient in another layout, the kernels would copy all operands.
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     grad = grad.contiguous(memory_format=layout)
     dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
@@ -39,7 +39,7 @@ def _(grad, x, weight, saved_mean, saved_deviation, eps):  # type: ignore[no-unt
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
 
 
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, weight, _, ctx.eps = inputs
     ctx.save_for_backward(x, weight, *output[1:])
 
@@ -48,14 +48,14 @@ def _backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
     return *_batch_norm_backward(grad, *ctx.saved_tensors, ctx.eps), None
 
 
-_batch_norm.register_autograd(_backward, setup_context=_keep)
+_batch_norm.register_autograd(_backward, setup_context=_setup_context)
 
 
 class AtenBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d in training mode, opaque to the compiler."""
+    """BatchNorm2d that is opaque to the compiler in training mode."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) to the same."""
+        """Normalizes (N, C, H, W)."""
         if not self.training:
             return super().forward(input)
         out, mean, deviation = _batch_norm(input, self.weight, self.bias, self.eps)
@@ -69,7 +69,7 @@ class AtenBatchNorm2d(nn.BatchNorm2d):
 
 
 def use_aten(module: nn.Module) -> None:
-    """Lets all BatchNorm2d layers of a module use it, in place."""
+    """Turns all BatchNorm2d layers of a module into AtenBatchNorm2d, in place."""
     for layer in module.modules():
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = AtenBatchNorm2d

@@ -1,4 +1,4 @@
-"""Both views through the network at once, BatchNorm still one at a time: exact, fewer launches."""
+"""Both views in one batch, BatchNorm still per view: the same results with fewer kernel launches."""
 
 import torch
 from torch import Tensor, nn
@@ -9,31 +9,31 @@ from fastsimsiam.methods.simsiam import SimSiam
 
 
 class PerViewBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm of a batch that holds `parts` views, one after the other."""
+    """BatchNorm2d of a batch of `num_views` views, one after the other; each has its own statistics."""
 
-    parts = 2
+    num_views = 2
 
     def forward(self, input: Tensor) -> Tensor:
-        """(V N, C, H, W) to the same, each N normalized by itself."""
+        """Normalizes each view of (V N, C, H, W)."""
         return torch.cat(
-            [super(PerViewBatchNorm2d, self).forward(x) for x in input.chunk(self.parts)]
+            [super(PerViewBatchNorm2d, self).forward(x) for x in input.chunk(self.num_views)]
         )
 
 
 class PerViewBatchNorm1d(nn.BatchNorm1d):
-    """Likewise for (V N, C)."""
+    """BatchNorm1d of a batch of `num_views` views, one after the other; each has its own statistics."""
 
-    parts = 2
+    num_views = 2
 
     def forward(self, input: Tensor) -> Tensor:
-        """(V N, C) to the same, each N normalized by itself."""
+        """Normalizes each view of (V N, C)."""
         return torch.cat(
-            [super(PerViewBatchNorm1d, self).forward(x) for x in input.chunk(self.parts)]
+            [super(PerViewBatchNorm1d, self).forward(x) for x in input.chunk(self.num_views)]
         )
 
 
 def join_views(module: nn.Module) -> None:
-    """Lets the BatchNorm layers of a module see one of two views at a time, in place."""
+    """Turns the BatchNorm layers of a module into those per view, in place."""
     for layer in module.modules():
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = PerViewBatchNorm2d
@@ -42,7 +42,7 @@ def join_views(module: nn.Module) -> None:
 
 
 class JointSimSiam(SimSiam):
-    """SimSiam's symmetric loss on two views that go through the network together."""
+    """SimSiam with both views in one batch."""
 
     def forward(
         self, views: tuple[Tensor, ...], labels: Tensor

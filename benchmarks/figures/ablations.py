@@ -1,10 +1,10 @@
-"""The ablations of SimSiam's paper in minutes on a CPU: what keeps the network from collapsing?
+"""The ablations of the SimSiam paper in minutes on a CPU: what keeps the network from collapsing?
 
     python -m benchmarks.ablations --data IMAGENETTE --json FILE.json --png FILE.png
 
-Imagenette's recipe cut down to ResNet-18 and 32 pixels; each run differs from the first by a switch or
-two. Behind the projector's last BatchNorm outputs cannot be all alike, so the collapse figure stays
-above 2 / sqrt(batch); with BatchNorm in hidden layers only, which the paper has trained too, it can
+Imagenette's recipe cut down to ResNet-18 and 32 pixels; each run differs from the first by one or two
+switches. After the projector's last BatchNorm the outputs cannot all be equal, and the collapse metric
+stays above 2 / sqrt(batch). With BatchNorm in hidden layers only, which the paper trains too, it can
 reach 0.
 """
 
@@ -16,28 +16,14 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.harness import fastsimsiam, write
+from benchmarks.harness import fastsimsiam, write_result
 from benchmarks.loss_curves import COLORS, curve_of
 
 BATCH = 256
-FLAGS = [
-    "--arch",
-    "resnet18",
-    "--image-size",
-    "32",
-    "--batch-size",
-    str(BATCH),
-    "--optimizer.lr",
-    "0.3",
-    "--log-every",
-    "2",
-    "--knn.k",
-    "20",
-    "--views.0.blur",
-    "0",
-    "--views.1.blur",
-    "0",
-]
+FLAGS = (
+    f"--arch resnet18 --image-size 32 --batch-size {BATCH} --optimizer.lr 0.3 --log-every 2 --knn.k 20 "
+    "--views.0.blur 0 --views.1.blur 0"
+).split()
 HIDDEN_BN = ["--method.projector-output-bn", "off"]
 RUNS = {
     "full": [],
@@ -50,8 +36,8 @@ RUNS = {
 }
 
 
-def curve(switches: list[str], data: Path, epochs: int, out: Path) -> dict[str, Any]:
-    """One run: loss and collapse figure over the steps, kNN before and after."""
+def run(switches: list[str], data: Path, epochs: int, out: Path) -> dict[str, Any]:
+    """Runs one training; returns its switches and `curve_of` its folder."""
     fastsimsiam(
         "pretrain",
         "imagenette",
@@ -70,20 +56,20 @@ def curve(switches: list[str], data: Path, epochs: int, out: Path) -> dict[str, 
 
 
 def draw(curves: dict[str, Any], out: Path) -> None:
-    """Loss and collapse figure by step, side by side."""
+    """Draws loss and collapse metric by step, side by side."""
     figure = Figure(figsize=(10, 5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
-    for color, (name, found) in zip(COLORS, curves.items(), strict=False):
-        knn = found["knn_top1_k20"]
+    for color, (name, curve) in zip(COLORS, curves.items(), strict=False):
+        knn = curve["knn_top1_k20"]
         label = f"{name} (kNN {knn['first']:.1f} → {knn['last']:.1f} %)"
-        style = "--" if HIDDEN_BN[0] in found["switches"] else "-"
-        for panel, figures in zip(panels, ("loss", "collapse"), strict=True):
-            panel.plot(found["step"], found[figures], style, color=color, label=label)
+        style = "--" if HIDDEN_BN[0] in curve["switches"] else "-"
+        for panel, metric in zip(panels, ("loss", "collapse"), strict=True):
+            panel.plot(curve["step"], curve[metric], style, color=color, label=label)
     panels[0].set_title("loss (-1: views agree perfectly)", fontsize=10)
     panels[1].set_title("std of z/|z| times sqrt(D) (1: healthy, 0: collapsed)", fontsize=10)
     panels[1].axhline(2 / BATCH**0.5, color="black", linewidth=0.8, linestyle=":")
-    panels[1].text(0, 2 / BATCH**0.5, "the least behind BN ", va="bottom", fontsize=8)
+    panels[1].text(0, 2 / BATCH**0.5, "lower bound after BN ", va="bottom", fontsize=8)
     panels[1].set_ylim(0, 1.1)
     for panel in panels:
         panel.set_xlabel("step")
@@ -105,17 +91,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="Imagenette: train/ and val/")
-    parser.add_argument("--epochs", type=int, default=6, help="of each run (6)")
-    parser.add_argument("--json", type=Path, required=True, help="file that receives the result")
-    parser.add_argument("--png", type=Path, required=True, help="file that receives the plot")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of each run (6)")
+    parser.add_argument("--json", type=Path, required=True, help="write the result to this file")
+    parser.add_argument("--png", type=Path, required=True, help="write the plot to this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         curves = {
-            name: curve(switches, args.data, args.epochs, Path(folder) / name.replace(" ", "-"))
+            name: run(switches, args.data, args.epochs, Path(folder) / name.replace(" ", "-"))
             for name, switches in RUNS.items()
         }
     result = {"regime": "ablations", "flags": FLAGS, "epochs": args.epochs, "curves": curves}
-    write(args.json, result)
+    write_result(args.json, result)
     draw(curves, args.png)
 
 

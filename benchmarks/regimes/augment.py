@@ -1,15 +1,16 @@
-"""Regime "augment": color of views that lie on the device as uint8 crops. No loader, no network.
+"""Regime "augment": color augmentation of uint8 crops that are on the device. No loader, no network.
 
     python -m benchmarks.augment --json benchmarks/results/augment.json
 
-Configurations, SimSiam's two views of the same batch:
-  eager         ours, tensor code as it stands
-  compiled      ours, compiled as the trainer has it
-  products      and the blur by products in half precision, instead of shifted sums in float32 (GPU)
-  torchvision   torchvision's transforms on uint8 tensors, view by view, as one writes them
-  pillow        the official recipe's transforms on PIL images, view by view (CPU)
+Configurations, for SimSiam's two views of the same batch:
+  eager         ours, not compiled
+  compiled      ours, compiled as in the trainer
+  products      compiled, blur by matrix products in half precision instead of shifted sums in float32
+                (GPU)
+  torchvision   torchvision's transforms on uint8 tensors, one view at a time
+  pillow        the official recipe's transforms on PIL images, one view at a time (CPU)
 
-All end with normalized views on the device. "images/s" counts source images of two views.
+All return normalized views on the device. "images/s" counts source images, each with two views.
 """
 
 import json
@@ -23,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.harness import conclude, parser, run_all, summary, words_of
+from benchmarks.harness import conclude, regime_parser, run_all, summary, to_argv
 from benchmarks.peers.official import color
 from fastsimsiam.augment import blur
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
@@ -40,7 +41,7 @@ _PICTURES = 8
 
 
 def batch_of(images: int, image_size: int, device: torch.device) -> Batch:
-    """Crops and parameters of a batch; the crops are a few made-up photographs again and again."""
+    """A batch with its color parameters; the crops repeat a few synthetic photographs."""
     specs = catalogue.recipe("imagenet-100ep").views
     sizes = np.full((images, 2), 500, np.int32)
     plan = TrainPlan(
@@ -63,7 +64,7 @@ def batch_of(images: int, image_size: int, device: torch.device) -> Batch:
 
 
 def ours(device: torch.device, image_size: int, *, compiled: bool) -> Work:
-    """Our photometric part, into the dtype that the device's network takes."""
+    """`Photometric`, with output in the dtype of the network on this device."""
     specs = catalogue.recipe("imagenet-100ep").views
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     photometric = Photometric(specs, (image_size, image_size), dtype)
@@ -73,18 +74,18 @@ def ours(device: torch.device, image_size: int, *, compiled: bool) -> Work:
 
 
 def half_products(planes: Tensor, weight: Tensor) -> Tensor:
-    """`blur_by_shifts` on a GPU's matrix units: half precision has 11 bits, and views end with 8."""
+    """Blur on a GPU's matrix units; half precision has 11 bits of mantissa, a pixel has 8 bits."""
     return blur.blur_by_products(planes.half(), weight).float()
 
 
 def products(device: torch.device, image_size: int) -> Work:
-    """Ours, compiled, with another blur for the rest of this process."""
+    """Ours, compiled, with `half_products` as the blur; replaces the blur of the whole process."""
     blur.blur_by_shifts = half_products
     return ours(device, image_size, compiled=True)
 
 
 def torchvision(device: torch.device, image_size: int) -> Work:
-    """Torchvision's transforms on tensors. A batch at once would get one draw for all of it."""
+    """Torchvision's transforms, view by view: on a batch they would draw one set of parameters."""
     from torchvision.transforms import v2
 
     transform = v2.Compose(
@@ -106,7 +107,7 @@ def torchvision(device: torch.device, image_size: int) -> Work:
 
 
 def pillow(device: torch.device, image_size: int) -> Work:
-    """The official recipe's color, which takes and gives what it does in a DataLoader's worker."""
+    """The official recipe's color: PIL image to normalized tensor, as in a DataLoader's worker."""
     transform = color()
 
     def work(batch: Batch) -> list[Tensor]:
@@ -136,7 +137,7 @@ def measure(
         torch.set_num_threads(threads)
     batch = batch_of(images, image_size, device)
     work = CONFIGURATIONS[name](device, image_size)
-    taken = []
+    batch_seconds = []
     with torch.inference_mode():
         started = time.perf_counter()
         for _ in range(_WARM_UP):
@@ -148,8 +149,8 @@ def measure(
             started = time.perf_counter()
             work(batch)
             wait_for(device)
-            taken.append(time.perf_counter() - started)
-    return {"batch_seconds": taken, "warm_up_seconds": warm_up}
+            batch_seconds.append(time.perf_counter() - started)
+    return {"batch_seconds": batch_seconds, "warm_up_seconds": warm_up}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -160,14 +161,14 @@ def table(result: dict[str, Any]) -> str:
         "| color | images/s | times pillow | spread |",
         "|---|---:|---:|---:|",
     ]
-    least = min(found["median"] for found in result["summary"].values())
-    yardstick = result["summary"].get("pillow", {"median": least})["median"]
+    slowest = min(rate["median"] for rate in result["summary"].values())
+    baseline = result["summary"].get("pillow", {"median": slowest})["median"]
     if "pillow" not in result["summary"]:
         rows[2] = rows[2].replace("pillow", "the slowest")
-    for name, found in result["summary"].items():
+    for name, rate in result["summary"].items():
         rows.append(
-            f"| {name} | {found['median']:,.0f} | {found['median'] / yardstick:.1f} | "
-            f"{found['spread']:.0%} |"
+            f"| {name} | {rate['median']:,.0f} | {rate['median'] / baseline:.1f} | "
+            f"{rate['spread']:.0%} |"
         )
     return "\n".join(rows)
 
@@ -175,19 +176,23 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Runs the command line."""
     gpu = torch.cuda.is_available()
-    options = parser(__doc__)
-    options.add_argument("--image-size", type=int, default=224, help="pixels (224)")
-    options.add_argument("--batch-size", type=int, default=256 if gpu else 32, help="images")
-    options.add_argument("--threads", type=int, help="of torch, on a CPU (as torch has it)")
-    options.add_argument("--only", nargs="+", choices=CONFIGURATIONS, help="configurations (all)")
-    args = options.parse_args()
+    parser = regime_parser(__doc__)
+    parser.add_argument(
+        "--image-size", type=int, default=224, help="side of the views in pixels (224)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=256 if gpu else 32, help="images per batch"
+    )
+    parser.add_argument("--threads", type=int, help="torch's threads on a CPU (torch's default)")
+    parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, help="configurations (all)")
+    args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.measure, args.batch_size, args.image_size, args.threads)))
         return
-    elsewhere = CPU_ONLY if gpu else GPU_ONLY
-    names = args.only or [name for name in CONFIGURATIONS if name not in elsewhere]
-    passed = words_of(args, ("image_size", "batch_size", "threads"))
-    samples, failed = run_all("benchmarks.augment", names, args.repeats, passed)
+    unsupported = CPU_ONLY if gpu else GPU_ONLY
+    names = args.only or [name for name in CONFIGURATIONS if name not in unsupported]
+    argv = to_argv(args, ("image_size", "batch_size", "threads"))
+    samples, failed = run_all("benchmarks.augment", names, args.repeats, argv)
     result = {
         "regime": "augment",
         "image_size": args.image_size,

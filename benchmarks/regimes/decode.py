@@ -1,14 +1,14 @@
-"""Regime "decode": JPEG files to RGB pixels, nothing else. Images per second, all threads together.
+"""Regime "decode": JPEG files to RGB pixels, nothing else. Images per second of all threads together.
 
     python -m benchmarks.decode --data PHOTOS --json benchmarks/results/decode.json
 
 Configurations, all on the same files:
-  ours                what every loader of ours uses: libjpeg-turbo, accurate DCT, smooth chroma
-                      upsampling (PIL's pixels to the bit), file and frame in reused memory
-  fresh-memory        the same, each frame in memory of its own
-  fast-dct            and with the fast DCT and coarse chroma, as FFCV decodes: other pixels
-  torchvision         torchvision.io.decode_jpeg, threads
-  pillow              PIL, threads
+  ours                what all our loaders use: libjpeg-turbo, accurate DCT, smooth chroma upsampling
+                      (bit-identical to PIL), file and frame in reused memory
+  fresh-memory        the same, but newly allocated memory for each frame
+  fast-dct            fresh-memory with the fast DCT and coarse chroma, as FFCV decodes: other pixels
+  torchvision         torchvision.io.decode_jpeg on threads
+  pillow              PIL on threads
   dali                DALI's decoder on the CPU
   torchvision-nvjpeg  torchvision's binding of nvJPEG (GPU)
   dali-mixed          DALI's decoder on the GPU
@@ -26,7 +26,15 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from benchmarks.harness import add_data, conclude, parser, photographs, run_all, summary, words_of
+from benchmarks.harness import (
+    add_data,
+    conclude,
+    photographs,
+    regime_parser,
+    run_all,
+    summary,
+    to_argv,
+)
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
 from fastsimsiam.system.optional import has_dali
@@ -35,15 +43,15 @@ _DALI_BATCH = 32
 _NVJPEG_BATCH = 64
 
 Decode = Callable[[ClassFolder, list[int], int], Iterator[int]]
-"""Called with files, their numbers and the threads; yields how many images were decoded."""
+"""(files, indices of the images, number of threads) -> numbers of decoded images, one per step."""
 
 
-def threaded(one: Callable[[ClassFolder, int], object]) -> Decode:
-    """A decoder of single files, on threads."""
+def threaded(decode_one: Callable[[ClassFolder, int], object]) -> Decode:
+    """Runs a decoder of single files on threads."""
 
     def decode(files: ClassFolder, index: list[int], workers: int) -> Iterator[int]:
         def count(number: int) -> int:
-            one(files, number)
+            decode_one(files, number)
             return 1
 
         with ThreadPoolExecutor(workers) as pool:
@@ -53,12 +61,12 @@ def threaded(one: Callable[[ClassFolder, int], object]) -> Decode:
 
 
 def fresh_memory(files: ClassFolder, number: int) -> None:
-    """libjpeg-turbo, memory of its own for each file and frame."""
+    """libjpeg-turbo with newly allocated memory for each file and frame."""
     simplejpeg.decode_jpeg(files.path(number).read_bytes(), "RGB")
 
 
 def fast_dct(files: ClassFolder, number: int) -> None:
-    """libjpeg-turbo at its fastest."""
+    """libjpeg-turbo with its fastest settings."""
     simplejpeg.decode_jpeg(files.path(number).read_bytes(), "RGB", fastdct=True, fastupsample=True)
 
 
@@ -76,20 +84,20 @@ def pillow(files: ClassFolder, number: int) -> None:
 
 
 def nvjpeg(files: ClassFolder, index: list[int], workers: int) -> Iterator[int]:
-    """Torchvision's binding of nvJPEG, a batch of files at a time; threads read the files."""
+    """Torchvision's binding of nvJPEG, by batches; threads read the files."""
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
     with ThreadPoolExecutor(workers) as pool:
         for first in range(0, len(index), _NVJPEG_BATCH):
-            part = index[first : first + _NVJPEG_BATCH]
-            data = list(pool.map(lambda number: read_file(str(files.path(number))), part))
+            batch = index[first : first + _NVJPEG_BATCH]
+            data = list(pool.map(lambda number: read_file(str(files.path(number))), batch))
             decode_jpeg(data, mode=ImageReadMode.RGB, device="cuda")
             torch.cuda.synchronize()
-            yield len(part)
+            yield len(batch)
 
 
 def dali(device: str) -> Decode:
-    """DALI's own reader and decoder."""
+    """DALI's reader and decoder, on the device `cpu` or `mixed` (the GPU)."""
 
     def decode(files: ClassFolder, index: list[int], workers: int) -> Iterator[int]:
         from nvidia.dali import fn, pipeline_def, types
@@ -126,7 +134,7 @@ GPU_ONLY = ("torchvision-nvjpeg", "dali-mixed")
 def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
     """Times one configuration in this process."""
     files = open_split(data, "train")
-    # Upright JPEGs in color: what every one of them decodes without further ado.
+    # Only JPEGs without an orientation flag, which all configurations decode alike.
     jpegs = [
         number
         for number in np.flatnonzero(files.orientation == 1).tolist()
@@ -138,7 +146,7 @@ def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
     for _ in decode(files, index[: max(len(jpegs), _DALI_BATCH)], workers):
         pass
     batches = decode(files, index, workers)
-    first = next(batches)  # whatever it takes to start is not counted
+    first = next(batches)  # starting up is not timed
     started = time.perf_counter()
     count = sum(batches)
     seconds = time.perf_counter() - started
@@ -150,22 +158,22 @@ def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     bound = result["summary"]["ours"]["median"]
     rows = ["| decoder | images/s | of ours | spread |", "|---|---:|---:|---:|"]
-    for name, found in result["summary"].items():
+    for name, rate in result["summary"].items():
         rows.append(
-            f"| {name} | {found['median']:,.0f} | {found['median'] / bound:.2f} | "
-            f"{found['spread']:.0%} |"
+            f"| {name} | {rate['median']:,.0f} | {rate['median'] / bound:.2f} | "
+            f"{rate['spread']:.0%} |"
         )
     return "\n".join(rows)
 
 
 def main() -> None:
     """Runs the command line."""
-    options = parser(__doc__)
-    add_data(options)
-    options.add_argument("--workers", type=int, default=2, help="threads (2)")
-    options.add_argument("--images", type=int, default=2400, help="images per run (2400)")
-    options.add_argument("--only", nargs="+", choices=CONFIGURATIONS, help="decoders (all)")
-    args = options.parse_args()
+    parser = regime_parser(__doc__)
+    add_data(parser)
+    parser.add_argument("--workers", type=int, default=2, help="threads (2)")
+    parser.add_argument("--images", type=int, default=2400, help="images per run (2400)")
+    parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, help="decoders (all)")
+    args = parser.parse_args()
     data = photographs(args)
     if args.measure:
         print(json.dumps(measure(args.measure, data, args.workers, args.images)))
@@ -178,8 +186,8 @@ def main() -> None:
     ]
     if "ours" not in names:
         names.insert(0, "ours")
-    passed = words_of(args, ("data", "workers", "images"))
-    samples, failed = run_all("benchmarks.decode", names, args.repeats, passed)
+    argv = to_argv(args, ("data", "workers", "images"))
+    samples, failed = run_all("benchmarks.decode", names, args.repeats, argv)
     result = {
         "regime": "decode",
         "workers": args.workers,

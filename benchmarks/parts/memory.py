@@ -1,30 +1,30 @@
-"""The memory of this process and its children, without what is only page cache."""
+"""Memory of this process and its children, without the page cache."""
 
 import os
 import threading
 from pathlib import Path
 from types import TracebackType
 
-_SECONDS_BETWEEN_LOOKS = 0.1
+_SAMPLING_SECONDS = 0.1
 _KINDS = ("Pss_Anon", "Pss_Shmem")
 
 
 def _processes(root: int) -> list[int]:
     """The process and all its descendants."""
-    found, waiting = [], [root]
+    pids, waiting = [], [root]
     while waiting:
         pid = waiting.pop()
-        found.append(pid)
+        pids.append(pid)
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             try:
                 waiting += [int(child) for child in children.read_text().split()]
-            except OSError:  # gone meanwhile
+            except OSError:  # the process has ended meanwhile
                 continue
-    return found
+    return pids
 
 
 def memory_mib() -> float:
-    """Anonymous and shared memory of this process and its descendants; shared pages count once."""
+    """Anonymous and shared MiB of this process and its descendants; shared pages count once."""
     kib = 0
     for pid in _processes(os.getpid()):
         try:
@@ -36,16 +36,15 @@ def memory_mib() -> float:
 
 
 class PeakMemory:
-    """A context manager; `mib` is the most that was taken in it."""
+    """Samples the memory within a `with` block; `mib` is the peak in MiB."""
 
     def __init__(self) -> None:
-        """Prepares the thread that looks."""
+        """Creates the sampling thread."""
         self.mib = 0.0
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> "PeakMemory":
-        """Starts to look."""
         self._thread.start()
         return self
 
@@ -55,11 +54,10 @@ class PeakMemory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Looks a last time."""
         self._end.set()
         self._thread.join()
         self.mib = max(self.mib, memory_mib())
 
-    def _look(self) -> None:
-        while not self._end.wait(_SECONDS_BETWEEN_LOOKS):
+    def _sample(self) -> None:
+        while not self._end.wait(_SAMPLING_SECONDS):
             self.mib = max(self.mib, memory_mib())

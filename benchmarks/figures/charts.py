@@ -1,4 +1,4 @@
-"""Bar charts of result files, as PNGs that carry a digest of what they were drawn from."""
+"""Bar charts of result files, as PNGs with a digest of their source in the metadata."""
 
 import hashlib
 import json
@@ -10,9 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks.harness import read_result
 from benchmarks.roofline import PARTS
 
-# Okabe and Ito's palette, told apart with any color vision.
+# Okabe and Ito's palette, safe for all types of color vision.
 _BLUE, _ORANGE, _GREEN, _GRAY, _LIGHT = "#0072B2", "#E69F00", "#009E73", "#999999", "#56B4E9"
 _PEERS = ("ffcv-stock", "dali-stock", "reference-crops", "reference", "official", "lightly")
 _KEY = "Drawn from"
@@ -20,10 +21,10 @@ _KEY = "Drawn from"
 
 def loader_chart(result: dict[str, Any], figure: Figure) -> None:
     """Images per second by loader, against the decode bound."""
-    # Loaders that decode: what is decoded beforehand has another bound.
+    # The bound is that of loaders that decode, which `resident` does beforehand.
     rates = {
-        name: found["median"]
-        for name, found in result["summary"].items()
+        name: rate["median"]
+        for name, rate in result["summary"].items()
         if name not in ("decode", "resident")
     }
     bound = result["summary"]["decode"]["median"]
@@ -41,7 +42,7 @@ def loader_chart(result: dict[str, Any], figure: Figure) -> None:
     )
     axes.set_xlim(0, 1.08 * bound)
     axes.set_xlabel(
-        "source images/s, two 224-pixel views each (blue: ours, gray: what one has today)"
+        "source images/s, two 224-pixel views each (blue: ours, gray: existing loaders)"
     )
     machine = result["machine"]
     axes.set_title(
@@ -73,7 +74,7 @@ def step_chart(result: dict[str, Any], figure: Figure) -> None:
         share = limit / variants[name]["step_ms"]
         axes.text(left[row], row, f" {share:.0%}", va="center", fontsize=9)
     axes.set_xlim(0, 1.1 * max(left))
-    axes.set_xlabel("ms per step (figure at the bar: share of the roofline reached)")
+    axes.set_xlabel("ms per step (percentage: share of the roofline reached)")
     axes.legend(fontsize=8, loc="lower right")
     machine = result["machine"]
     where = machine["gpu"] or f"{machine['cpu']} ({machine['cores']} cores)"
@@ -91,12 +92,13 @@ _DRAW: dict[str, Callable[[dict[str, Any], Figure], None]] = {
 
 
 def _digest(source: Path) -> str:
-    content = source.read_bytes() + Path(__file__).read_bytes()
-    return hashlib.sha256(content).hexdigest()
+    # The result as well: it depends on how names in the file are translated.
+    result = json.dumps(read_result(source)).encode()
+    return hashlib.sha256(source.read_bytes() + result + Path(__file__).read_bytes()).hexdigest()
 
 
 def is_current(source: Path, picture: Path) -> bool:
-    """Whether a picture was drawn from this result file by this code."""
+    """Whether a picture was drawn from this version of the result file, by this code."""
     if not picture.exists():
         return False
     with Image.open(picture) as image:
@@ -105,7 +107,7 @@ def is_current(source: Path, picture: Path) -> bool:
 
 def draw(source: Path, picture: Path) -> None:
     """Draws a result file as a PNG."""
-    result = json.loads(source.read_text())
+    result = read_result(source)
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     _DRAW[result["regime"]](result, figure)

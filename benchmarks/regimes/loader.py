@@ -3,22 +3,22 @@
     python -m benchmarks.loader --data PHOTOS --json benchmarks/results/loader.json
 
 Configurations, all on the same files and with the same number of workers:
-  decode            libjpeg-turbo alone, reused buffers: the bound
-  folder            decode once, two antialiased crops; color is left to the device
-  folder-color     folder, and our color on the CPU as well
-  resident          everything decoded beforehand: crops alone
-  ffcv              a packed file through FFCV's pipeline with our operation
-  ffcv-stock        FFCV as it comes: one pipeline per view (benchmarks/peers/stock_ffcv.py)
-  dali              DALI on the CPU, the plan's boxes
+  decode            libjpeg-turbo alone, reused buffers: the upper bound
+  cpu               one decode, two antialiased crops; color is left to the device
+  cpu-color         cpu, and our color on the CPU as well
+  resident          crops alone, of images decoded beforehand
+  ffcv              a packed file through FFCV's pipeline with our crop operation
+  ffcv-stock        FFCV's own operations, one pipeline per view (benchmarks/peers/stock_ffcv.py)
+  dali              DALI on the CPU with the plan's crop boxes
   dali-stock        DALI with two random_resized_crops (benchmarks/peers/stock_dali.py)
-  reference-crops   PIL and a DataLoader: decode and crops alone
-  reference         PIL and a DataLoader doing the official recipe's full job, color included
-  official          the same job as users write it: ImageFolder, torchvision's transforms, float
+  reference-crops   PIL in a DataLoader, decode and crops alone
+  reference         PIL in a DataLoader, the official recipe's full work, color included
+  official          the same work as users write it: ImageFolder, torchvision's transforms, float
                     tensors normalized in the workers (benchmarks/peers/official.py)
   lightly           lightly's SimSiam transform in a DataLoader (benchmarks/peers/lightly_simsiam.py)
 
-Each runs a short epoch to warm up and a timed one, and in another process three epochs whose peak of
-memory is looked at: anonymous and shared memory, of all processes, the interpreter's included.
+Each run has a short warm-up epoch and a timed one. Another process runs three epochs and records the
+peak memory of each: anonymous and shared memory of all processes, the interpreter's included.
 """
 
 import hashlib
@@ -33,7 +33,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import add_data, conclude, parser, photographs, run_all, summary, words_of
+from benchmarks.harness import (
+    add_data,
+    conclude,
+    photographs,
+    regime_parser,
+    run_all,
+    summary,
+    to_argv,
+)
 from benchmarks.memory import PeakMemory
 from benchmarks.peers.official import official_loader
 from fastsimsiam.augment.photometric import Photometric
@@ -53,20 +61,20 @@ from fastsimsiam.storage.class_folder import ClassFolder, open_split
 from fastsimsiam.tools.pack import PackOptions, pack
 
 CPU = torch.device("cpu")
-AHEAD = 2
-"""Batches made ahead, as beside a GPU; on a CPU that trains there would be none."""
+PREFETCH = 2
+"""Batches decoded ahead: the default on a GPU. On a CPU that also trains, it is 0."""
 BATCH = 50
 EPOCHS_FOR_MEMORY = 3
 IMAGES_FOR_MEMORY = 1000
 
 Epoch = Callable[[int, int], Iterator[int]]
-"""Called with an epoch's number and images, yields the number of images of each batch."""
+"""(number of the epoch, number of images) -> number of images of each batch."""
 Make = Callable[[ClassFolder, int], Epoch]
-"""Called with the files and the number of workers."""
+"""(files, number of workers) -> an epoch function."""
 
 
 def plan_of(storage: Storage, images: int) -> TrainPlan:
-    """SimSiam's two views at 224 pixels, of the first `images`."""
+    """A plan of SimSiam's two 224-pixel views of the first `images` images."""
     recipe = catalogue.recipe("imagenet-100ep")
     return TrainPlan(
         label=storage.label[:images],
@@ -79,22 +87,22 @@ def plan_of(storage: Storage, images: int) -> TrainPlan:
 
 
 def decode(storage: ClassFolder, workers: int) -> Epoch:
-    """Decodes every image that stands upright, and throws it away."""
+    """Decodes every image without an orientation flag and drops the pixels."""
     upright = np.flatnonzero(storage.orientation == 1).tolist()
 
-    def one(index: int) -> int:
+    def decode_one(index: int) -> int:
         read_rgb(storage, index)
         return 1
 
     def epoch(_: int, images: int) -> Iterator[int]:
         with ThreadPoolExecutor(workers) as pool:
-            yield from pool.map(one, upright[:images], chunksize=8)
+            yield from pool.map(decode_one, upright[:images], chunksize=8)
 
     return epoch
 
 
 def ours(make: Callable[[ClassFolder, int], Loader]) -> Make:
-    """One of our loaders."""
+    """A configuration of one of our loaders."""
 
     def configuration(storage: ClassFolder, workers: int) -> Epoch:
         loader = make(storage, workers)
@@ -109,8 +117,8 @@ def ours(make: Callable[[ClassFolder, int], Loader]) -> Make:
     return configuration
 
 
-def folder_color(storage: ClassFolder, workers: int) -> Epoch:
-    """`folder`, and our color, compiled as long runs have it."""
+def cpu_color(storage: ClassFolder, workers: int) -> Epoch:
+    """The loader cpu and our color, compiled as in long runs."""
     loader = cpu_loader(storage, LoaderOptions(device=CPU, workers=workers))
     photometric = Photometric(catalogue.recipe("imagenet-100ep").views, (224, 224))
     photometric.compile_alone()
@@ -124,7 +132,7 @@ def folder_color(storage: ClassFolder, workers: int) -> Epoch:
 
 
 def ffcv_stock(storage: ClassFolder, workers: int) -> Epoch:
-    """FFCV's own loader. Its epochs are all of the file."""
+    """FFCV's own operations. Every epoch reads the whole file."""
     from benchmarks.peers.stock_ffcv import stock_ffcv_loader
 
     loader = stock_ffcv_loader(packed(storage).root, BATCH, workers)
@@ -132,7 +140,7 @@ def ffcv_stock(storage: ClassFolder, workers: int) -> Epoch:
 
 
 def dali_stock(storage: ClassFolder, workers: int) -> Epoch:
-    """DALI's own reader and crops. It knows no epochs: at their ends its queue stays full."""
+    """DALI's own reader and crops. It has no epochs: its queue stays full from one to the next."""
     from benchmarks.peers.stock_dali import stock_dali_batches
 
     batches = stock_dali_batches(storage.root, BATCH, workers)
@@ -146,11 +154,11 @@ def dali_stock(storage: ClassFolder, workers: int) -> Epoch:
 
 
 def official(storage: ClassFolder, workers: int) -> Epoch:
-    """The official recipe word for word."""
-    different = len(set(storage.paths))
+    """The official recipe's loader."""
+    num_files = len(set(storage.paths))
 
     def epoch(_: int, images: int) -> Iterator[int]:
-        times = max(1, images // different)
+        times = max(1, images // num_files)
         for views, _ in official_loader(storage.root, times, BATCH, workers):
             yield len(views[0])
 
@@ -161,10 +169,10 @@ def lightly(storage: ClassFolder, workers: int) -> Epoch:
     """Lightly's transform and dataset."""
     from benchmarks.peers.lightly_simsiam import lightly_loader
 
-    different = len(set(storage.paths))
+    num_files = len(set(storage.paths))
 
     def epoch(_: int, images: int) -> Iterator[int]:
-        times = max(1, images // different)
+        times = max(1, images // num_files)
         for views, _, _ in lightly_loader(storage.root, times, BATCH, workers):
             yield len(views[0])
 
@@ -172,10 +180,9 @@ def lightly(storage: ClassFolder, workers: int) -> Epoch:
 
 
 def packed(storage: ClassFolder) -> Beton:
-    """The images as a packed file, made at the first call."""
-    digest = hashlib.sha256("\n".join([str(storage.root), *storage.paths]).encode()).hexdigest()[
-        :12
-    ]
+    """The images as a packed file, written at the first call."""
+    content = "\n".join([str(storage.root), *storage.paths])
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     file = Path(tempfile.gettempdir()) / f"fastsimsiam-benchmark-{digest}.beton"
     if not file.exists():
         pack(storage, file, PackOptions())
@@ -184,15 +191,15 @@ def packed(storage: ClassFolder) -> Beton:
 
 CONFIGURATIONS: dict[str, Make] = {
     "decode": decode,
-    "folder": ours(
+    "cpu": ours(
         lambda files, workers: cpu_loader(
-            files, LoaderOptions(device=CPU, workers=workers), prefetch=AHEAD
+            files, LoaderOptions(device=CPU, workers=workers), prefetch=PREFETCH
         )
     ),
-    "folder-color": folder_color,
+    "cpu-color": cpu_color,
     "resident": ours(
         lambda files, workers: resident_loader(
-            files, LoaderOptions(device=CPU, workers=workers), prefetch=AHEAD
+            files, LoaderOptions(device=CPU, workers=workers), prefetch=PREFETCH
         )
     ),
     "ffcv": ours(
@@ -214,9 +221,9 @@ CONFIGURATIONS: dict[str, Make] = {
     "official": official,
     "lightly": lightly,
 }
-# These get half of the images: about the same time, and what it takes to start still is small.
+# These read half of the images: their epochs take about as long, and starting up stays a small share.
 SLOW = (
-    "folder-color",
+    "cpu-color",
     "ffcv-stock",
     "dali",
     "dali-stock",
@@ -226,12 +233,12 @@ SLOW = (
     "lightly",
 )
 RATIOS = (
-    ("folder", "decode"),
-    ("folder", "reference-crops"),
-    ("folder", "reference"),
-    ("folder", "official"),
-    ("folder", "lightly"),
-    ("folder-color", "official"),
+    ("cpu", "decode"),
+    ("cpu", "reference-crops"),
+    ("cpu", "reference"),
+    ("cpu", "official"),
+    ("cpu", "lightly"),
+    ("cpu-color", "official"),
     ("ffcv", "decode"),
     ("ffcv", "ffcv-stock"),
     ("dali", "dali-stock"),
@@ -253,7 +260,7 @@ def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:
 
 
 def measure_memory(name: str, data: Path, workers: int) -> dict[str, Any]:
-    """The peak of memory in each of three epochs."""
+    """Peak memory of each of three epochs, in MiB."""
     files = open_split(data, "train")
     epoch = CONFIGURATIONS[name](repeated(files, IMAGES_FOR_MEMORY), workers)
     peaks = []
@@ -273,22 +280,22 @@ def table(result: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     bound = result["summary"]["decode"]["median"]
-    for name, figure in result["summary"].items():
+    for name, rate in result["summary"].items():
         peaks = " ".join(f"{peak:,.0f}" for peak in result["memory"][name]["peak_mib"])
         rows.append(
-            f"| {name} | {figure['median']:,.0f} | {figure['median'] / bound:.2f} | "
-            f"{figure['spread']:.0%} | {peaks} |"
+            f"| {name} | {rate['median']:,.0f} | {rate['median'] / bound:.2f} | "
+            f"{rate['spread']:.0%} | {peaks} |"
         )
     times = {pair: f"{ratio:.{2 if ratio < 2 else 1}f}" for pair, ratio in result["ratios"].items()}
     return "\n".join(
         [
             *rows,
             "",
-            f"`folder` is {times['folder/reference-crops']} times `reference-crops`, "
-            f"{times['folder/reference']} times `reference`, {times['folder/official']} times "
-            f"`official` and {times['folder/lightly']} times",
-            f"`lightly`; with our color on the CPU too (`folder-color`), "
-            f"{times['folder-color/official']} times `official`.",
+            f"`cpu` is {times['cpu/reference-crops']} times `reference-crops`, "
+            f"{times['cpu/reference']} times `reference`, {times['cpu/official']} times "
+            f"`official` and {times['cpu/lightly']} times",
+            f"`lightly`; with our color on the CPU too (`cpu-color`), "
+            f"{times['cpu-color/official']} times `official`.",
             f"`ffcv` is {times['ffcv/ffcv-stock']} times `ffcv-stock`, `dali` "
             f"{times['dali/dali-stock']} times `dali-stock`.",
         ]
@@ -296,18 +303,18 @@ def table(result: dict[str, Any]) -> str:
 
 
 def brief(result: dict[str, Any]) -> str:
-    """Rates and ratios of those that there are; the table wants all."""
+    """Rates and ratios of an incomplete result, as JSON; the table needs all configurations."""
     return json.dumps({"summary": result["summary"], "ratios": result["ratios"]}, indent=1)
 
 
 def main() -> None:
     """Runs the command line."""
-    options = parser(__doc__)
-    add_data(options)
-    options.add_argument("--workers", type=int, default=2, help="threads or processes (2)")
-    options.add_argument("--images", type=int, default=2400, help="images per timed epoch (2400)")
-    options.add_argument("--only", nargs="+", choices=CONFIGURATIONS, help="configurations (all)")
-    args = options.parse_args()
+    parser = regime_parser(__doc__)
+    add_data(parser)
+    parser.add_argument("--workers", type=int, default=2, help="threads or processes (2)")
+    parser.add_argument("--images", type=int, default=2400, help="images per timed epoch (2400)")
+    parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, help="configurations (all)")
+    args = parser.parse_args()
     data = photographs(args)
     if args.measure:
         name, _, memory = args.measure.partition(":")
@@ -321,14 +328,12 @@ def main() -> None:
         files = open_split(data, "train")
         for images in (args.images, args.images // 2, IMAGES_FOR_MEMORY):
             packed(repeated(files, images))  # not within a measurement
-    passed = words_of(args, ("data", "workers", "images"))
-    samples, failed = run_all("benchmarks.loader", names, args.repeats, passed)
-    memory, without = run_all(
-        "benchmarks.loader", [f"{name}:memory" for name in samples], 1, passed
-    )
+    argv = to_argv(args, ("data", "workers", "images"))
+    samples, failed = run_all("benchmarks.loader", names, args.repeats, argv)
+    memory_names = [f"{name}:memory" for name in samples]
+    memory, failed_memory = run_all("benchmarks.loader", memory_names, 1, argv)
     rates = {
-        name: summary([sample["images_per_second"] for sample in found])
-        for name, found in samples.items()
+        name: summary([run["images_per_second"] for run in runs]) for name, runs in samples.items()
     }
     result = {
         "regime": "loader",
@@ -340,8 +345,8 @@ def main() -> None:
             for one, other in RATIOS
             if one in rates and other in rates
         },
-        "memory": {name.removesuffix(":memory"): found[0] for name, found in memory.items()},
-        "failed": failed + without,
+        "memory": {name.removesuffix(":memory"): runs[0] for name, runs in memory.items()},
+        "failed": failed + failed_memory,
     }
     conclude(args, result, brief if args.only or result["failed"] else table)
 

@@ -1,15 +1,16 @@
-"""BatchNorm with the ReLU and addition behind it, several ways, on maps of ResNet-50 at 224 pixels.
+"""BatchNorm with the following ReLU and addition, on feature maps of ResNet-50 at 224 pixels.
 
     python -m benchmarks.batch_norm --json benchmarks/results/batch-norm.json
 
-A look at what the step's variants are made of, in seconds instead of minutes. Forward and backward pass
-in turns in one process; the best time of each way counts. Ways:
+Measures in seconds what the variants of the step take minutes for. The implementations alternate in one
+process, forward and backward pass; the best time of each counts:
   eager        torch's kernels, one after the other
-  compiled     Inductor's
-  recomputed   the same, with the ReLU's mask from BatchNorm's input (benchmarks/norm)
-  sums         likewise, and the sums by operators of their own: Triton kernels on a GPU
-  channel-sums these alone, on a GPU with tiles of several sizes
-"GB/s" are those of the fewest bytes that both passes can do with: 8 times the map, 11 with an addition.
+  compiled     Inductor's kernels
+  recomputed   Inductor's kernels, the ReLU's mask recomputed from BatchNorm's input
+               (fastsimsiam/models/fused_batch_norm)
+  sums         recomputed, with the sums by custom operators (Triton kernels on a GPU)
+  channel-sums the custom operators alone, on a GPU with several tile sizes
+"GB/s" is the least traffic of both passes over the time: 8 times the map, 11 times with an addition.
 """
 
 import time
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness import conclude, parser_of_parts
+from benchmarks.harness import conclude, part_parser
 from fastsimsiam.doctor.measure import wait_for
 from fastsimsiam.models.fused_batch_norm.fuse import FusedBatchNorm2d
 from fastsimsiam.models.fused_batch_norm.split import Tile
@@ -39,11 +40,11 @@ _TILES = (
     Tile(rows=64, warps=8, programs=1056, stages=3),
 )
 _SUMS = "channel-sums"
-_Work = Callable[[], object]
+_Pass = Callable[[], object]
 
 
-def ways(x: Tensor, residual: Tensor | None, gradient: Tensor) -> dict[str, _Work]:
-    """Way -> a forward and backward pass."""
+def implementations(x: Tensor, residual: Tensor | None, gradient: Tensor) -> dict[str, _Pass]:
+    """Name -> a function that runs one forward and backward pass."""
     channels, device = x.shape[1], x.device
     norm = nn.BatchNorm2d(channels, device=device)
     maps = [x] if residual is None else [x, residual]
@@ -54,19 +55,19 @@ def ways(x: Tensor, residual: Tensor | None, gradient: Tensor) -> dict[str, _Wor
         normed = norm(x)
         return F.relu(normed if residual is None else normed + residual)
 
-    def fused(opaque: bool) -> _Work:
+    def fused(opaque: bool) -> _Pass:
         layer = FusedBatchNorm2d(channels, device=device)
         layer.opaque = opaque
         return compiled(lambda *maps: layer(*maps, relu=True), layer)
 
-    def compiled(function: Callable[..., Tensor], layer: nn.Module) -> _Work:
+    def compiled(function: Callable[..., Tensor], layer: nn.Module) -> _Pass:
         return passes(torch.compile(function, fullgraph=True, dynamic=False), layer)
 
-    def passes(function: Callable[..., Tensor], layer: nn.Module) -> _Work:
-        wanted = [*maps, *layer.parameters()]
-        return lambda: torch.autograd.grad(function(*maps), wanted, gradient)
+    def passes(function: Callable[..., Tensor], layer: nn.Module) -> _Pass:
+        inputs = [*maps, *layer.parameters()]
+        return lambda: torch.autograd.grad(function(*maps), inputs, gradient)
 
-    found = {
+    candidates = {
         "eager": passes(plain, norm),
         "compiled": compiled(plain, norm),
         "recomputed": fused(opaque=False),
@@ -77,36 +78,36 @@ def ways(x: Tensor, residual: Tensor | None, gradient: Tensor) -> dict[str, _Wor
         output = None if residual is None else plain(*maps)
     operands = gradient, None, x.detach(), vector, vector, vector, output, True
     if device.type != "cuda":
-        return found | {_SUMS: lambda: (moments(x.detach()), gradient_sums(*operands))}
+        return candidates | {_SUMS: lambda: (moments(x.detach()), gradient_sums(*operands))}
     from fastsimsiam.models.fused_batch_norm import kernels
 
-    def sums_alone(tile: Tile) -> _Work:
+    def channel_sums(tile: Tile) -> _Pass:
         keep = is_written(None, output)
         return lambda: (
             kernels.moments(x.detach(), tile),
             kernels.gradient_sums(*operands, keep, tile),
         )
 
-    return found | {f"{_SUMS} {tile}": sums_alone(tile) for tile in _TILES}
+    return candidates | {f"{_SUMS} {tile}": channel_sums(tile) for tile in _TILES}
 
 
 def measure(
     images: int, channels: int, side: int, added: bool, rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Way -> seconds of each round, in bfloat16."""
+    """Implementation -> seconds of each round, in bfloat16."""
 
-    def a_map() -> Tensor:
-        made = torch.randn(images, channels, side, side, device=device, dtype=torch.bfloat16)
-        return made.to(memory_format=torch.channels_last)
+    def random_map() -> Tensor:
+        x = torch.randn(images, channels, side, side, device=device, dtype=torch.bfloat16)
+        return x.to(memory_format=torch.channels_last)
 
     torch.compiler.reset()
-    made = ways(a_map(), a_map() if added else None, a_map())
-    seconds: dict[str, list[float]] = {name: [] for name in made}
-    for number in range(rounds + 1):  # the first compiles
-        for name, work in made.items():
+    candidates = implementations(random_map(), random_map() if added else None, random_map())
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds + 1):  # the first round compiles
+        for name, run in candidates.items():
             wait_for(device)
             started = time.perf_counter()
-            work()
+            run()
             wait_for(device)
             if number:
                 seconds[name].append(time.perf_counter() - started)
@@ -115,15 +116,18 @@ def measure(
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    rows = ["| channels | map | added | way | ms | GB/s |", "|---:|---|---|---|---:|---:|"]
-    for found in result["shapes"]:
-        size = 2 * found["images"] * found["channels"] * found["side"] ** 2
-        for name, seconds in found["seconds"].items():
-            passes = (_PASSES_OF_SUMS if name.startswith(_SUMS) else _PASSES)[found["added"]]
+    rows = [
+        "| channels | map | added | implementation | ms | GB/s |",
+        "|---:|---|---|---|---:|---:|",
+    ]
+    for shape in result["shapes"]:
+        size = 2 * shape["images"] * shape["channels"] * shape["side"] ** 2
+        for name, seconds in shape["seconds"].items():
+            passes = (_PASSES_OF_SUMS if name.startswith(_SUMS) else _PASSES)[shape["added"]]
             best = min(seconds)
             rows.append(
-                f"| {found['channels']} | {found['side']}x{found['side']} | "
-                f"{'yes' if found['added'] else 'no'} | {name} | {1e3 * best:.2f} | "
+                f"| {shape['channels']} | {shape['side']}x{shape['side']} | "
+                f"{'yes' if shape['added'] else 'no'} | {name} | {1e3 * best:.2f} | "
                 f"{passes * size / best / 1e9:,.0f} |"
             )
     return "\n".join(rows)
@@ -133,18 +137,18 @@ def main() -> None:
     """Runs the command line."""
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-    parser = parser_of_parts(__doc__, rounds=20)
+    parser = part_parser(__doc__, rounds=20)
     parser.add_argument(
         "--images",
         type=int,
         default=256 if gpu else 8,
-        help="of the largest map; of smaller ones more, as many bytes",
+        help="images of the largest map; smaller maps get more images, for the same number of bytes",
     )
     args = parser.parse_args()
     largest = max(channels * side**2 for channels, side, _ in _SHAPES)
     shapes = []
     for channels, side, added in _SHAPES:
-        # Smaller ones would be over before the host has launched them.
+        # With few bytes, kernels would finish before the host has launched the next one.
         images = args.images * largest // (channels * side**2)
         seconds = measure(images, channels, side, added, args.rounds, device)
         shapes.append(

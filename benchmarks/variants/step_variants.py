@@ -1,4 +1,4 @@
-"""The ways to run a training step that `benchmarks.step` compares; its docstring says what each is."""
+"""The variants of the training step that `benchmarks.step` compares and describes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -30,22 +30,22 @@ Metrics = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A way to run the step.
+    """A variant of the step. The defaults are the trainer's.
 
     Attributes:
-        dtype: of the network's arithmetic (bfloat16: autocast).
-        channels_last: memory format of views and weights.
-        sgd: `fused` with tensor learning rates, as the trainer has it, or torch's `foreach` or `plain`.
-        compiled: the whole step as one graph.
-        joint: both views at once.
-        norm: BatchNorm as the compiler has it, by ATen's kernels (opaque to it), or fused with ReLU and
-            addition in the way of benchmarks/norm, the sums the compiler's or operators of their own.
-        stem: how the first convolution is done, see benchmarks/stem.py.
-        inductor: options of the compiler.
-        cudnn_benchmark: cuDNN times its convolutions and keeps the best, as the trainer has it.
-        keep_memory: what a step has freed stays with the process, as the trainer has it on a CPU.
-        products: small maps are convolved by products, as the trainer has it on a CPU.
-        only: the device that it makes sense on, where there is but one.
+        dtype: dtype of the network's arithmetic (bfloat16: by autocast).
+        channels_last: whether views and weights are in channels_last memory format.
+        sgd: `fused` with tensor learning rates, or torch's SGD, `foreach` or `plain`.
+        compiled: whether the whole step is compiled as one graph.
+        joint: whether both views pass through the network in one batch.
+        norm: BatchNorm by the compiler, by ATen's kernels, or by
+            fastsimsiam/models/fused_batch_norm, its sums by the compiler or by custom operators.
+        stem: shape of the first convolution, see benchmarks/parts/stem.py.
+        inductor: options of Inductor.
+        cudnn_benchmark: whether cuDNN times its convolutions and keeps the fastest.
+        keep_memory: whether freed memory stays with the process (CPU).
+        products: whether convolutions of small maps are matrix products (CPU).
+        only: the only device on which the variant makes sense; None: both.
     """
 
     dtype: torch.dtype = torch.bfloat16
@@ -86,7 +86,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def make_method(config: Config, *, joint: bool) -> Method:
-    """The recipe's method, or one that takes both views at once, with the same fresh weights."""
+    """The config's method, or `JointSimSiam` with the same initial weights."""
     if not joint:
         return build_method(config)
     torch.manual_seed(config.seed)
@@ -97,12 +97,12 @@ def make_method(config: Config, *, joint: bool) -> Method:
 
 
 class TorchSGD:
-    """torch's own SGD with one learning rate; an `Optimizer`."""
+    """torch.optim.SGD with a constant learning rate, as an `Optimizer`."""
 
     def __init__(
         self, groups: Sequence[ParameterGroup], config: OptimizerConfig, lr: float, *, foreach: bool
     ) -> None:
-        """Takes all parameters as one group."""
+        """Puts all parameters into one group."""
         self._sgd = torch.optim.SGD(
             [parameter for group in groups for parameter in group.parameters],
             lr=lr,
@@ -112,10 +112,10 @@ class TorchSGD:
         )
 
     def set_lr(self, lr: float, peak_lr: float) -> None:
-        """Nothing: the learning rate stays."""
+        """Does nothing: the learning rate is constant."""
 
     def step(self, step: int) -> None:
-        """See `Optimizer.step`."""
+        """Updates the parameters and frees the gradients."""
         self._sgd.step()
         self._sgd.zero_grad(set_to_none=True)
 
@@ -129,7 +129,7 @@ class TorchSGD:
 
 
 class Step:
-    """A training step of a variant."""
+    """The training step of a variant."""
 
     def __init__(self, config: Config, variant: Variant, device: torch.device) -> None:
         """Builds method and optimizer."""
@@ -166,13 +166,12 @@ class Step:
             )
 
     def views(self, config: Config, seed: int) -> tuple[Tensor, ...]:
-        """Two random views of a batch, on the device."""
+        """Two random views of a batch on the device, (N, 3, H, W) each."""
         generator = torch.Generator(self._device).manual_seed(seed)
         shape = (config.batch_size, 3, config.image_size, config.image_size)
-        kind = torch.float32 if self._variant.dtype == torch.float32 else self._variant.dtype
         return tuple(
             torch.randn(shape, device=self._device, generator=generator).to(
-                kind, memory_format=self._layout
+                self._variant.dtype, memory_format=self._layout
             )
             for _ in range(2)
         )
@@ -186,7 +185,7 @@ class Step:
     def __call__(
         self, views: tuple[Tensor, ...], after: Callable[[str], None] = lambda phase: None
     ) -> Tensor:
-        """One step as the trainer does it; its loss. `after`: see `optimizer_step`."""
+        """Runs one step and returns its loss; `after` is called as in `optimizer_step`."""
         if self._variant.inductor.get("triton.cudagraphs"):
             torch.compiler.cudagraph_mark_step_begin()
         means = optimizer_step(
@@ -199,15 +198,16 @@ class Step:
             peak_lr=self._lr,
             after=after,
         )
-        return means["loss"].clone()  # a recorded graph writes into the same memory in its next run
+        return means["loss"].clone()  # a CUDA graph writes into the same memory in its next run
 
     def gradient_norms(self, views: tuple[Tensor, ...]) -> dict[str, float]:
-        """Of each parameter's gradient, with 1 for the weights of all BatchNorm2d layers; no update.
+        """Parameter -> norm of its gradient, with all BatchNorm2d weights set to 1; updates nothing.
 
-        Nothing in a residual branch has a gradient behind a weight of 0, which the recipe begins with.
+        The recipe starts with weights of 0 at the end of residual branches, where no parameter of the
+        branch has a gradient.
         """
         weights = [m.weight for m in self.method.modules() if isinstance(m, nn.BatchNorm2d)]
-        fresh = [weight.detach().clone() for weight in weights]
+        initial = [weight.detach().clone() for weight in weights]
         for weight in weights:
             nn.init.ones_(weight)
         self._compute(views, self._labels)[0].backward()
@@ -218,17 +218,19 @@ class Step:
         }
         self.method.zero_grad()
         with torch.no_grad():
-            for weight, value in zip(weights, fresh, strict=True):
+            for weight, value in zip(weights, initial, strict=True):
                 weight.copy_(value)
         return norms
 
     def seconds_of_parts(self, views: tuple[Tensor, ...]) -> dict[str, float]:
-        """One step that waits for the device behind every part; `benchmarks.roofline.PARTS`."""
-        at = [time.perf_counter()]
+        """Part (`benchmarks.roofline.PARTS`) -> seconds; waits for the device after each part."""
+        times = [time.perf_counter()]
 
-        def passed(_: str) -> None:
+        def record(_: str) -> None:
             wait_for(self._device)
-            at.append(time.perf_counter())
+            times.append(time.perf_counter())
 
-        self(views, passed)
-        return {part: end - start for part, start, end in zip(PARTS, at, at[1:], strict=False)}
+        self(views, record)
+        return {
+            part: end - start for part, start, end in zip(PARTS, times, times[1:], strict=False)
+        }

@@ -1,26 +1,41 @@
-"""Regime "train": JPEG to weights, end to end, beside the loader and the step each by itself.
+"""Regime "train": training end to end, beside the loader alone and the step alone.
 
     python -m benchmarks.train --data IMAGENETTE --json benchmarks/results/train.json
 
-On a GPU the two run side by side, and training can be as fast as the slower of them. On a CPU they
-share the cores and take turns: 1 / (1 / loader + 1 / step) images/s. Each runs in a fresh process:
-  loader    batches of the plan, made and thrown away
-  step      the trainer's step, color and optimizer included, on one batch that lies on the device
-  train     the trainer itself, from the log of its run
+On a GPU loader and step run concurrently, and training can be as fast as the slower of them. On a CPU
+they share the cores and alternate: 1 / (1 / loader + 1 / step) images/s. Each runs in a fresh process:
+  loader    the plan's batches, dropped as soon as they are there
+  step      the trainer's step, color and optimizer included, on one batch that is on the device
+  train     the trainer, by the metrics that it logs
 
-"cores" is how many CPU cores this process kept busy, worker processes of `reference` apart.
+"cores" is the number of CPU cores this process kept busy, without the worker processes of `reference`.
 """
 
 import argparse
 import json
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from benchmarks.harness import add_data, conclude, parser, photographs, run_all, summary, words_of
-from fastsimsiam.config.run import CheckpointConfig, Config, CpuConfig, KnnConfig
+from benchmarks.harness import (
+    add_data,
+    conclude,
+    photographs,
+    regime_parser,
+    run_all,
+    summary,
+    to_argv,
+)
+from fastsimsiam.config.run import (
+    CheckpointConfig,
+    CompileName,
+    Config,
+    CpuConfig,
+    KnnConfig,
+    LoaderName,
+)
 from fastsimsiam.doctor.diagnosis import parts_allow
 from fastsimsiam.doctor.measure import batches_of, logged, trainer_of, wait_for
 from fastsimsiam.doctor.synthetic import repeated
@@ -36,7 +51,7 @@ _EPOCHS = 100
 
 
 def config_of(args: argparse.Namespace) -> Config:
-    """The ImageNet recipe on the scale that was asked for, without evaluation and checkpoints."""
+    """The ImageNet recipe with the options of the command line, without evaluation and checkpoints."""
     return replace(
         catalogue.recipe("imagenet-100ep"),
         data=args.data,
@@ -55,10 +70,10 @@ def config_of(args: argparse.Namespace) -> Config:
 
 
 def measure(name: str, config: Config, steps: int) -> dict[str, Any]:
-    """Times one of the three in this process."""
+    """Times one of NAMES in this process."""
     storage = open_split(config.data, "train")
     if isinstance(storage, ClassFolder) and config.loader != "resident":
-        # One epoch holds all steps: where few images make short ones, their ends would be measured.
+        # One epoch holds all steps: short epochs of a small data set would measure their ends.
         storage = repeated(storage, (2 * steps + _WARM_UP) * config.batch_size)
     with trainer_of(config, storage) as trainer:
         if name == "train":
@@ -73,14 +88,14 @@ def measure(name: str, config: Config, steps: int) -> dict[str, Any]:
                 "cores": cores,
             }
         batches = batches_of(trainer)
-        synthetic = next(batches) if name == "step" else None
+        held = next(batches) if name == "step" else None
         trainer.method.train()
         started, busy = 0.0, 0.0
         for number in range(_WARM_UP + steps):
             if number == _WARM_UP:
                 wait_for(trainer.device)
                 started, busy = time.perf_counter(), time.process_time()
-            batch = synthetic or next(batches)
+            batch = held or next(batches)
             if name == "step":
                 trainer.train_on([batch])
         wait_for(trainer.device)
@@ -102,9 +117,9 @@ def table(result: dict[str, Any]) -> str:
         "| regime | images/s | spread | cores |",
         "|---|---:|---:|---:|",
     ]
-    for name, figure in result["summary"].items():
+    for name, rate in result["summary"].items():
         cores = max(run["cores"] for run in result["samples"][name])
-        rows.append(f"| {name} | {figure['median']:,.0f} | {figure['spread']:.0%} | {cores:.1f} |")
+        rows.append(f"| {name} | {rate['median']:,.0f} | {rate['spread']:.0%} | {cores:.1f} |")
     if "share_of_parts" not in result:
         return "\n".join(rows)
     rows += [
@@ -121,19 +136,25 @@ def table(result: dict[str, Any]) -> str:
 def command_line() -> argparse.ArgumentParser:
     """The command line."""
     gpu = torch.cuda.is_available()
-    options = parser(__doc__)
-    add_data(options)
-    options.add_argument("--arch", default="resnet50" if gpu else "resnet18")
-    options.add_argument("--image-size", type=int, default=224 if gpu else 64, help="pixels")
-    options.add_argument("--batch-size", type=int, default=256 if gpu else 64, help="images")
-    options.add_argument("--loader", default="cpu", help="as of pretrain (cpu)")
-    options.add_argument("--crops", default="host", help="as --cpu.crops of pretrain (host)")
-    options.add_argument("--workers", type=int, help="loader threads (one per core)")
-    options.add_argument("--compile", default="auto", help="as of pretrain (auto)")
-    options.add_argument(
-        "--steps", type=int, default=100 if gpu else 30, help="timed steps of a run"
+    parser = regime_parser(__doc__)
+    add_data(parser)
+    parser.add_argument("--arch", default="resnet50" if gpu else "resnet18", help="backbone")
+    parser.add_argument("--image-size", type=int, default=224 if gpu else 64, help="pixels")
+    parser.add_argument(
+        "--batch-size", type=int, default=256 if gpu else 64, help="images per step"
     )
-    return options
+    parser.add_argument(
+        "--loader", choices=get_args(LoaderName), default="cpu", help="as in pretrain (cpu)"
+    )
+    parser.add_argument(
+        "--crops", choices=("host", "device"), default="host", help="--cpu.crops of pretrain (host)"
+    )
+    parser.add_argument("--workers", type=int, help="loader threads (one per core)")
+    parser.add_argument(
+        "--compile", choices=get_args(CompileName), default="auto", help="as in pretrain (auto)"
+    )
+    parser.add_argument("--steps", type=int, default=100 if gpu else 30, help="timed steps per run")
+    return parser
 
 
 def main() -> None:
@@ -145,7 +166,7 @@ def main() -> None:
         return
     keys = ("data", "arch", "image_size", "batch_size", "loader", "crops", "workers")
     keys += ("compile", "steps")
-    samples, failed = run_all("benchmarks.train", NAMES, args.repeats, words_of(args, keys))
+    samples, failed = run_all("benchmarks.train", NAMES, args.repeats, to_argv(args, keys))
     rates = {
         name: summary([run["images_per_second"] for run in runs]) for name, runs in samples.items()
     }

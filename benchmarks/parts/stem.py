@@ -1,0 +1,134 @@
+"""The first convolution in other shapes: three channels fill neither tensor cores nor a CPU's vectors.
+
+    python -m benchmarks.stem --json benchmarks/results/stem.json
+
+The shapes alternate in one process, forward and backward pass (gradients of the weights alone: views
+need none), compiled on a GPU; the best time of each counts. All have the same result up to rounding:
+  plain           the 7x7 convolution of stride 2 on three channels
+  padded          channels padded with zeros to eight
+  space-to-depth  2x2 pixels turned into channels: a 4x4 convolution of stride 1 on 12 channels, padded
+                  to 16
+"""
+
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.harness import conclude, part_parser
+from fastsimsiam.doctor.measure import wait_for
+
+_SHAPES = (64, 224)
+_MULTIPLE = 8
+"""Channels of bfloat16 in 16 bytes, the size of a tensor core's loads."""
+
+
+def pad_channels(tensor: Tensor) -> Tensor:
+    """Pads the channels of (N, C, H, W) with zeros to a multiple of eight; returns channels_last."""
+    missing = -tensor.shape[1] % _MULTIPLE
+    padded = F.pad(tensor, (0, 0, 0, 0, 0, missing))
+    return padded.contiguous(memory_format=torch.channels_last)
+
+
+class PaddedConv2d(nn.Conv2d):
+    """A convolution with padded input channels."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(pad_channels(input), pad_channels(weight), bias)
+
+
+class SpaceToDepthConv2d(nn.Conv2d):
+    """A convolution of stride 2, computed as one of stride 1 on half the side and 4 times the channels.
+
+    The kernel gets a row and a column of zeros in front, which makes its side even.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        assert not isinstance(self.padding, str)
+        before = self.padding[0] + 1
+        after = self.kernel_size[0] - self.padding[0] - 2
+        image = F.pixel_unshuffle(F.pad(input, (before, after, before, after)), 2)
+        kernel = F.pixel_unshuffle(F.pad(weight, (1, 0, 1, 0)), 2)
+        return F.conv2d(pad_channels(image), pad_channels(kernel), bias)
+
+
+STEMS: dict[str, type[nn.Conv2d]] = {
+    "plain": nn.Conv2d,
+    "padded": PaddedConv2d,
+    "space-to-depth": SpaceToDepthConv2d,
+}
+
+
+def use_stem(module: nn.Module, shape: str) -> None:
+    """Replaces the convolution of images in a module by one of STEMS, in place.
+
+    Raises:
+        ValueError: the module does not have exactly one such convolution; or `space-to-depth` is asked
+            for and stride, kernel or padding are not those of a ResNet.
+    """
+    stems = [m for m in module.modules() if type(m) is nn.Conv2d and m.in_channels == 3]
+    if len(stems) != 1:
+        raise ValueError(f"{len(stems)} convolutions have three input channels")
+    (stem,) = stems
+    fits = stem.stride == (2, 2) and stem.kernel_size == (7, 7) and stem.padding == (3, 3)
+    if shape == "space-to-depth" and not fits:
+        raise ValueError("space-to-depth needs stride 2, a 7x7 kernel and 3 pixels of padding")
+    stem.__class__ = STEMS[shape]
+
+
+def measure(images: int, side: int, rounds: int, device: torch.device) -> dict[str, float]:
+    """Shape -> milliseconds of a forward and backward pass, compiled on a GPU."""
+    torch.backends.cudnn.benchmark = True
+    view = torch.randn(images, 3, side, side, device=device, dtype=torch.bfloat16)
+    view = view.to(memory_format=torch.channels_last)
+    candidates: dict[str, Any] = {}
+    for name in STEMS:
+        stem = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False).to(device)
+        stem.to(memory_format=torch.channels_last)
+        use_stem(stem, name)
+        run = torch.compile(stem, dynamic=False) if device.type == "cuda" else stem
+        candidates[name] = run, stem
+    best = dict.fromkeys(candidates, float("inf"))
+    gradient = torch.randn(images, 64, side // 2, side // 2, device=device, dtype=torch.bfloat16)
+    gradient = gradient.to(memory_format=torch.channels_last)
+    for _ in range(rounds):
+        for name, (run, stem) in candidates.items():
+            wait_for(device)
+            started = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16):
+                output = run(view)
+            torch.autograd.grad(output, stem.weight, gradient)
+            wait_for(device)
+            best[name] = min(best[name], time.perf_counter() - started)
+    return {name: 1e3 * seconds for name, seconds in best.items()}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    rows = [
+        f"| image | {' | '.join(f'{name}, ms' for name in STEMS)} |",
+        f"|---|{'---:|' * len(STEMS)}",
+    ]
+    for row in result["shapes"]:
+        times = " | ".join(f"{row['ms'][name]:.2f}" for name in STEMS)
+        rows.append(f"| {row['side']}x{row['side']} | {times} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Runs the command line."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+    parser = part_parser(__doc__, rounds=30)
+    parser.add_argument("--images", type=int, default=256 if gpu else 32, help="images per batch")
+    args = parser.parse_args()
+    shapes = [
+        {"side": side, "ms": measure(args.images, side, args.rounds, device)} for side in _SHAPES
+    ]
+    conclude(args, {"regime": "stem", "images": args.images, "shapes": shapes}, table)
+
+
+if __name__ == "__main__":
+    main()
