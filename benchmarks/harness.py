@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fastsimsiam.doctor.synthetic import made_up_photographs
+from fastsimsiam.doctor.synthetic import synthetic_photographs
 from fastsimsiam.system.hardware import commit, cpu_name, versions
 from fastsimsiam.system.resources import num_cores
 
@@ -77,7 +77,7 @@ def add_data(made: argparse.ArgumentParser) -> None:
 def photographs(args: argparse.Namespace) -> Path:
     """The folder of `--data`; made-up photographs where there is none."""
     if args.data is None:
-        args.data = made_up_photographs(_MADE_UP)
+        args.data = synthetic_photographs(_MADE_UP)
         print(f"no --data: made-up photographs in {args.data}", file=sys.stderr)
     folder: Path = args.data
     return folder

@@ -1,4 +1,4 @@
-"""The doctor: what follows from figures, and figures of a real, tiny run."""
+"""The doctor: what follows from measurements, and measurements of a real, tiny run."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ from PIL import Image
 
 from fastsimsiam.cli import main
 from fastsimsiam.config.run import Config, KnnConfig
-from fastsimsiam.doctor import doctor as examine_module
-from fastsimsiam.doctor.diagnosis import Figures, advice, forecast, holds_back, parts_allow
-from fastsimsiam.doctor.doctor import examine, in_words
-from fastsimsiam.doctor.synthetic import made_up_photographs, repeated
+from fastsimsiam.doctor import doctor as doctor_module
+from fastsimsiam.doctor.diagnosis import Measurements, advice, bottleneck, forecast, parts_allow
+from fastsimsiam.doctor.doctor import diagnose, format_report
+from fastsimsiam.doctor.synthetic import repeated, synthetic_photographs
 from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
@@ -24,7 +24,7 @@ from fastsimsiam.system.resources import host_memory
 from fastsimsiam.train.trainer import Trainer
 
 # A GPU that is fed well.
-FED = Figures(
+FED = Measurements(
     gpu=True,
     storage=20_000,
     decode=9_000,
@@ -46,7 +46,7 @@ FED = Figures(
     crop_pixels=224**2,
     packed=False,
     has_dali=True,
-    mend_for_compiling=None,
+    why_compile_fails=None,
     precision="bfloat16",
     compiled="step",
     batch_size=512,
@@ -56,7 +56,7 @@ CPU_ONLY = replace(FED, gpu=False, loader=1_000, step=100, train=91, compiled="c
 
 
 @pytest.mark.parametrize(
-    ("figures", "what"),
+    ("measurements", "what"),
     [
         (FED, "step"),
         (STARVED, "decode"),
@@ -67,15 +67,15 @@ CPU_ONLY = replace(FED, gpu=False, loader=1_000, step=100, train=91, compiled="c
         (replace(CPU_ONLY, loader=1_200, step=500, train=353, loader_name="resident"), "step"),
     ],
 )
-def test_what_holds_back(figures: Figures, what: str) -> None:
-    found, sentence = holds_back(figures)
+def test_what_holds_back(measurements: Measurements, what: str) -> None:
+    found, sentence = bottleneck(measurements)
     assert found == what
     assert sentence
 
 
-def advised(figures: Figures, word: str) -> bool:
+def advised(measurements: Measurements, word: str) -> bool:
     """Whether some advice begins with a word."""
-    return any(line.startswith(word) for line in advice(figures))
+    return any(line.startswith(word) for line in advice(measurements))
 
 
 def test_advice_fits_what_there_is() -> None:
@@ -95,7 +95,7 @@ def test_advice_fits_what_there_is() -> None:
     assert advised(replace(FED, precision="float32"), "--precision bf16")
     assert advised(replace(FED, compiled="off"), "--compile step")
     assert advised(CPU_ONLY, "a GPU")
-    lacking = replace(CPU_ONLY, compiled="off", mend_for_compiling="install g++")
+    lacking = replace(CPU_ONLY, compiled="off", why_compile_fails="install g++")
     assert advised(lacking, "install g++")
     assert advised(replace(lacking, gpu=True), "install g++, then --compile step")
     assert advised(replace(FED, loader_name="reference"), "--loader auto")
@@ -136,17 +136,17 @@ def test_a_batch_is_halved_only_where_its_own_step_is_too_long(
         tried.append(size)
         return 0.2 + 0.005 * size
 
-    monkeypatch.setattr(examine_module, "_step_seconds", seconds)
+    monkeypatch.setattr(doctor_module, "_step_seconds", seconds)
     # A step may take 1.2 s of a minute. By the rate at 8 images, 64 would take 1.9 s; they take 0.5.
-    assert examine_module._batch(config, 64, storage, 60.0) == 64
+    assert doctor_module._batch(config, 64, storage, 60.0) == 64
     assert tried == [16, 32]
-    assert examine_module._batch(config, 512, storage, 60.0) == 128
+    assert doctor_module._batch(config, 512, storage, 60.0) == 128
     assert max(tried) == 128
-    assert examine_module._batch(config, 12, storage, 0.001) == 12
+    assert doctor_module._batch(config, 12, storage, 0.001) == 12
 
 
 @pytest.fixture(scope="module")
-def figures_of_a_run(class_folders: Path) -> dict[str, object]:
+def measurements_of_a_run(class_folders: Path) -> dict[str, object]:
     """The doctor's JSON for a tiny run."""
     config = replace(
         catalogue.recipe("imagenette"),
@@ -162,34 +162,40 @@ def figures_of_a_run(class_folders: Path) -> dict[str, object]:
         knn=KnnConfig(every_epochs=10),
     )
     said: list[str] = []
-    report = examine(config, minutes=0.05, say=said.append)
+    report = diagnose(config, minutes=0.05, say=said.append)
     assert said[0].startswith("loader cpu (asked for)")
-    text = in_words(report)
+    text = format_report(report)
     assert "Held back by" in text
     assert "40 epochs will take" in text
     found: dict[str, object] = json.loads(json.dumps(report.as_dict()))
     return found
 
 
-def test_figures_of_a_run_are_there_and_fit_together(figures_of_a_run: dict[str, object]) -> None:
-    figures = figures_of_a_run["figures"]
-    assert isinstance(figures, dict)
+def test_measurements_of_a_run_are_there_and_fit_together(
+    measurements_of_a_run: dict[str, object],
+) -> None:
+    measurements = measurements_of_a_run["figures"]
+    assert isinstance(measurements, dict)
     for name in ("storage", "decode", "loader", "augment", "step", "train", "features"):
-        assert figures[name] > 0, name
+        assert measurements[name] > 0, name
     # Tiny images cost more around their decoding than in it, so no more can be said of these.
-    assert figures["decode"] > 0.3 * figures["loader"]
-    assert figures["step"] < figures["augment"]
-    assert figures["train"] < 2 * figures["step"]
-    ahead = figures_of_a_run["forecast"]
+    assert measurements["decode"] > 0.3 * measurements["loader"]
+    assert measurements["step"] < measurements["augment"]
+    assert measurements["train"] < 2 * measurements["step"]
+    ahead = measurements_of_a_run["forecast"]
     assert isinstance(ahead, dict)
     # 40 epochs of six steps; evaluations before the first epoch and after every tenth.
-    assert ahead["train"] == pytest.approx(40 * 6 * 16 / figures["train"])
-    assert ahead["evaluate"] == pytest.approx(5 * (96 + 24) / figures["features"])
-    assert figures_of_a_run["images"] == 96
-    assert not figures_of_a_run["made_up_images"]
+    assert ahead["train"] == pytest.approx(40 * 6 * 16 / measurements["train"])
+    assert ahead["evaluate"] == pytest.approx(5 * (96 + 24) / measurements["features"])
+    assert measurements_of_a_run["images"] == 96
+    # Keys of result files, which outlive the names of the code.
+    assert "mend_for_compiling" in measurements
+    assert "why_compile_fails" not in measurements
+    assert {"made_up_images", "holds_back", "holds_back_by"} <= set(measurements_of_a_run)
+    assert not measurements_of_a_run["made_up_images"]
 
 
-def test_made_up_photographs_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synthetic_photographs_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where no data/ is
     config: Config = replace(
         catalogue.recipe("cifar10-800ep"),
@@ -201,17 +207,17 @@ def test_made_up_photographs_stand_in(tmp_path: Path, monkeypatch: pytest.Monkey
         loader="cpu",
         workers=1,
     )
-    report = examine(config, minutes=0.02)
-    assert report.made_up
+    report = diagnose(config, minutes=0.02)
+    assert report.synthetic
     assert 50_000 <= report.images < 50_256
-    assert "made-up photographs" in in_words(report)
+    assert "synthetic photographs" in format_report(report)
 
 
-def test_made_up_photographs_are_like_photographs() -> None:
-    folder = made_up_photographs(4)
+def test_synthetic_photographs_are_like_photographs() -> None:
+    folder = synthetic_photographs(4)
     files = sorted(folder.rglob("*.jpg"))
     assert len(files) == 4
-    assert made_up_photographs(4) == folder
+    assert synthetic_photographs(4) == folder
     with Image.open(files[0]) as image:
         assert image.size == (500, 375)
     # ImageNet's average is 110 kB for that size.
@@ -266,14 +272,14 @@ def short_run(class_folders: Path, **changes: object) -> Config:
 
 
 def test_a_run_shorter_than_its_measurement_is_foretold(class_folders: Path) -> None:
-    report = examine(short_run(class_folders, knn=KnnConfig(every_epochs=0)), minutes=0.02)
-    assert report.forecast.train == pytest.approx(2 * 48 / report.figures.train)
+    report = diagnose(short_run(class_folders, knn=KnnConfig(every_epochs=0)), minutes=0.02)
+    assert report.forecast.train == pytest.approx(2 * 48 / report.measurements.train)
 
 
 def test_a_run_that_would_be_refused_is_not_foretold(class_folders: Path) -> None:
     config = replace(short_run(class_folders), batch_size=128)
     with pytest.raises(UserError, match="has 96 images, fewer than one batch of 128"):
-        examine(config, minutes=0.02)
+        diagnose(config, minutes=0.02)
 
 
 def test_a_signal_ends_the_doctor_too(
@@ -293,9 +299,9 @@ def test_broken_images_are_for_the_loader_to_say(class_folders: Path, tmp_path: 
     broken = data / "bee" / "02.JPEG"
     broken.write_bytes(broken.read_bytes()[:400])
     with pytest.raises(UserError, match=r"02\.JPEG"):
-        examine(short_run(data), minutes=0.02)
-    report = examine(short_run(data, on_bad_image="skip"), minutes=0.02)
-    assert report.figures.decode > 0
+        diagnose(short_run(data), minutes=0.02)
+    report = diagnose(short_run(data, on_bad_image="skip"), minutes=0.02)
+    assert report.measurements.decode > 0
 
 
 @pytest.mark.parametrize(

@@ -460,7 +460,7 @@ def test_without_its_libraries_it_says_how_to_get_them(
 
 
 def test_importing_loads_neither_plotly_nor_scikit_learn() -> None:
-    parts = ("figures", "flat_map", "neighbors", "page", "repeat", "sections", "report")
+    parts = ("charts", "flat_map", "neighbors", "page", "repeat", "sections", "report")
     names = ", ".join(f"fastsimsiam.report.{part}" for part in parts)
     code = (
         f"import sys, fastsimsiam.commands.report, {names}\n"
@@ -507,7 +507,7 @@ def test_two_thousand_thumbnails_leave_the_page_below_ten_megabytes() -> None:
 
 def test_few_of_many_classes_are_shown(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastsimsiam.report.report._CONFUSION_CLASSES", 2)
-    monkeypatch.setattr("fastsimsiam.report.figures._LEGEND_CLASSES", 2)
+    monkeypatch.setattr("fastsimsiam.report.charts._LEGEND_CLASSES", 2)
     page = read(report([finished.out], options=CPU))
     assert "the 2 classes with the most errors" in page.text
     assert np.shape(page.charts["confusion"]["data"][0]["z"]) == (2, 2)

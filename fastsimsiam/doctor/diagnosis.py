@@ -1,4 +1,4 @@
-"""From figures to what they mean: what holds a machine back, what to change, how long it will take.
+"""From measurements to a diagnosis: the bottleneck, what to change, how long a run will take.
 
 Pure functions; nothing here measures anything. Rates are images per second on one device.
 """
@@ -15,7 +15,7 @@ _MUCH_LARGER = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class Measurements:
     """What was measured, and what it was measured on.
 
     Attributes:
@@ -34,7 +34,7 @@ class Figures:
         crop_pixels: of a view.
         packed: the data set is a packed file.
         has_dali: an optional part.
-        mend_for_compiling: what to do before torch.compile works here, or None.
+        why_compile_fails: what to do before torch.compile works here, or None.
         precision: `bfloat16` or `float32`.
         compiled: `step`, `color` or `off`.
         batch_size: images per step.
@@ -61,7 +61,7 @@ class Figures:
     crop_pixels: float
     packed: bool
     has_dali: bool
-    mend_for_compiling: str | None
+    why_compile_fails: str | None
     precision: str
     compiled: str
     batch_size: int
@@ -93,27 +93,27 @@ def parts_allow(loader: float, step: float, *, gpu: bool) -> tuple[float, str]:
 
 
 def forecast(
-    figures: Figures, *, steps: int, evaluations: int, images_per_evaluation: int
+    measured: Measurements, *, steps: int, evaluations: int, images_per_evaluation: int
 ) -> Forecast:
     """How long a run will take at the measured rates.
 
     Args:
-        figures: the measurement.
+        measured: the measurements.
         steps: of the run.
         evaluations: by kNN.
         images_per_evaluation: of both splits.
     """
-    train = steps * figures.batch_size / figures.train
-    evaluate = evaluations * images_per_evaluation / figures.features
-    seconds = train + evaluate + figures.compile_seconds
-    error = max(_LEAST_UNCERTAINTY, _relative_error(figures.samples))
+    train = steps * measured.batch_size / measured.train
+    evaluate = evaluations * images_per_evaluation / measured.features
+    seconds = train + evaluate + measured.compile_seconds
+    error = max(_LEAST_UNCERTAINTY, _relative_error(measured.samples))
     return Forecast(
         seconds=seconds,
         low=seconds * (1 - error),
         high=seconds * (1 + error),
         train=train,
         evaluate=evaluate,
-        compile=figures.compile_seconds,
+        compile=measured.compile_seconds,
     )
 
 
@@ -124,59 +124,59 @@ def _relative_error(samples: Sequence[float]) -> float:
     return 2 * statistics.stdev(samples) / math.sqrt(len(samples)) / statistics.fmean(samples)
 
 
-def holds_back(figures: Figures) -> tuple[str, str]:
+def bottleneck(measured: Measurements) -> tuple[str, str]:
     """What training waits for most: `storage`, `decode`, `loader` or `step`; and a sentence."""
-    share = figures.train / figures.loader
-    if figures.gpu and figures.loader >= figures.step:
-        idle = 1 - figures.train / figures.step
+    share = measured.train / measured.loader
+    if measured.gpu and measured.loader >= measured.step:
+        idle = 1 - measured.train / measured.step
         return "step", (
-            f"the training step: the loader could feed {figures.loader / figures.step:.1f} times as "
-            f"much (data-wait {figures.data_wait:.0%}; {idle:.0%} below the step alone)"
+            f"the training step: the loader could feed {measured.loader / measured.step:.1f} times as "
+            f"much (data-wait {measured.data_wait:.0%}; {idle:.0%} below the step alone)"
         )
-    if not figures.gpu and figures.loader >= figures.step:
+    if not measured.gpu and measured.loader >= measured.step:
         return "step", (
             f"the training step on the CPU: {1 - share:.0%} of the time, the loader takes {share:.0%}"
         )
-    costs = "costs" if figures.gpu else f"takes {share:.0%} of the CPU's time, and costs"
-    if figures.loader_name == "resident":
+    costs = "costs" if measured.gpu else f"takes {share:.0%} of the CPU's time, and costs"
+    if measured.loader_name == "resident":
         return "loader", f"cropping images that are decoded already: it {costs} more than the step"
-    if figures.storage < 1.25 * figures.loader:
+    if measured.storage < 1.25 * measured.loader:
         return "storage", (
-            f"the storage: it gives {figures.storage:,.0f} images/s, hardly more than the loader's "
-            f"{figures.loader:,.0f}"
+            f"the storage: it gives {measured.storage:,.0f} images/s, hardly more than the loader's "
+            f"{measured.loader:,.0f}"
         )
     return "decode", (
-        f"decoding: the loader makes {figures.loader:,.0f} images/s on {figures.workers} threads, and "
-        f"decoding alone {figures.decode:,.0f}; the step could take {figures.step:,.0f}"
+        f"decoding: the loader makes {measured.loader:,.0f} images/s on {measured.workers} threads, "
+        f"and decoding alone {measured.decode:,.0f}; the step could take {measured.step:,.0f}"
     )
 
 
-def advice(figures: Figures) -> list[str]:
+def advice(measured: Measurements) -> list[str]:
     """What to change, the most useful first."""
-    what, _ = holds_back(figures)
+    what, _ = bottleneck(measured)
     found = []
     if what in ("storage", "decode"):
-        found += _feed_advice(figures, what)
+        found += _feed_advice(measured, what)
     elif what == "step":
-        found += _step_advice(figures)
-        if not figures.gpu and figures.train / figures.loader >= _LARGE_SHARE:
-            found += _feed_advice(figures, what)
-    if figures.loader_name == "reference":
+        found += _step_advice(measured)
+        if not measured.gpu and measured.train / measured.loader >= _LARGE_SHARE:
+            found += _feed_advice(measured, what)
+    if measured.loader_name == "reference":
         found.append("--loader auto: the loader reference is slow, and there to compare with")
     return found
 
 
-def _feed_advice(figures: Figures, what: str) -> list[str]:
+def _feed_advice(measured: Measurements, what: str) -> list[str]:
     found = []
-    room = figures.device_memory * (0.25 if figures.gpu else 0.1)
-    if figures.loader_name != "resident" and figures.decoded_bytes <= room:
+    room = measured.device_memory * (0.25 if measured.gpu else 0.1)
+    if measured.loader_name != "resident" and measured.decoded_bytes <= room:
         found.append(
-            f"--loader resident: all images decoded take {figures.decoded_bytes / 1e9:.1f} GB, which "
-            f"fits the {'GPU' if figures.gpu else 'memory'}"
+            f"--loader resident: all images decoded take {measured.decoded_bytes / 1e9:.1f} GB, which "
+            f"fits the {'GPU' if measured.gpu else 'memory'}"
         )
-    if figures.workers < figures.cores:
+    if measured.workers < measured.cores:
         found.append(
-            f"--workers {figures.cores}: there are {figures.cores} cores, and {figures.workers} "
+            f"--workers {measured.cores}: there are {measured.cores} cores, and {measured.workers} "
             "threads in use"
         )
     if what == "storage":
@@ -184,41 +184,41 @@ def _feed_advice(figures: Figures, what: str) -> list[str]:
             "copy the data set to a local disk, or pack it (fastsimsiam pack SRC DST.beton): one file "
             "is read faster than many, and stays in the page cache"
         )
-    if figures.gpu and figures.loader_name != "dali":
+    if measured.gpu and measured.loader_name != "dali":
         found.append(
             "--loader dali: the GPU decodes"
-            if figures.has_dali
+            if measured.has_dali
             else "pip install 'fastsimsiam[dali]' and --loader dali: the GPU decodes"
         )
     # As 512 pixels for views of 224: nothing that a view could show is lost.
-    side = math.ceil(math.sqrt(figures.crop_pixels) * 512 / 224)
+    side = math.ceil(math.sqrt(measured.crop_pixels) * 512 / 224)
     usual = 0.75 * side**2
-    if not figures.packed and figures.mean_pixels > _MUCH_LARGER * usual:
+    if not measured.packed and measured.mean_pixels > _MUCH_LARGER * usual:
         found.append(
             f"fastsimsiam pack SRC DST.beton --max-side {side}: images have "
-            f"{figures.mean_pixels / 1e6:.1f} megapixels on average, {figures.mean_pixels / usual:.0f} "
-            "times what views of this size can show"
+            f"{measured.mean_pixels / 1e6:.1f} megapixels on average, "
+            f"{measured.mean_pixels / usual:.0f} times what views of this size can show"
         )
-    if figures.gpu and not found:
+    if measured.gpu and not found:
         found.append("more CPU cores for each GPU")
     return found
 
 
-def _step_advice(figures: Figures) -> list[str]:
-    if not figures.gpu:
+def _step_advice(measured: Measurements) -> list[str]:
+    if not measured.gpu:
         found = ["a GPU: it takes a training step some hundred times as fast as a few CPU cores"]
-        if figures.compiled == "off" and figures.mend_for_compiling:
-            found.append(f"{figures.mend_for_compiling}: long runs then compile the views' color")
+        if measured.compiled == "off" and measured.why_compile_fails:
+            found.append(f"{measured.why_compile_fails}: long runs then compile the views' color")
         return found
     found = []
-    if figures.precision == "float32":
+    if measured.precision == "float32":
         found.append("--precision bf16, where the GPU computes in it: about twice as fast")
-    if figures.compiled != "step":
-        first = f"{figures.mend_for_compiling}, then " if figures.mend_for_compiling else ""
+    if measured.compiled != "step":
+        first = f"{measured.why_compile_fails}, then " if measured.why_compile_fails else ""
         found.append(f"{first}--compile step: fuses what is left of the step between convolutions")
-    if figures.device_free > 0.5 * figures.device_memory:
+    if measured.device_free > 0.5 * measured.device_memory:
         found.append(
-            f"a larger --batch-size than {figures.batch_size}: {figures.device_free / 1e9:.0f} GB of "
+            f"a larger --batch-size than {measured.batch_size}: {measured.device_free / 1e9:.0f} GB of "
             "the GPU's memory are free (it changes the recipe: the learning rate follows by itself)"
         )
     return found

@@ -13,14 +13,14 @@ import torch
 from fastsimsiam.config.run import Config
 from fastsimsiam.doctor import measure
 from fastsimsiam.doctor.diagnosis import (
-    Figures,
     Forecast,
+    Measurements,
     advice,
+    bottleneck,
     forecast,
-    holds_back,
     parts_allow,
 )
-from fastsimsiam.doctor.synthetic import made_up_photographs, repeated
+from fastsimsiam.doctor.synthetic import repeated, synthetic_photographs
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
 from fastsimsiam.methods.registry import method_class
@@ -29,7 +29,7 @@ from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, open_split
-from fastsimsiam.system.compiler import mend_for_compiling
+from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.hardware import describe
 from fastsimsiam.system.resources import host_memory, num_cores, num_workers
 from fastsimsiam.train.auto import choose_all
@@ -58,27 +58,30 @@ class Report:
         machine: see `machine.describe`.
         config: of the run that was examined.
         images: of the training split.
-        made_up: there was no data set, and made-up photographs stood in.
+        synthetic: there was no data set, and synthetic photographs stood in.
         measured_batch: images per step of the measurement.
         storage_bytes_per_second: of reading.
         why: what `auto` chose.
-        figures: what was measured.
+        measurements: what was measured.
         forecast: of the whole run.
     """
 
     machine: dict[str, Any]
     config: Config
     images: int
-    made_up: bool
+    synthetic: bool
     measured_batch: int
     storage_bytes_per_second: float
     why: str
-    figures: Figures
+    measurements: Measurements
     forecast: Forecast
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
-        what, sentence = holds_back(self.figures)
+        what, sentence = bottleneck(self.measurements)
+        # The keys of result files that lie in benchmarks/results since before the names changed.
+        figures = asdict(self.measurements)
+        figures["mend_for_compiling"] = figures.pop("why_compile_fails")
         return {
             "machine": self.machine,
             "recipe": self.config.recipe,
@@ -87,22 +90,22 @@ class Report:
             "batch_size": self.config.batch_size,
             "measured_batch": self.measured_batch,
             "images": self.images,
-            "made_up_images": self.made_up,
+            "made_up_images": self.synthetic,
             "chosen": self.why,
-            "figures": asdict(self.figures),
+            "figures": figures,
             "storage_bytes_per_second": self.storage_bytes_per_second,
             "holds_back": what,
             "holds_back_by": sentence,
-            "advice": advice(self.figures),
+            "advice": advice(self.measurements),
             "forecast": asdict(self.forecast),
         }
 
 
-def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: None) -> Report:
+def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: None) -> Report:
     """Measures a recipe's parts on this machine.
 
     Args:
-        config: the run, see `recipes`; where its `data` is not there, made-up photographs stand in.
+        config: the run, see `recipes`; where its `data` is not there, synthetic photographs stand in.
         minutes: of measurement; starting, compiling and decoding a resident data set come on top.
         say: told what goes on.
 
@@ -115,8 +118,8 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
     seconds = 60 * minutes
     # A folder that was asked for and is not there is an error, as in `pretrain`.
     usual = catalogue.recipe(config.recipe).data
-    made_up = config.data == usual and not usual.exists()
-    train, val_images = _open(config, made_up)
+    synthetic = config.data == usual and not usual.exists()
+    train, val_images = _open(config, synthetic)
     require_a_batch(len(train), config.batch_size)  # of large batches a part is measured
     chosen = choose_all(config, train)
     device = chosen.device
@@ -167,7 +170,7 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
             steps = max(_FEWEST_STEPS, round(given * rate / batch_size))
             together, data_wait = measure.measure_train(trainer, steps)
     machine = describe()
-    figures = Figures(
+    measurements = Measurements(
         gpu=gpu,
         storage=storage.images_per_second,
         decode=decode.images_per_second,
@@ -191,7 +194,7 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
         crop_pixels=float(config.image_size**2),
         packed=train.is_one_file,
         has_dali=machine["optional"]["dali"],
-        mend_for_compiling=mend_for_compiling(device.type),
+        why_compile_fails=why_compile_fails(device.type),
         precision=str(chosen.dtype).removeprefix("torch."),
         compiled=chosen.compiled,
         batch_size=config.batch_size,
@@ -205,13 +208,13 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
         machine=machine,
         config=config,
         images=len(train),
-        made_up=made_up,
+        synthetic=synthetic,
         measured_batch=batch_size,
         storage_bytes_per_second=storage_bytes,
         why=chosen.why,
-        figures=figures,
+        measurements=measurements,
         forecast=forecast(
-            figures,
+            measurements,
             steps=planned.stop,
             evaluations=evaluations,
             images_per_evaluation=len(train) + val_images,
@@ -219,9 +222,9 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
     )
 
 
-def _open(config: Config, made_up: bool) -> tuple[Storage, int]:
+def _open(config: Config, synthetic: bool) -> tuple[Storage, int]:
     """The training split, and the number of validation images."""
-    if not made_up:
+    if not synthetic:
         train = open_split(config.data, "train")
         if not has_split(config.data, "val"):
             return train, 0
@@ -229,7 +232,7 @@ def _open(config: Config, made_up: bool) -> tuple[Storage, int]:
     like = catalogue.find(config.recipe).data_set
     from fastsimsiam.storage.class_folder import open_split as open_folders
 
-    folder = made_up_photographs(256, like.height, like.width)
+    folder = synthetic_photographs(256, like.height, like.width)
     return repeated(open_folders(folder, "train"), like.train_images), like.val_images
 
 
@@ -259,9 +262,9 @@ def _step_seconds(config: Config, size: int, train: Storage) -> float:
         return time.perf_counter() - started
 
 
-def in_words(report: Report) -> str:
+def format_report(report: Report) -> str:
     """The report as text."""
-    machine, figures, ahead = report.machine, report.figures, report.forecast
+    machine, measurements, ahead = report.machine, report.measurements, report.forecast
     parts = ", ".join(
         f"{name} {'yes' if there else 'no'}" for name, there in machine["optional"].items()
     )
@@ -270,7 +273,9 @@ def in_words(report: Report) -> str:
         for gpu in machine["gpus"]
     )
     cuda = f", CUDA {machine['cuda']}, driver {machine['driver']}" if machine["gpus"] else ""
-    what = "made-up photographs, as many as it has" if report.made_up else str(report.config.data)
+    what = (
+        "synthetic photographs, as many as it has" if report.synthetic else str(report.config.data)
+    )
     config = report.config
     lines = [
         f"fastsimsiam {machine['fastsimsiam']}, torch {machine['versions']['torch']}, Python "
@@ -285,17 +290,17 @@ def in_words(report: Report) -> str:
     storage = f"{report.storage_bytes_per_second / 1e6:,.0f} MB/s"
     notes = {
         "storage": f"reading alone, {storage}",
-        "decode": f"{figures.workers} threads, nothing else",
-        "loader": f"{figures.loader_name}: decoded, cropped, on the device",
+        "decode": f"{measurements.workers} threads, nothing else",
+        "loader": f"{measurements.loader_name}: decoded, cropped, on the device",
         "augment": "color of all views",
         "step": "on a batch that is there, color included",
-        "train": f"all together; data-wait {figures.data_wait:.0%}",
+        "train": f"all together; data-wait {measurements.data_wait:.0%}",
         "features": "of the kNN evaluation",
     }
     for name, note in notes.items():
-        lines.append(f"{name:10}{getattr(figures, name):>10,.0f}   {note}")
-    lines += ["", f"Held back by {holds_back(figures)[1]}."]
-    lines += [f"  - {line}" for line in advice(figures)]
+        lines.append(f"{name:10}{getattr(measurements, name):>10,.0f}   {note}")
+    lines += ["", f"Held back by {bottleneck(measurements)[1]}."]
+    lines += [f"  - {line}" for line in advice(measurements)]
     lines += [
         "",
         f"{config.epochs} epochs will take {_duration(ahead.seconds)} ({_duration(ahead.low)} to "

@@ -130,7 +130,7 @@ def measure_storage(storage: Storage, workers: int | None, seconds: float) -> tu
     Returns:
         The rate, and bytes per second.
     """
-    # Made-up photographs repeat; read again, a file would come from the cache.
+    # Synthetic photographs repeat; read again, a file would come from the cache.
     different = list(dict(zip(storage.paths, range(len(storage)), strict=True)).values())
     chosen = different[:: -(-len(different) // _FILES)]
     for path in {

@@ -1,4 +1,4 @@
-"""Made-up photographs, for where there are none: as large to decode as real ones, and as rough."""
+"""Synthetic photographs, for where there are none: as large to decode as real ones, and as rough."""
 
 import os
 import tempfile
@@ -29,7 +29,7 @@ def photograph(rng: np.random.Generator, height: int, width: int) -> Image.Image
     return Image.fromarray(rough)
 
 
-def made_up_photographs(images: int = 64, height: int = 375, width: int = 500) -> Path:
+def synthetic_photographs(images: int = 64, height: int = 375, width: int = 500) -> Path:
     """A folder of class folders with as many JPEGs, written at the first call.
 
     Args:
@@ -40,7 +40,7 @@ def made_up_photographs(images: int = 64, height: int = 375, width: int = 500) -
         The folder, in the system's temporary folder; it is used again by later calls.
     """
     parent = Path(tempfile.gettempdir())
-    root = parent / f"fastsimsiam-made-up-{os.getuid()}-{images}-{height}x{width}"
+    root = parent / f"fastsimsiam-synthetic-{os.getuid()}-{images}-{height}x{width}"
     if root.is_dir():
         return root
     rng = np.random.default_rng(0)

@@ -106,7 +106,7 @@ class Neighborhood:
         return found[:number]
 
 
-def examine(session: Session) -> Neighborhood:
+def find_neighbors(session: Session) -> Neighborhood:
     """Features of a data set, and who is near whom.
 
     The bank is the whole training split. Asked about are the validation images, or 2,000 of the

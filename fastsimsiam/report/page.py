@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from fastsimsiam.report.figures import script_json
+from fastsimsiam.report.charts import script_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def assemble(title: str, body: str, charts: Mapping[str, Any], images: MapImages
     from plotly.offline import get_plotlyjs
 
     here = files("fastsimsiam.report")
-    figures = ",".join(f"{json.dumps(name)}:{script_json(chart)}" for name, chart in charts.items())
+    chart_json = ",".join(f"{json.dumps(name)}:{script_json(it)}" for name, it in charts.items())
     stored = json.dumps(vars(images) if images else None).replace("<", "\\u003c")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -52,7 +52,7 @@ def assemble(title: str, body: str, charts: Mapping[str, Any], images: MapImages
         f"<body><main>{body}</main>\n"
         "<noscript><p>The charts need JavaScript.</p></noscript>\n"
         '<div id="tip" hidden><img alt=""><p></p></div>\n'
-        f'<script type="application/json" id="charts">{{{figures}}}</script>\n'
+        f'<script type="application/json" id="charts">{{{chart_json}}}</script>\n'
         f'<script type="application/json" id="images">{stored}</script>\n'
         f"<script>{get_plotlyjs()}</script>\n"
         f"<script>{(here / 'page.js').read_text()}</script></body></html>\n"

@@ -16,9 +16,9 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import Session, evaluating
 from fastsimsiam.plan.order import epoch_order
-from fastsimsiam.report import figures, sections
+from fastsimsiam.report import charts, sections
 from fastsimsiam.report.flat_map import MOST, flat_map
-from fastsimsiam.report.neighbors import NEIGHBORS, Neighborhood, examine, shown_neighbors
+from fastsimsiam.report.neighbors import NEIGHBORS, Neighborhood, find_neighbors, shown_neighbors
 from fastsimsiam.report.page import MapImages, assemble
 from fastsimsiam.report.runs import Run, read_runs
 from fastsimsiam.report.thumbnails import center, jpeg, thumbnails
@@ -71,9 +71,9 @@ def report(
     """
     for module, name in (("plotly", "plotly"), ("sklearn", "scikit-learn")):
         require(module, "report", "pip install 'fastsimsiam[report]'", name=name)
-    if not 1 <= len(runs) <= figures.MOST_RUNS:
+    if not 1 <= len(runs) <= charts.MOST_RUNS:
         raise UserError(
-            f"{len(runs)} runs are more than colors can tell apart: give 1 to {figures.MOST_RUNS}"
+            f"{len(runs)} runs are more than colors can tell apart: give 1 to {charts.MOST_RUNS}"
         )
     read = read_runs(runs)
     run = read[0]
@@ -123,7 +123,7 @@ def _add_note(page: _Page, name: str, title: str, *texts: str) -> None:
 
 
 def _add_curves(page: _Page, runs: Sequence[Run]) -> None:
-    drawn = figures.curves(runs)
+    drawn = charts.curves(runs)
     page.charts |= {name: figure for name, _, figure in drawn}
     places = "".join(sections.chart(name, caption) for name, caption, _ in drawn)
     thinned = (
@@ -156,7 +156,7 @@ def _why_no_pictures(run: Run, data: Path | None) -> str:
 
 def _add_pictures(page: _Page, run: Run, session: Session) -> None:
     """What needs the data and the network."""
-    found = examine(session)
+    found = find_neighbors(session)
     if run.fingerprint and run.fingerprint != fingerprint(session.train):
         text = f"the network was not trained on the images of {session.config.data}"
         _add_note(page, "other-data", "Other data", text)
@@ -229,7 +229,7 @@ def _add_map(page: _Page, fraction: float, found: Neighborhood) -> None:
         _add_note(page, "map", title, f"left out: {why_not}")
         return
     classes = found.bank.storage.classes
-    page.charts["map"] = figures.class_map(position, classes, found.label[rows])
+    page.charts["map"] = charts.class_map(position, classes, found.label[rows])
     page.images = MapImages(
         jpegs=thumbnails(
             asked.storage,
@@ -262,7 +262,7 @@ def _add_confusion(page: _Page, found: Neighborhood) -> None:
         shown = np.sort(np.argsort(-wrong, kind="stable")[:_CONFUSION_CLASSES])
         about += f" Shown are the {len(shown)} classes with the most errors."
     names = [classes[number] for number in shown.tolist()]
-    page.charts["confusion"] = figures.confusion(counts[np.ix_(shown, shown)], total[shown], names)
+    page.charts["confusion"] = charts.confusion(counts[np.ix_(shown, shown)], total[shown], names)
     body = sections.paragraph(about) + sections.chart(
         "confusion",
         "Rows: the class; columns: what it was taken for; shade: share of the class",

@@ -6,14 +6,17 @@ import sysconfig
 from pathlib import Path
 
 
-def mend_for_compiling(device_type: str) -> str | None:
-    """What has to be done before torch.compile works on this machine; None where it does.
+def why_compile_fails(device_type: str) -> str | None:
+    """Names what torch.compile lacks on this machine.
 
-    Inductor builds C++ for a CPU. For a GPU Triton builds the C that starts its kernels. Both include
-    Python's headers, which Debian packs apart from Python.
+    Inductor builds C++ for a CPU. For a GPU, Triton builds the C code that launches its kernels. Both
+    include Python's headers, which Debian packages separately from Python.
 
     Args:
         device_type: `cpu` or `cuda`.
+
+    Returns:
+        What to install, such as `install g++`; None where torch.compile works.
     """
     compilers: tuple[str, ...]
     if device_type == "cuda":
