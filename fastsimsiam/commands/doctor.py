@@ -38,7 +38,8 @@ def run(words: list[str]) -> int:
         default=_Doctor(config=catalogue.recipe(name)),
         about=about,
     )
-    from fastsimsiam.doctor.doctor import diagnose, format_report
+    from fastsimsiam.doctor.doctor import diagnose
+    from fastsimsiam.doctor.report import format_report
 
     report = diagnose(
         arguments.config,
