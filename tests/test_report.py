@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,13 +27,14 @@ from fastsimsiam.config.run import Config, KnnConfig, OptimizerConfig
 from fastsimsiam.config.stored import to_dict
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import UserError
+from fastsimsiam.methods.simsiam import SimSiam
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.report import runs as report_runs
 from fastsimsiam.report.flat_map import flat_map
 from fastsimsiam.report.neighbors import Embedded, _nearest
 from fastsimsiam.report.repeat import command
 from fastsimsiam.report.report import report
-from fastsimsiam.report.runs import read_runs, verdict
+from fastsimsiam.report.runs import diagnosis, read_runs
 from fastsimsiam.report.thumbnails import thumbnails
 from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.train.pretrain import pretrain
@@ -114,6 +115,11 @@ def fake_run(folder: Path, config: Config, lines: list[dict[str, float]]) -> Pat
 
 def line(step: int, **values: float) -> dict[str, float]:
     return {"step": step, "epoch": step / 10, "loss": -0.5, "collapse_std": 0.9, **values}
+
+
+def bare_line(step: int, **values: float) -> dict[str, float]:
+    """A line of a method that logs no collapse metric."""
+    return {"step": step, "epoch": step / 10, "loss": 5.0, **values}
 
 
 def test_one_file_tells_all_of_a_run(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,15 +378,15 @@ def test_several_runs_lie_over_each_other(finished: Config, tmp_path: Path) -> N
         (0.02, "collapsed", "Collapsed"),
     ],
 )
-def test_the_verdict(tmp_path: Path, std: float, state: str, sentence: str) -> None:
+def test_the_diagnosis(tmp_path: Path, std: float, state: str, sentence: str) -> None:
     lines = [line(1), line(2, collapse_std=std)]
     folder = fake_run(tmp_path / "run", catalogue.recipe("demo"), lines)
-    assert verdict(read_runs([folder])[0])[0] == state
+    assert diagnosis(read_runs([folder])[0])[0] == state
     page = read(report([folder]))
     assert sentence in page.text
     assert "is no checkpoint" in page.text or "has no checkpoint" in page.text
-    frames = [a["class"] for _, a in page.tags if (a.get("class") or "").startswith("verdict")]
-    assert frames == [f"verdict {state}"]
+    frames = [a["class"] for _, a in page.tags if (a.get("class") or "").startswith("diagnosis")]
+    assert frames == [f"diagnosis {state}"]
 
 
 def test_collapse_is_told_at_a_small_batch(tmp_path: Path) -> None:
@@ -388,8 +394,61 @@ def test_collapse_is_told_at_a_small_batch(tmp_path: Path) -> None:
     for name, loss, state in (("a", -0.99, "collapsed"), ("b", -0.5, "half collapsed")):
         folder = fake_run(tmp_path / name, config, [line(1, collapse_std=0.26, loss=loss)])
         run = read_runs([folder])[0]
-        assert verdict(run)[0] == state
-        assert "below 0.38 is collapsed at batch 64" in verdict(run)[1]
+        assert diagnosis(run)[0] == state
+        assert "below 0.38 is collapsed at batch 64" in diagnosis(run)[1]
+
+
+def test_metrics_of_other_methods_have_small_charts(tmp_path: Path) -> None:
+    odd = '<b>"&'
+    demo = catalogue.recipe("demo")
+    first = fake_run(
+        tmp_path / "a",
+        demo,
+        [line(1, teacher_entropy=2.0, knn_top1_k5=9.0), line(2, **{odd: 1.0, "note": "text"})],
+    )
+    second = fake_run(tmp_path / "b", demo, [line(1, teacher_entropy=3.0), line(2)])
+    page = read(report([first, second]))
+    assert list(page.charts) == ["loss", "knn", "collapse-std"] + [
+        f"metric-{name}" for name in ("teacher_entropy", odd)
+    ]
+    small = page.charts["metric-teacher_entropy"]
+    assert [trace["y"] for trace in small["data"]] == [[2.0], [3.0]]
+    assert small["layout"]["height"] < page.charts["loss"]["layout"]["height"]
+    assert "teacher_entropy" in page.text
+    assert ("div", {"class": "charts small"}) in page.tags
+    places = [a["id"] for t, a in page.tags if t == "div" and a.get("class") == "plot"]
+    assert places == [f"chart-{name}" for name in page.charts]
+    assert "<" not in page.scripts["charts"]
+    assert "b" not in [tag for tag, _ in page.tags]
+
+
+def test_captions_hold_for_every_method(tmp_path: Path) -> None:
+    page = read(report([fake_run(tmp_path / "run", catalogue.recipe("demo"), [line(1)])]))
+    captions = [a.get("aria-label") for _, a in page.tags if a.get("class") == "plot"]
+    assert captions == ["Loss", "Collapse metric: std of z/|z| times √D; 1 is healthy, 0 collapsed"]
+    page = read(report([fake_run(tmp_path / "other", catalogue.recipe("demo"), [bare_line(1)])]))
+    assert list(page.charts) == ["loss"]
+
+
+def test_the_diagnosis_follows_the_warning_of_the_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warning(_: type[SimSiam], metrics: Mapping[str, float], batch_size: int) -> str | None:
+        return f"the queue is empty at batch {batch_size}." if metrics["queue"] == 0 else None
+
+    monkeypatch.setattr(SimSiam, "warning", classmethod(warning))
+    demo = replace(catalogue.recipe("demo"), batch_size=64)
+    empty = fake_run(tmp_path / "empty", demo, [bare_line(1, queue=0)])
+    assert diagnosis(read_runs([empty])[0]) == ("warning", "the queue is empty at batch 64")
+    page = read(report([empty]))
+    assert "The queue is empty at batch 64." in page.text
+    assert ("p", {"class": "diagnosis warning"}) in page.tags
+    spread = fake_run(tmp_path / "spread", demo, [line(1, queue=0, collapse_std=0.9)])
+    assert diagnosis(read_runs([spread])[0])[0] == "warning"
+    full = fake_run(tmp_path / "full", demo, [bare_line(1, queue=0), bare_line(2, queue=8)])
+    state, sentence = diagnosis(read_runs([full])[0])
+    assert state == "unknown"
+    assert sentence == "no diagnosis: the method logs no collapse metric"
 
 
 def test_long_curves_are_thinned_to_means(tmp_path: Path) -> None:
@@ -408,7 +467,7 @@ def test_scores_before_any_log_line_have_their_epoch(finished: Config) -> None:
     )
     run = read_runs([finished.out])[0]
     assert run.curve("knn_top1_k5")[0] == [0, 1, 2]
-    assert verdict(run)[0] == "unknown"
+    assert diagnosis(run)[0] == "unknown"
 
 
 def test_a_line_cut_short_at_the_end_is_passed_over(tmp_path: Path) -> None:
@@ -541,6 +600,8 @@ def browser() -> Iterator[Any]:
 
 
 def test_in_a_browser(browser: Any, finished: Config) -> None:
+    metrics = finished.out / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"lr":', '"teacher_entropy": 0.5, "lr":'))
     file = report([finished.out], options=CPU)
     told: list[str] = []
     asked: list[str] = []
@@ -550,7 +611,8 @@ def test_in_a_browser(browser: Any, finished: Config) -> None:
     page.on("request", lambda request: asked.append(request.url))
     page.goto(file.resolve().as_uri())
     page.wait_for_selector("#chart-confusion .heatmaplayer image")
-    for name in CURVES:
+    curves = [*CURVES, "metric-teacher_entropy"]
+    for name in curves:
         marks = page.locator(f"#chart-{name} .scatterlayer .trace path")
         assert marks.count() > 0, name
         assert marks.first.bounding_box() is not None
@@ -573,7 +635,7 @@ def test_in_a_browser(browser: Any, finished: Config) -> None:
         page.set_viewport_size({"width": width, "height": 844})
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        for name in CURVES:
+        for name in curves:
             box = page.locator(f"#chart-{name} .main-svg").first.bounding_box()
             assert box["x"] + box["width"] <= width, name
     page.emulate_media(media="print")

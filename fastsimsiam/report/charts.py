@@ -1,13 +1,14 @@
 """The charts as plotly figures. Plotly is loaded when the first one is drawn."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastsimsiam.report.runs import Run
+from fastsimsiam.report.runs import KNN_PREFIX, Run
 
 # Okabe and Ito's palette as in pictures.py, the strongest on white first; yellow is too faint there.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -19,6 +20,22 @@ _LEGEND_CLASSES = 24
 _LABEL_LETTERS = 18
 _GRID = "#e3e3e3"
 _HEIGHT = 320
+_SMALL_HEIGHT = 220
+_CURVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "loss": ("Loss", {}),
+    "knn": ("kNN top-1 on the validation split, %; epoch 0 is untrained", {}),
+    "collapse_std": (
+        "Collapse metric: std of z/|z| times √D; 1 is healthy, 0 collapsed",
+        {"range": [0, 1.1]},
+    ),
+    "lr": ("Learning rate", {"rangemode": "tozero"}),
+    "images_per_second": ("Images per second, per device", {"rangemode": "tozero"}),
+    "data_wait": (
+        "Share of the training time spent waiting for data",
+        {"range": [0, 1], "tickformat": ".0%"},
+    ),
+}
+"""Metric -> caption and layout of the y axis; `knn` holds the scores of every k."""
 
 
 def label(text: str, letters: int = _LABEL_LETTERS) -> str:
@@ -26,39 +43,55 @@ def label(text: str, letters: int = _LABEL_LETTERS) -> str:
     return escape(text if len(text) <= letters else text[: letters - 1] + "…")
 
 
-def curves(runs: Sequence[Run]) -> list[tuple[str, str, Any]]:
-    """The charts over epochs: (id, caption, figure); those without a value are left out.
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A chart of the page.
+
+    Attributes:
+        id: name that no other chart of the page has.
+        caption: plain text.
+        figure: plotly figure.
+    """
+
+    id: str
+    caption: str
+    figure: Any
+
+
+def curves(runs: Sequence[Run]) -> list[Chart]:
+    """Draws the metrics that every method logs over epochs; leaves out those without a value.
 
     Args:
         runs: at most `MOST_RUNS`.
     """
-    drawn: list[tuple[str, str, Any]] = []
-    for name, caption, axis in (
-        ("loss", "Loss; -1 is perfect agreement of the views", {}),
-        ("knn", "kNN top-1 on the validation split, %; epoch 0 is untrained", {}),
-        (
-            "collapse_std",
-            "Collapse figure, std of z/|z| times √D; 1 is healthy, near 0 collapsed",
-            {"range": [0, 1.1]},
-        ),
-        ("lr", "Learning rate", {"rangemode": "tozero"}),
-        ("images_per_second", "Images per second, per device", {"rangemode": "tozero"}),
-        (
-            "data_wait",
-            "Share of the time that training waits for data",
-            {"range": [0, 1], "tickformat": ".0%"},
-        ),
-    ):
+    drawn = []
+    for name, (caption, axis) in _CURVES.items():
         figure = _knn_curves(runs) if name == "knn" else _one_curve(runs, name)
-        if not figure.data:
-            continue
         figure.update_yaxes(**axis)
-        figure.update_xaxes(title={"text": "epoch", "standoff": 6})
-        # Legends grow downwards, two entries a row on a phone, and would squeeze the plot.
-        entries = sum(trace.showlegend is not False for trace in figure.data)
-        figure.update_layout(hovermode="x unified", height=_HEIGHT + 11 * entries)
-        drawn.append((name.replace("_", "-"), caption, figure))
-    return drawn
+        drawn.append(_over_epochs(name.replace("_", "-"), caption, figure, _HEIGHT))
+    return [chart for chart in drawn if chart.figure.data]
+
+
+def further_curves(runs: Sequence[Run]) -> list[Chart]:
+    """Draws the metrics that are logged beyond those of `curves`, under their names, smaller.
+
+    Args:
+        runs: at most `MOST_RUNS`.
+    """
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    return [
+        _over_epochs(f"metric-{name}", name, _one_curve(runs, name), _SMALL_HEIGHT)
+        for name in names
+        if name not in _CURVES and not name.startswith(KNN_PREFIX)
+    ]
+
+
+def _over_epochs(name: str, caption: str, figure: Any, height: int) -> Chart:
+    figure.update_xaxes(title={"text": "epoch", "standoff": 6})
+    # Legends grow downwards, two entries a row on a phone, and would squeeze the plot.
+    entries = sum(trace.showlegend is not False for trace in figure.data)
+    figure.update_layout(hovermode="x unified", height=height + 11 * entries)
+    return Chart(id=name, caption=caption, figure=figure)
 
 
 def _one_curve(runs: Sequence[Run], name: str) -> Any:
@@ -82,7 +115,7 @@ def _knn_curves(runs: Sequence[Run]) -> Any:
     figure = _figure()
     for number, run in enumerate(runs):
         for rank, name in enumerate(run.scores):
-            k = f"k {name.removeprefix('knn_top1_k')}"
+            k = f"k {name.removeprefix(KNN_PREFIX)}"
             look = number if len(runs) > 1 else rank
             epochs, values = run.curve(name)
             figure.add_scatter(

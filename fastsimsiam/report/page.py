@@ -42,8 +42,8 @@ def assemble(title: str, body: str, charts: Mapping[str, Any], images: MapImages
     from plotly.offline import get_plotlyjs
 
     here = files("fastsimsiam.report")
-    chart_json = ",".join(f"{json.dumps(name)}:{script_json(it)}" for name, it in charts.items())
-    stored = json.dumps(vars(images) if images else None).replace("<", "\\u003c")
+    chart_json = ",".join(f"{_json(name)}:{script_json(it)}" for name, it in charts.items())
+    stored = _json(vars(images) if images else None)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -57,3 +57,8 @@ def assemble(title: str, body: str, charts: Mapping[str, Any], images: MapImages
         f"<script>{get_plotlyjs()}</script>\n"
         f"<script>{(here / 'page.js').read_text()}</script></body></html>\n"
     )
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand within a script of a page."""
+    return json.dumps(value).replace("<", "\\u003c")

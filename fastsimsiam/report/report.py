@@ -123,21 +123,13 @@ def _add_note(page: _Page, name: str, title: str, *texts: str) -> None:
 
 
 def _add_curves(page: _Page, runs: Sequence[Run]) -> None:
-    drawn = charts.curves(runs)
-    page.charts |= {name: figure for name, _, figure in drawn}
-    places = "".join(sections.chart(name, caption) for name, caption, _ in drawn)
-    thinned = (
-        "Each point is the mean of several log lines." if any(r.is_thinned for r in runs) else ""
-    )
-    page.body.append(
-        sections.section(
-            "training",
-            "Training",
-            sections.comparison(runs)
-            + (sections.paragraph(thinned) if thinned else "")
-            + (f'<div class="charts">{places}</div>' if places else ""),
-        )
-    )
+    body = sections.comparison(runs)
+    if any(run.is_thinned for run in runs):
+        body += sections.paragraph("Each point is the mean of several log lines.")
+    for kind, drawn in (("", charts.curves(runs)), ("small", charts.further_curves(runs))):
+        page.charts |= {chart.id: chart.figure for chart in drawn}
+        body += sections.charts([(chart.id, chart.caption) for chart in drawn], kind)
+    page.body.append(sections.section("training", "Training", body))
 
 
 def _why_no_pictures(run: Run, data: Path | None) -> str:

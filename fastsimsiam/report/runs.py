@@ -11,13 +11,15 @@ from typing import Any
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import from_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.inspect import verdict as in_words
+from fastsimsiam.evaluate.inspect import verdict as describe_std
 from fastsimsiam.methods.collapse import collapse_threshold
 from fastsimsiam.methods.registry import METHODS
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.system.progress import clock
 
 _ANNOUNCED = re.compile(r"(\d+) images of (\d+) classes")
+KNN_PREFIX = "knn_top1_k"
+"""Beginning of the names of kNN scores; k follows."""
 # A curve is a few hundred pixels wide; a run of ImageNet logs 25,000 lines.
 _MOST_POINTS = 600
 
@@ -68,9 +70,17 @@ class Run:
     @property
     def scores(self) -> list[str]:
         """Names of the kNN figures in the log, the headline first."""
-        names = {name for line in self.lines for name in line if name.startswith("knn_top1_k")}
-        headline = [f"knn_top1_k{k}" for k in self.config.knn.k]
+        names = {name for name in self.metrics if name.startswith(KNN_PREFIX)}
+        headline = [f"{KNN_PREFIX}{k}" for k in self.config.knn.k]
         return [n for n in headline if n in names] + sorted(names.difference(headline))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of all scalar metrics in the log, in the order of their first appearance."""
+        names = dict.fromkeys(
+            name for line in self.lines for name, value in line.items() if _is_scalar(value)
+        )
+        return [name for name in names if name not in ("step", "epoch")]
 
     def values(self, name: str) -> list[tuple[float, float]]:
         """(epoch, value) of every line that has the figure."""
@@ -78,7 +88,7 @@ class Run:
         return [
             (line.get("epoch", line["step"] / per_epoch), line[name])
             for line in self.lines
-            if isinstance(line.get(name), (int, float))
+            if _is_scalar(line.get(name))
         ]
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
@@ -95,6 +105,10 @@ class Run:
     def is_thinned(self) -> bool:
         """Whether curves are means of several lines."""
         return len(self.lines) > _MOST_POINTS
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _short(value: float) -> float:
@@ -177,23 +191,30 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def verdict(run: Run) -> tuple[str, str]:
-    """Whether a network has collapsed, by the last collapse figure: a word or two, and a sentence."""
-    values = run.values("collapse_std")
-    if not values:
-        return "unknown", "no verdict: the run has not logged a step yet"
-    std = values[-1][1]
-    # As the trainer warns: behind a BatchNorm the figure of a batch cannot fall to 0.
+def diagnosis(run: Run) -> tuple[str, str]:
+    """Whether the network has collapsed, by the run's last metrics.
+
+    Returns:
+        The state (`healthy`, `half collapsed`, `collapsed`, `warning` or `unknown`), and a sentence.
+    """
+    trained = [line for line in run.lines if _is_scalar(line.get("loss"))]
+    if not trained:
+        return "unknown", "no diagnosis: the run has not logged a step yet"
+    metrics = {name: value for name, value in trained[-1].items() if _is_scalar(value)}
+    # A metric is of what one forward pass sees, as in the trainer's own warning.
     batch = run.config.batch_size // run.config.accumulate
-    loss = (run.values("loss") or [(0.0, 0.0)])[-1][1]
-    method = METHODS[type(run.config.method)]
-    warning = method.warning({"loss": loss, "collapse_std": std}, batch)
-    text = in_words(0.0 if warning else std)
-    figure = (
+    warning = METHODS[type(run.config.method)].warning(metrics, batch)
+    std = metrics.get("collapse_std")
+    if warning and (std is None or std >= collapse_threshold(batch)):
+        return "warning", warning.rstrip(".")
+    if std is None:
+        return "unknown", "no diagnosis: the method logs no collapse metric"
+    text = describe_std(0.0 if warning else std)
+    metric = (
         f"the last std of z/|z| times \u221aD is {std:.2f}; 1 is healthy, below "
         f"{collapse_threshold(batch):.2f} is collapsed at batch {batch}"
     )
-    return text.partition(":")[0], f"{text} ({figure})"
+    return text.partition(":")[0], f"{text} ({metric})"
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -212,7 +233,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     for name in run.scores:
         values = run.values(name)
         before = f" (untrained {values[0][1]:.1f} %)" if values[0][0] == 0 and done else ""
-        k = name.removeprefix("knn_top1_k")
+        k = name.removeprefix(KNN_PREFIX)
         found.append((f"kNN top-1, k {k}", f"{values[-1][1]:.1f} %{before}"))
     if not run.scores:
         found.append(("kNN top-1", "not evaluated in training"))

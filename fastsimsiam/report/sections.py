@@ -7,10 +7,10 @@ from html import escape
 from typing import Any
 
 from fastsimsiam.report.repeat import changed_keys, command, flat
-from fastsimsiam.report.runs import Run, facts, verdict
+from fastsimsiam.report.runs import Run, diagnosis, facts
 from fastsimsiam.report.thumbnails import JPEG
 
-_MARKS = {"healthy": "✓", "half collapsed": "!", "collapsed": "✗", "unknown": "?"}
+_MARKS = {"healthy": "✓", "half collapsed": "!", "collapsed": "✗", "warning": "!", "unknown": "?"}
 _NONE = "-"
 _MARKED = ' class="changed"'
 
@@ -44,13 +44,13 @@ def paragraph(text: str, kind: str = "") -> str:
 
 def heading(run: Run) -> str:
     """What was trained, and whether it is well."""
-    state, text = verdict(run)
+    state, text = diagnosis(run)
     rows = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(run)
     )
     return (
         f"<header><h1>{escape(run.config.recipe)} <small>{escape(run.name)}</small></h1>"
-        f'<p class="verdict {state}"><span aria-hidden="true">{_MARKS[state]}</span> '
+        f'<p class="diagnosis {state}"><span aria-hidden="true">{_MARKS[state]}</span> '
         f'{escape(text[0].upper() + text[1:])}.</p><dl class="facts">{rows}</dl></header>'
     )
 
@@ -63,7 +63,7 @@ def comparison(runs: Sequence[Run]) -> str:
     rows = [
         [
             run.name,
-            verdict(run)[0],
+            diagnosis(run)[0],
             *(_last(run, name, ".1f") for name in scores),
             _last(run, "loss", ".4f"),
         ]
@@ -83,9 +83,23 @@ def chart(name: str, caption: str, least_width: int = 0) -> str:
     style = f' style="min-width:{least_width}px"' if least_width else ""
     return (
         f'<figure class="chart"><figcaption>{escape(caption)}</figcaption><div class="scroll">'
-        f'<div id="chart-{name}" class="plot" role="img" aria-label="{escape(caption)}"{style}></div>'
+        f'<div id="chart-{escape(name)}" class="plot" role="img" aria-label="{escape(caption)}"'
+        f"{style}></div>"
         f"</div></figure>"
     )
+
+
+def charts(places: Sequence[tuple[str, str]], kind: str = "") -> str:
+    """The places of charts, (id, caption) each, in a grid; empty without charts.
+
+    Args:
+        places: ids and captions.
+        kind: further CSS class of the grid.
+    """
+    if not places:
+        return ""
+    body = "".join(chart(name, caption) for name, caption in places)
+    return f'<div class="{f"charts {kind}".strip()}">{body}</div>'
 
 
 def views(jpeg: str) -> str:
