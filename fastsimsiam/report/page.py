@@ -1,4 +1,4 @@
-"""One file of HTML from parts, charts and thumbnails; it asks no network for anything."""
+"""One self-contained HTML file from sections, charts and thumbnails."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,37 +12,37 @@ from fastsimsiam.report.charts import script_json
 
 @dataclass(frozen=True, kw_only=True)
 class MapImages:
-    """What is shown beside the points of the map, one entry each.
+    """The images of the map, one entry per point.
 
     Attributes:
-        jpegs: base64 texts.
-        names: of the files.
-        label: class numbers.
-        taken: class numbers that the neighbors voted for.
-        classes: names of the classes.
+        jpegs: base64 texts of thumbnails.
+        names: file names.
+        label: true class numbers.
+        predicted: class numbers that the neighbors voted for.
+        classes: class names.
     """
 
     jpegs: Sequence[str]
     names: Sequence[str]
     label: Sequence[int]
-    taken: Sequence[int]
+    predicted: Sequence[int]
     classes: Sequence[str]
 
 
 def assemble(title: str, body: str, charts: Mapping[str, Any], images: MapImages | None) -> str:
-    """The page.
+    """Returns the page as HTML; a browser loads nothing else.
 
     Args:
         title: plain text.
-        body: HTML, with a place `chart-<id>` for each chart.
+        body: HTML with an element `chart-<id>` for each chart.
         charts: id -> plotly figure.
-        images: of the chart `map`.
+        images: images of the chart `map`.
     """
-    # Here, because plotly is optional.
+    # Imported here: plotly is optional.
     from plotly.offline import get_plotlyjs
 
     here = files("fastsimsiam.report")
-    chart_json = ",".join(f"{_json(name)}:{script_json(it)}" for name, it in charts.items())
+    chart_json = ",".join(f"{_json(name)}:{script_json(chart)}" for name, chart in charts.items())
     stored = _json(vars(images) if images else None)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -60,5 +60,5 @@ def assemble(title: str, body: str, charts: Mapping[str, Any], images: MapImages
 
 
 def _json(value: Any) -> str:
-    """JSON that may stand within a script of a page."""
+    """Returns JSON that is safe within a script element."""
     return json.dumps(value).replace("<", "\\u003c")
