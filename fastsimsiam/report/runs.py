@@ -206,7 +206,7 @@ def diagnosis(run: Run) -> tuple[str, str]:
     if not trained:
         return "unknown", "no diagnosis: the run has not logged a step yet"
     metrics = {name: value for name, value in trained[-1].items() if _is_scalar(value)}
-    # A metric is of what one forward pass sees, as in the trainer's own warning.
+    # Metrics are computed per forward pass; the trainer warns by the same number of images.
     batch = run.config.batch_size // run.config.accumulate
     warning = METHODS[type(run.config.method)].warning(metrics, batch)
     std = metrics.get("collapse_std")
