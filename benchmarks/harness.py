@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fastsimsiam.config import renamed
-from fastsimsiam.doctor.synthetic import made_up_photographs
+from fastsimsiam.doctor.synthetic import synthetic_photographs
 from fastsimsiam.system.hardware import commit, cpu_name, versions
 from fastsimsiam.system.resources import num_cores
 
@@ -80,7 +80,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 def photographs(args: argparse.Namespace) -> Path:
     """The folder of `--data`, or one of synthetic photographs, which `args.data` then names."""
     if args.data is None:
-        args.data = made_up_photographs(_SYNTHETIC_PHOTOGRAPHS)
+        args.data = synthetic_photographs(_SYNTHETIC_PHOTOGRAPHS)
         print(f"no --data: synthetic photographs in {args.data}", file=sys.stderr)
     folder: Path = args.data
     return folder

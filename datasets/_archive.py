@@ -1,8 +1,8 @@
-"""What the data-set scripts share: find or fetch an archive, unpack it, check and publish it.
+"""Shared by the data-set scripts: find or download an archive, unpack, check and publish it.
 
-Standard library only. A data set is built in `DEST.partial` and renamed when it is whole, so a
-folder called DEST is never half a data set. Each script ends in `run`, which turns a `DataError`
-into one line and an exit code.
+Standard library only. A data set is built in `DEST.partial` and renamed when it is complete: a folder
+DEST never holds half a data set. Each script ends in `run`, which turns a `DataError` into one line
+and an exit code.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from pathlib import Path, PurePosixPath
 from _download import DataError, Progress, download, md5_of, writing
 
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png"}
-MARKER = "SOURCE"  # holds the archive's name, which alone tells the sizes of a data set apart
+MARKER = "SOURCE"  # holds the archive's name: sizes of a data set differ in nothing else
 
 Splits = Mapping[str, tuple[int, int]]  # split -> (classes, images)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A published archive and what its data set must hold."""
+    """A published archive, and the classes and images of its splits."""
 
     url: str
     md5: str
@@ -41,7 +41,7 @@ class Source:
 
 @contextmanager
 def opened(archive: Path) -> Iterator[tuple[tarfile.TarFile, Callable[[], None]]]:
-    """Opens a tar file; yields it and a function that shows how far it has been read."""
+    """Opens a tar file; yields it and a function that updates the progress of reading."""
     if not hasattr(tarfile, "data_filter"):
         raise DataError("this Python cannot unpack tar files safely: use Python 3.11.4 or newer")
     try:
@@ -52,24 +52,24 @@ def opened(archive: Path) -> Iterator[tuple[tarfile.TarFile, Callable[[], None]]
             tarfile.open(fileobj=raw) as tar,
         ):
             yield tar, lambda: progress.update(raw.tell())
-            progress.update(size)  # what is left is padding
+            progress.update(size)  # the rest is padding
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"{archive} is damaged or no tar archive ({error}): delete it and fetch it again"
+            f"{archive} is damaged or no tar archive ({error}): delete it and download it again"
         ) from error
 
 
 def extract(
     tar: tarfile.TarFile, folder: Path, place: Callable[[str], str | None], tick: Callable[[], None]
 ) -> None:
-    """Unpacks the regular files to `folder / place(member name)`, skipping where that is None."""
+    """Unpacks regular files to `folder / place(member name)`; skips members where that is None."""
     with writing(folder):
         for member in tar:
             tick()
             target = None if member.isdir() else place(member.name)
             if target is None:
                 continue
-            if not member.isfile():  # the data filter admits some links; no data set needs one
+            if not member.isfile():  # the data filter allows some links; no data set needs one
                 raise DataError(f"refused {member.name!r}, a link or special file: wrong archive")
             try:
                 renamed = member.replace(name=target, deep=False)
@@ -79,19 +79,19 @@ def extract(
 
 
 def strip_top(name: str) -> str | None:
-    """Drops the archive's own top folder, and hidden files (desktop leftovers) altogether."""
+    """Returns a name without the archive's top folder; None for hidden files (desktop leftovers)."""
     parts = PurePosixPath(name).parts
     return None if len(parts) < 2 or parts[-1].startswith(".") else "/".join(parts[1:])
 
 
 def unpack_tar(archive: Path, folder: Path) -> None:
-    """Unpacks an archive that is laid out as TOP/train/... and TOP/val/... already."""
+    """Unpacks an archive with the layout TOP/train/... and TOP/val/..."""
     with opened(archive) as (tar, tick):
         extract(tar, folder, strip_top, tick)
 
 
 def miscount(folder: Path, splits: Splits) -> str | None:
-    """Says in which split the classes or images are not as many as expected, or None."""
+    """Returns a text on the first split with a wrong number of classes or images, or None."""
     for split, expected in splits.items():
         root = folder / split
         classes = [item for item in root.iterdir() if item.is_dir()] if root.is_dir() else []
@@ -109,7 +109,11 @@ def miscount(folder: Path, splits: Splits) -> str | None:
 
 
 def is_complete(dest: Path, name: str, splits: Splits) -> bool:
-    """Says whether `dest` holds the data set `name`; raises if it holds anything else."""
+    """Returns whether `dest` holds the data set `name`.
+
+    Raises:
+        DataError: `dest` holds something else.
+    """
     if not dest.exists() or {item.name for item in dest.iterdir()} <= {name}:
         return False
     marker = dest / MARKER
@@ -123,11 +127,11 @@ def is_complete(dest: Path, name: str, splits: Splits) -> bool:
 
 
 def publish(partial: Path, dest: Path, name: str, splits: Splits) -> None:
-    """Renames the counted `partial` to `dest`, which may hold nothing but the archive."""
+    """Renames `partial`, which is complete, to `dest`, which is missing or holds only the archive."""
     with writing(dest):
         (partial / MARKER).write_text(f"{name}\n")
         if dest.exists():
-            if (dest / name).exists():  # next to DEST it is found just as well by another run
+            if (dest / name).exists():  # the next run finds it beside DEST too
                 (dest / name).replace(dest.parent / name)
             dest.rmdir()
         partial.replace(dest)
@@ -136,19 +140,19 @@ def publish(partial: Path, dest: Path, name: str, splits: Splits) -> None:
 
 
 def _obtain(source: Source, url: str, dest: Path, archive: Path | None, verify: bool) -> Path:
-    """Returns the archive: the one given, or found next to or in `dest`, or downloaded."""
+    """Returns the archive: the given one, one found beside or in `dest`, or a download."""
     beside = dest.parent / source.name
-    found = [path for path in (archive or beside, dest / source.name) if path.is_file()]
-    if archive and archive not in found:
+    archives = [path for path in (archive or beside, dest / source.name) if path.is_file()]
+    if archive and archive not in archives:
         raise DataError(f"{archive} is not a file: check --archive, or leave it out to download")
-    path = found[0] if found else beside
-    if not found:
+    path = archives[0] if archives else beside
+    if not archives:
         download(url, path)
     if verify and (got := md5_of(path)) != source.md5:
-        kept = path if found else path.replace(path.with_name(path.name + ".corrupt"))
+        kept = path if archives else path.replace(path.with_name(path.name + ".corrupt"))
         raise DataError(
             f"{kept} is damaged or another version (MD5 {got}, not {source.md5}): delete it and "
-            f"run again; if it was changed by its publisher, pass --archive {kept} --no-verify"
+            f"run again; if its publisher changed it, pass --archive {kept} --no-verify"
         )
     return path
 
@@ -162,13 +166,13 @@ def install(
     verify: bool = True,
     unpack: Callable[[Path, Path], None] = unpack_tar,
 ) -> None:
-    """Lays a data set out in `dest`; does nothing if it is there already."""
+    """Installs a data set in `dest`; does nothing if it is complete already."""
     dest = dest.expanduser().resolve()
     if is_complete(dest, source.name, source.splits):
         return
     path = _obtain(source, url or source.url, dest, archive, verify)
     partial = dest.with_name(dest.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     try:
         with writing(partial):
             partial.mkdir(parents=True)
@@ -181,10 +185,10 @@ def install(
 
 
 def arguments(description: str | None, dest: str) -> argparse.ArgumentParser:
-    """Returns a parser with the options that all downloading scripts have."""
+    """Returns a parser with the options of all scripts that download."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
     parser.add_argument("--dest", type=Path, default=Path(dest), help="default: %(default)s")
-    parser.add_argument("--archive", type=Path, help="use this file, do not download")
+    parser.add_argument("--archive", type=Path, help="use this file instead of downloading")
     parser.add_argument("--url", help="download from this mirror")
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="do not check the archive's MD5"
@@ -193,7 +197,7 @@ def arguments(description: str | None, dest: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[], None]) -> int:
-    """Runs a script's `main`; returns its exit code, after one line for what the user can mend."""
+    """Runs a script's `main`; returns the exit code, after one line on a problem the user can fix."""
     try:
         main()
     except DataError as error:
@@ -202,6 +206,6 @@ def run(main: Callable[[], None]) -> int:
     except OSError as error:
         print(f"error: {error}: check that path and its permissions", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # what was downloaded or unpacked so far serves the next run
+    except KeyboardInterrupt:  # the next run continues the download
         return 130
     return 0

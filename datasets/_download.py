@@ -1,6 +1,6 @@
-"""Downloading for the data-set scripts: progress, resuming, checksums, disk errors in one line.
+"""Downloads for the data-set scripts: progress, resuming, checksums, disk errors in one line.
 
-Standard library only. Whatever the user can mend is raised as `DataError`.
+Standard library only. Every problem that the user can fix is raised as `DataError`.
 """
 
 import errno
@@ -19,21 +19,27 @@ CHUNK = 1 << 20
 
 
 class DataError(Exception):
-    """A problem the user can mend; its text says what and how, in one line."""
+    """A problem that the user can fix; its text is one line that names the problem and the fix."""
 
 
 class Progress:
-    """A status line on stderr: redrawn on a terminal, repeated now and then in a log."""
+    """A status line on stderr: redrawn on a terminal, printed every 15 seconds in a log."""
 
     def __init__(self, label: str, total: int | None, start: int = 0) -> None:
-        """Starts the clock; `start` bytes were there before and do not count for the rate."""
+        """Starts the clock.
+
+        Args:
+            label: text before the numbers.
+            total: bytes of the whole file, if known.
+            start: bytes of an earlier run, which do not count for the rate.
+        """
         self._label, self._total, self._start, self._done = label, total, start, start
         self._terminal = sys.stderr.isatty()
         self._every = 0.2 if self._terminal else 15.0
         self._began = self._shown = time.monotonic()
 
     def update(self, done: int) -> None:
-        """Shows `done` bytes if the last line is old enough."""
+        """Shows `done` bytes if the last update is old enough."""
         self._done = done
         if time.monotonic() - self._shown >= self._every:
             self._shown = time.monotonic()
@@ -51,12 +57,10 @@ class Progress:
         print(line, end="", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
-        """Returns itself."""
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Ends the line, with the last figures unless something failed."""
-        if kind is None:
+        if kind is None:  # after an error the numbers are not the final ones
             self._show()
         if self._terminal:
             print(file=sys.stderr)
@@ -64,21 +68,21 @@ class Progress:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Names the file in whatever goes wrong with the disk: a failed write does not carry it."""
+    """Turns disk errors into a `DataError` that names `path`: a failed write does not name its file."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # a gzip error, not the disk's
+        if error.errno is None:  # raised by gzip, not by the disk
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            mend = "the disk is full: free some space and run the same command again"
+            fix = "the disk is full: free some space and run the same command again"
         else:
-            mend = f"{error.strerror}: check the folder or pass another --dest"
-        raise DataError(f"cannot write {path}: {mend}") from error
+            fix = f"{error.strerror}: check the folder or pass another --dest"
+        raise DataError(f"cannot write {path}: {fix}") from error
 
 
 def _request(url: str, have: int, timeout: float) -> tuple[http.client.HTTPResponse, int]:
-    """Opens the URL from byte `have` on, or from 0 where the server does not honour that."""
+    """Opens the URL at byte `have`, or at 0 if the server ignores the range; returns the start too."""
     headers = {"User-Agent": "fastsimsiam"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(
@@ -86,7 +90,9 @@ def _request(url: str, have: int, timeout: float) -> tuple[http.client.HTTPRespo
         )
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and have:  # the part is longer than the file: not a part of it
+        if (
+            error.code == 416 and have
+        ):  # the part is longer than the file, so it belongs to another one
             return _request(url, 0, timeout)
         raise
     if response.status == 206 and not response.headers.get("Content-Range", "").startswith(
@@ -98,7 +104,7 @@ def _request(url: str, have: int, timeout: float) -> tuple[http.client.HTTPRespo
 
 
 def download(url: str, path: Path, timeout: float = 60.0) -> None:
-    """Fetches `url` to `path`, going on from `path`.part where an earlier run was stopped."""
+    """Downloads `url` to `path`; continues `path`.part of an interrupted run."""
     part = path.with_name(path.name + ".part")
     with writing(part):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,8 +114,8 @@ def download(url: str, path: Path, timeout: float = 60.0) -> None:
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = error.reason if type(error) is urllib.error.URLError else error
         raise DataError(
-            f"cannot download {url} ({reason}): fetch that file by hand, save it as {path} or "
-            "pass it with --archive FILE, and run this command again"
+            f"cannot download {url} ({reason}): download it by hand, save it as {path} or pass it with "
+            "--archive FILE, then run this command again"
         ) from error
     length = response.headers.get("Content-Length")
     total = start + int(length) if length else None
@@ -135,14 +141,14 @@ def download(url: str, path: Path, timeout: float = 60.0) -> None:
     if lost or (total is not None and done != total):
         raise DataError(
             f"lost the connection to {url} after {done} bytes ({lost or 'closed early'}): run the "
-            f"same command again to go on from {part}"
+            f"same command again to continue {part}"
         )
     with writing(path):
         part.replace(path)
 
 
 def md5_of(path: Path) -> str:
-    """Returns the MD5 of a file as hex, with progress."""
+    """Returns the MD5 of a file as hex; shows its progress."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file, Progress(f"checking {path.name}", path.stat().st_size) as shown:
         while chunk := file.read(CHUNK):

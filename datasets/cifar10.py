@@ -1,7 +1,7 @@
-"""Fetches CIFAR-10 and writes it as PNG files to DEST/train/CLASS and DEST/val/CLASS.
+"""Downloads CIFAR-10 and writes it as PNG files to DEST/train/CLASS and DEST/val/CLASS.
 
-Needs Pillow. The archive holds pickles written by Python 2; they are read without running
-anything they name, and without NumPy.
+Needs Pillow. The archive holds pickles written by Python 2; they are read without NumPy, and nothing
+that they name is executed.
 """
 
 import io
@@ -22,24 +22,23 @@ SOURCE = Source(
 FOLDER = "cifar-10-batches-py"
 BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "val": ["test_batch"]}
 SIDE = 32
-PLANE = SIDE * SIDE  # an image is a red, a green and a blue plane of this many bytes
+PLANE = SIDE * SIDE  # bytes of a color plane; an image is a red, a green and a blue one
 
 
 class Inert:
-    """Stands in for every NumPy object of a batch; keeps the array's state, does nothing."""
+    """Replaces every NumPy object of a batch; keeps the array's state and does nothing."""
 
     state: tuple[Any, ...] = ()
 
     def __init__(self, *_: object) -> None:
-        """Takes what NumPy's constructors take."""
+        """Accepts the arguments of NumPy's constructors."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Keeps (version, shape, dtype, Fortran order, bytes)."""
-        self.state = state
+        self.state = state  # (version, shape, dtype, Fortran order, bytes)
 
 
 class BatchUnpickler(pickle.Unpickler):
-    """Admits the three names an array pickles to, all as `Inert`; a pickle can call nothing."""
+    """Resolves the three names of a pickled array to `Inert` and refuses all others."""
 
     def find_class(self, module: str, name: str) -> type[Inert]:
         """Resolves a global of the pickle."""
@@ -49,11 +48,11 @@ class BatchUnpickler(pickle.Unpickler):
             "numpy.dtype",
         ):
             return Inert
-        raise pickle.UnpicklingError(f"{module}.{name} is not admitted")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
 
 
 def load(tar: tarfile.TarFile, name: str) -> dict[bytes, Any]:
-    """Reads one of the pickled dicts of the archive."""
+    """Reads one of the archive's pickled dicts."""
     file = tar.extractfile(f"{FOLDER}/{name}")
     return dict(BatchUnpickler(io.BytesIO(file.read() if file else b""), encoding="bytes").load())
 
@@ -67,7 +66,7 @@ def read_classes(tar: tarfile.TarFile) -> list[str]:
 
 
 def read_batch(tar: tarfile.TarFile, name: str) -> tuple[list[int], bytes]:
-    """Returns the labels and, image after image, the three color planes."""
+    """Returns the labels, and the bytes of all images: three color planes each."""
     batch = load(tar, name)
     labels = [int(label) for label in batch[b"labels"]]
     _, shape, _, fortran, pixels = batch[b"data"].state
@@ -106,7 +105,7 @@ def convert(tar: tarfile.TarFile, folder: Path, tick: Callable[[], None]) -> Non
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Converts the archive; whatever is odd about its content means it is not the official one."""
+    """Converts the archive; unexpected content means that it is not the official one."""
     with opened(archive) as (tar, tick), writing(folder):
         try:
             convert(tar, folder, tick)

@@ -4,8 +4,8 @@ Put the three official files, which need a registration at https://image-net.org
 into one folder and pass it as --archives:
 ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz.
 
-Needs SciPy (the labels are in a MATLAB file) and about 160 GB free beside the archives. A run that
-was stopped goes on where it was: classes that are already in DEST.partial are skipped.
+Needs SciPy (the labels are in a MATLAB file) and about 160 GB of free space beside the archives. An
+interrupted run continues: classes that are complete in DEST.partial are skipped.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def read_meta(content: bytes) -> dict[int, str]:
     except ImportError:
         raise DataError("SciPy is missing: run python -m pip install scipy") from None
     try:
-        return {  # synsets with children are the upper levels of WordNet
+        return {  # synsets with children are higher levels of WordNet
             int(synset["ILSVRC2012_ID"]): str(synset["WNID"])
             for synset in scipy_io.loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
             if int(synset["num_children"]) == 0
@@ -47,7 +47,7 @@ def read_meta(content: bytes) -> dict[int, str]:
 
 
 def read_devkit(archive: Path) -> tuple[dict[int, str], list[str]]:
-    """Returns ILSVRC2012_ID -> WNID and the WNIDs of the validation images in their order."""
+    """Returns ILSVRC2012_ID -> WNID, and the WNIDs of the validation images in order."""
 
     def read(tar: tarfile.TarFile, name: str) -> bytes:
         file = tar.extractfile(f"{NAME}_devkit_t12/data/{name}")
@@ -59,17 +59,17 @@ def read_devkit(archive: Path) -> tuple[dict[int, str], list[str]]:
             truth = read(tar, "ILSVRC2012_validation_ground_truth.txt").split()
             return wnids, [wnids[int(label)] for label in truth]
         except (LookupError, TypeError, ValueError) as error:
-            raise DataError(f"cannot read {archive} ({error!r}): fetch it again") from error
+            raise DataError(f"cannot read {archive} ({error!r}): download it again") from error
 
 
 def unpack_train(archive: Path, folder: Path, wnids: Mapping[int, str]) -> None:
-    """Unpacks the tar of each class straight out of the big one, which is not copied."""
+    """Unpacks each class's tar from within the outer one, without a copy on the disk."""
     known = set(wnids.values())
     with opened(archive) as (outer, tick):
         for member in outer:
             wnid = PurePosixPath(member.name).stem
             if wnid not in known or not member.isfile():
-                raise DataError(f"{archive} holds {member.name}: fetch {TRAIN} again")
+                raise DataError(f"{archive} holds {member.name}: download {TRAIN} again")
             if (folder / wnid).is_dir():
                 continue
             temporary = folder / f"{wnid}.tmp"
@@ -81,12 +81,12 @@ def unpack_train(archive: Path, folder: Path, wnids: Mapping[int, str]) -> None:
 
 
 def unpack_val(archive: Path, folder: Path, labels: list[str]) -> None:
-    """Unpacks the validation images into one folder for each class."""
+    """Unpacks the validation images into one folder per class."""
 
     def place(name: str) -> str:
         match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", PurePosixPath(name).name)
         if not match or not 1 <= int(match[1]) <= len(labels):
-            raise DataError(f"{archive} holds {name}: fetch {VAL} again")
+            raise DataError(f"{archive} holds {name}: download {VAL} again")
         return f"{labels[int(match[1]) - 1]}/{match[0]}"
 
     temporary = folder.with_name(f"{folder.name}.tmp")
@@ -98,14 +98,14 @@ def unpack_val(archive: Path, folder: Path, labels: list[str]) -> None:
 
 
 def check(archive: Path, md5s: Mapping[str, str]) -> Path:
-    """Compares an archive to its MD5, if there is one; returns its path."""
+    """Checks the MD5 of an archive, if `md5s` has one; returns its path."""
     if archive.name in md5s and (got := md5_of(archive)) != md5s[archive.name]:
-        raise DataError(f"{archive} is damaged (MD5 {got}): fetch it again from image-net.org")
+        raise DataError(f"{archive} is damaged (MD5 {got}): download it again from image-net.org")
     return archive
 
 
 def build(archives: Path, dest: Path, md5s: Mapping[str, str], splits: Splits) -> None:
-    """Lays ImageNet out in `dest`; does nothing if it is there already."""
+    """Installs ImageNet in `dest`; does nothing if it is complete already."""
     dest = dest.expanduser().resolve()
     if is_complete(dest, NAME, splits):
         return
@@ -113,20 +113,20 @@ def build(archives: Path, dest: Path, md5s: Mapping[str, str], splits: Splits) -
     if missing:
         raise DataError(
             f"{archives} lacks {', '.join(missing)}: register at https://image-net.org/download.php"
-            ", fetch what is missing and put it there"
+            ", download the missing files and put them there"
         )
     wnids, labels = read_devkit(check(archives / DEVKIT, md5s))
     partial = dest.with_name(f"{dest.name}.partial")
     train, val = partial / "train", partial / "val"
     with writing(partial):
         train.mkdir(parents=True, exist_ok=True)
-    # An archive is only read for its MD5, which takes minutes, if it is going to be unpacked.
+    # The MD5 takes minutes: only archives that are about to be unpacked are checked.
     if {path.name for path in train.iterdir()} != set(wnids.values()):
         unpack_train(check(archives / TRAIN, md5s), train, wnids)
     if not val.is_dir():
         unpack_val(check(archives / VAL, md5s), val, labels)
     if problem := miscount(partial, splits):
-        raise DataError(f"{problem}: remove {partial}, fetch the archives again and run again")
+        raise DataError(f"{problem}: remove {partial}, download the archives again and run again")
     publish(partial, dest, NAME, splits)
 
 

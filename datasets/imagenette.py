@@ -1,6 +1,6 @@
-"""Fetches Imagenette (10 easily told ImageNet classes) to DEST/train and DEST/val.
+"""Downloads Imagenette (10 easily classified classes of ImageNet) to DEST/train and DEST/val.
 
-Needs nothing but the standard library. Published by fast.ai in the original size and resized to
+Needs only the standard library. Published by fast.ai in the original size and resized to
 320 and 160 pixels on the shorter side; all three hold the same images.
 """
 

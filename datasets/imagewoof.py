@@ -1,6 +1,6 @@
-"""Fetches Imagewoof (10 hardly told dog breeds of ImageNet) to DEST/train and DEST/val.
+"""Downloads Imagewoof (10 similar dog breeds of ImageNet) to DEST/train and DEST/val.
 
-Needs nothing but the standard library. Published by fast.ai in the original size and resized to
+Needs only the standard library. Published by fast.ai in the original size and resized to
 320 and 160 pixels on the shorter side; all three hold the same images.
 """
 
@@ -8,9 +8,9 @@ from _archive import Source, arguments, install, run
 
 BASE = "https://s3.amazonaws.com/fast-ai-imageclas/"
 SPLITS = {"train": (10, 9_025), "val": (10, 3_929)}
-# fast.ai has re-packed its archives more than once and its own list (checks.txt) is out of date.
-# These are the MD5s that other projects list along with the Imagenette MD5s that torchvision
-# uses. Should they change again, --no-verify still checks the number of classes and images.
+# fast.ai has repacked its archives more than once, and its list (checks.txt) is outdated. Other
+# projects list these MD5s together with the Imagenette MD5s that torchvision uses. If they change
+# again, --no-verify still checks the numbers of classes and images.
 SOURCES = {
     "full": Source(f"{BASE}imagewoof2.tgz", "9aafe18bcdb1632c4249a76c458465ba", SPLITS),
     "320": Source(f"{BASE}imagewoof2-320.tgz", "0f46d997ec2264e97609196c95897a44", SPLITS),

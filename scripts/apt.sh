@@ -1,15 +1,15 @@
-# Sourced by the scripts beside it, which define `say`.
+# Sourced by the other scripts of this folder, which define `say`.
 
-# apt_install PACKAGE...: with apt-get, as root or through sudo; ends the script with 2 where it cannot.
+# apt_install PACKAGE...: installs with apt-get, as root or through sudo; exits with 2 if it cannot.
 apt_install() {
   if [ ! -x "$(command -v apt-get || true)" ]; then
-    say "knows only apt-get, and needs $*: install them by hand (see the head of $0)"
+    say "apt-get is missing: install $* by hand (see the comment in $0)"
     exit 2
   fi
   local sudo=""
   if [ "$(id -u)" -ne 0 ]; then
     if [ ! -x "$(command -v sudo || true)" ]; then
-      say "cannot install Debian packages without root: ask for"
+      say "installing Debian packages needs root: have an administrator run"
       say "apt-get install $*"
       exit 2
     fi

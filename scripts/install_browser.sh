@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the report's test in a browser needs: Chromium (Debian), and playwright into an environment.
+# Installs Chromium (Debian) and playwright, for the browser test of the report.
 #
-#     scripts/install_browser.sh [PYTHON]      PYTHON: the environment's, .venv/bin/python by default
+#     scripts/install_browser.sh [PYTHON]      PYTHON: interpreter of the environment, by default .venv/bin/python
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${1:-.venv/bin/python}"

@@ -1,4 +1,4 @@
-"""Fixtures: small real-looking data sets, and the photographs where they are to be had."""
+"""Fixtures: small synthetic data sets, and photographs if they are available."""
 
 import importlib.util
 import io
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def open_with_pil(file: Path | io.BytesIO) -> Image.Image:
-    """The upright RGB image of a file, by PIL alone: the oracle of the loaders."""
+    """Returns the upright RGB image of a file by PIL alone: the reference of the loaders."""
     with Image.open(file) as image:
         turned = ImageOps.exif_transpose(image)
         return (turned.convert("RGBA") if turned.mode == "P" else turned).convert("RGB")
@@ -38,7 +38,7 @@ def require(name: str) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests leave the user's index cache alone."""
+    """Keeps the index cache of the tests apart from the user's."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -65,7 +65,7 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photos() -> Path:
-    """Full-size photographs with the oddities of ImageNet."""
+    """Full-size photographs with the irregularities of ImageNet."""
     root = os.environ.get("FASTSIMSIAM_TEST_DATA")
     if not root:
         pytest.skip("FASTSIMSIAM_TEST_DATA is not set: real photographs are not tested")
@@ -74,7 +74,7 @@ def photos() -> Path:
 
 @pytest.fixture
 def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
-    """A run of a few seconds on a CPU, in float32: 12 steps of 2 epochs."""
+    """A run of a few seconds on a CPU in float32: 12 steps, 2 epochs."""
     config = catalogue.recipe("imagenette")
     return replace(
         config,
@@ -85,7 +85,7 @@ def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
         batch_size=16,
         image_size=32,
         method=SimSiamConfig(projector_layers=2, projector_dim=64, predictor_dim=16),
-        # Low, so that rounding is not magnified by much within twelve steps.
+        # A low rate amplifies rounding errors little within twelve steps.
         optimizer=OptimizerConfig(lr=0.1),
         knn=KnnConfig(every_epochs=0),
         checkpoint=CheckpointConfig(every_epochs=0.5),

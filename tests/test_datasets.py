@@ -33,7 +33,7 @@ DataError = _download.DataError
 NAME = "tiny.tgz"
 FILES = {
     "tiny/train/cat/0.JPEG": b"cat" * 20_000,
-    "tiny/train/cat/1.jpg": os.urandom(100_000),  # so that the archive does not compress away
+    "tiny/train/cat/1.jpg": os.urandom(100_000),  # random bytes, which do not compress
     "tiny/train/dog/0.png": b"dog",
     "tiny/val/cat/2.JPEG": b"miaow",
     "tiny/val/dog/1.JPEG": b"woof",
@@ -63,15 +63,15 @@ def md5(content: bytes) -> str:
 
 
 class Server:
-    """Serves one file; records what was asked and sent; may stop half-way and hang or hang up."""
+    """Serves one file; records requests and bytes sent; can stop half-way and hang or disconnect."""
 
     def __init__(self, content: bytes, ranges: bool = True) -> None:
-        """Starts to serve in a thread, with or without support for Range."""
+        """Starts a thread that serves, with or without support for Range."""
         self.content, self.ranges = content, ranges
         self.stop_after: int | None = None
         self.resume = threading.Event()
         self.resume.set()
-        self.asked: list[str | None] = []
+        self.ranges_requested: list[str | None] = []
         self.sent: list[int] = []
         server = self
 
@@ -92,11 +92,11 @@ class Server:
         if handler.path != f"/{NAME}":
             handler.send_error(404)
             return
-        wanted = handler.headers.get("Range")
-        self.asked.append(wanted)
+        requested = handler.headers.get("Range")
+        self.ranges_requested.append(requested)
         start = 0
-        if wanted and self.ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        if requested and self.ranges:
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
             if start >= len(self.content):
                 handler.send_response(416)
                 handler.end_headers()
@@ -110,7 +110,7 @@ class Server:
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         body = body[: self.stop_after]
-        self.sent.append(len(body))  # before the client can have it all
+        self.sent.append(len(body))  # before the client has received everything
         handler.wfile.write(body)
         self.resume.wait(20)
 
@@ -127,13 +127,13 @@ Serve = Callable[..., Server]
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps the requests to 127.0.0.1 off any proxy that the environment names."""
+    """Keeps requests to 127.0.0.1 away from a proxy of the environment."""
     monkeypatch.setenv("no_proxy", "*")
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Returns a function that starts a server, which is closed at the end of the test."""
+    """Returns a function that starts a server; all are closed after the test."""
     servers: list[Server] = []
 
     def start(content: bytes = TINY, ranges: bool = True) -> Server:
@@ -171,7 +171,7 @@ def script(name: str, *args: object) -> subprocess.CompletedProcess[str]:
 
 
 def one_error(done: subprocess.CompletedProcess[str]) -> str:
-    """Returns the one line of an error of the user's; the other lines are progress."""
+    """Returns the error line of a failed script; the other lines are progress."""
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if "MB/s" not in line]
     assert len(errors) == 1
@@ -183,12 +183,12 @@ def one_error(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_fresh_download_is_installed(tmp_path: Path, serve: Serve) -> None:
-    """A first run leaves the class folders and the archive, and nothing else."""
+    """A first run leaves the class folders and the archive, nothing else."""
     server = serve()
     _archive.install(source(server.url), tmp_path / "set")
     assert tree(tmp_path / "set") == INSTALLED
     assert {path.name for path in tmp_path.iterdir()} == {"set", NAME}
-    assert (server.asked, server.sent) == ([None], [len(TINY)])
+    assert (server.ranges_requested, server.sent) == ([None], [len(TINY)])
 
 
 def test_half_a_download_is_resumed(tmp_path: Path, serve: Serve) -> None:
@@ -197,12 +197,12 @@ def test_half_a_download_is_resumed(tmp_path: Path, serve: Serve) -> None:
     (tmp_path / f"{NAME}.part").write_bytes(TINY[:half])
     _download.download(server.url, tmp_path / NAME)
     assert (tmp_path / NAME).read_bytes() == TINY
-    assert (server.asked, server.sent) == ([f"bytes={half}-"], [len(TINY) - half])
+    assert (server.ranges_requested, server.sent) == ([f"bytes={half}-"], [len(TINY) - half])
     assert not (tmp_path / f"{NAME}.part").exists()
 
 
-def test_server_without_ranges_starts_anew(tmp_path: Path, serve: Serve) -> None:
-    """The half that is there is not put in front of a whole answer."""
+def test_server_without_ranges_restarts_the_download(tmp_path: Path, serve: Serve) -> None:
+    """A complete response replaces the half that exists."""
     server = serve(ranges=False)
     (tmp_path / f"{NAME}.part").write_bytes(TINY[: len(TINY) // 2])
     _download.download(server.url, tmp_path / NAME)
@@ -210,17 +210,17 @@ def test_server_without_ranges_starts_anew(tmp_path: Path, serve: Serve) -> None
     assert server.sent == [len(TINY)]
 
 
-def test_part_that_is_too_long_starts_anew(tmp_path: Path, serve: Serve) -> None:
-    """A part of something else, which the server refuses with 416, is replaced."""
+def test_part_that_is_too_long_is_replaced(tmp_path: Path, serve: Serve) -> None:
+    """The server answers 416 to a part of another file."""
     server = serve()
     (tmp_path / f"{NAME}.part").write_bytes(TINY + b"more")
     _download.download(server.url, tmp_path / NAME)
     assert (tmp_path / NAME).read_bytes() == TINY
-    assert server.asked == [f"bytes={len(TINY) + 4}-", None]
+    assert server.ranges_requested == [f"bytes={len(TINY) + 4}-", None]
 
 
 def test_lost_connection_is_reported_and_resumed(tmp_path: Path, serve: Serve) -> None:
-    """A server that hangs up early does not pass for a whole download."""
+    """A connection that closes early is no complete download."""
     server = serve()
     server.stop_after = 50_000
     with pytest.raises(DataError, match=r"lost the connection .* after 50000 bytes"):
@@ -232,19 +232,19 @@ def test_lost_connection_is_reported_and_resumed(tmp_path: Path, serve: Serve) -
     assert server.sent == [50_000, len(TINY) - 50_000]
 
 
-def test_no_network_says_what_to_fetch_and_where_to_put_it(tmp_path: Path) -> None:
-    """The line names URL and file; with the file put there the next run gets on."""
+def test_no_network_names_url_and_file(tmp_path: Path) -> None:
+    """With the file in the named place, the next run continues."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/imagenette2-160.tgz"
     args = ("--size", "160", "--url", url, "--dest", tmp_path / "set")
     line = one_error(script("imagenette", *args))
-    put = tmp_path / "imagenette2-160.tgz"
+    file = tmp_path / "imagenette2-160.tgz"
     assert f"cannot download {url} (" in line
-    assert f"save it as {put} or pass it with --archive FILE" in line
-    put.write_bytes(TINY)
-    assert f"{put} is damaged or another version (MD5 {md5(TINY)}" in one_error(
+    assert f"save it as {file} or pass it with --archive FILE" in line
+    file.write_bytes(TINY)
+    assert f"{file} is damaged or another version (MD5 {md5(TINY)}" in one_error(
         script("imagenette", *args)
     )
 
@@ -261,7 +261,7 @@ def test_http_error_and_bad_url_are_one_line(tmp_path: Path, serve: Serve) -> No
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_is_one_line(tmp_path: Path, serve: Serve) -> None:
-    """The error of the write itself does not name a file; the line does."""
+    """The message names the file, which the system's error does not."""
     (tmp_path / f"{NAME}.part").symlink_to("/dev/full")
     with pytest.raises(DataError, match=r"tiny.tgz.part: the disk is full: free some space"):
         _download.download(serve().url, tmp_path / NAME)
@@ -293,12 +293,12 @@ def test_interrupt_is_quiet_and_restartable(tmp_path: Path, serve: Serve) -> Non
     server.stop_after = None
     server.resume.set()
     _download.download(server.url, tmp_path / "imagenette2.tgz")
-    assert server.asked == [None, f"bytes={have}-"]
+    assert server.ranges_requested == [None, f"bytes={have}-"]
     assert (tmp_path / "imagenette2.tgz").read_bytes() == TINY
 
 
 def test_progress_in_a_log_has_no_carriage_returns(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where stderr is no terminal, progress is plain lines with the figures."""
+    """Without a terminal, progress is printed as plain lines."""
     with _download.Progress("x.tgz", 4_000_000, 1_000_000) as progress:
         progress.update(2_000_000)  # too soon after the start to be shown
         progress._every = 0.0
@@ -329,7 +329,7 @@ def test_corrupt_download_is_set_aside(tmp_path: Path, serve: Serve) -> None:
 
 
 def test_users_own_archive_is_never_renamed(tmp_path: Path) -> None:
-    """A file that was not downloaded just now stays where it is, whatever it holds."""
+    """Only a file that the script itself downloaded is moved."""
     mine = tmp_path / "mine.tgz"
     mine.write_bytes(b"not an archive")
     with pytest.raises(DataError, match=r"mine.tgz is damaged or another version"):
@@ -342,8 +342,8 @@ def test_users_own_archive_is_never_renamed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [f"{NAME}", f"set/{NAME}"])
-def test_archive_that_lies_there_is_used(tmp_path: Path, place: str) -> None:
-    """An archive next to DEST or in DEST needs no network; it is kept, next to DEST."""
+def test_existing_archive_is_used(tmp_path: Path, place: str) -> None:
+    """An archive beside or in DEST needs no network; it is kept, beside DEST."""
     (tmp_path / "set").mkdir()
     (tmp_path / place).write_bytes(TINY)
     _archive.install(source(), tmp_path / "set")
@@ -354,7 +354,7 @@ def test_archive_that_lies_there_is_used(tmp_path: Path, place: str) -> None:
 def test_complete_set_is_left_alone(
     tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A second run says so and asks the server nothing."""
+    """A second run prints that, and sends no request."""
     server = serve()
     _archive.install(source(server.url), tmp_path / "set")
     (tmp_path / NAME).unlink()
@@ -362,7 +362,7 @@ def test_complete_set_is_left_alone(
     _archive.install(source(server.url), tmp_path / "set")
     assert capsys.readouterr().out.endswith("set is complete: nothing to do\n")
     assert (tmp_path / "set").stat().st_mtime_ns == before
-    assert len(server.asked) == 1
+    assert len(server.ranges_requested) == 1
 
 
 def test_script_exits_0_when_done_and_when_complete(
@@ -386,7 +386,7 @@ def test_script_exits_0_when_done_and_when_complete(
 
 
 def test_other_data_in_dest_is_not_touched(tmp_path: Path) -> None:
-    """Neither another size of the set nor a stranger's folder is overwritten."""
+    """Neither another size of the data set nor an unrelated folder is overwritten."""
     (tmp_path / NAME).write_bytes(TINY)
     _archive.install(source(), tmp_path / "set")
     with pytest.raises(DataError, match=r"already holds tiny.tgz, not big.tgz: pass another"):
@@ -409,7 +409,7 @@ def test_wrong_counts_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_truncated_archive_leaves_nothing(tmp_path: Path) -> None:
-    """An archive that breaks off half-way is reported and leaves no half data set."""
+    """A truncated archive is reported, and leaves no half data set."""
     (tmp_path / NAME).write_bytes(TINY[: len(TINY) // 2])
     with pytest.raises(DataError, match=r"tiny.tgz is damaged or no tar archive"):
         _archive.install(source(), tmp_path / "set", verify=False)
@@ -417,7 +417,7 @@ def test_truncated_archive_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_killed_run_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
-    """SIGKILL while unpacking; the next run clears up and finishes."""
+    """After SIGKILL while unpacking, the next run cleans up and finishes."""
     (tmp_path / NAME).write_bytes(TINY)
     code = (
         "import sys, time, pathlib, _archive\n"
@@ -449,7 +449,7 @@ def test_killed_run_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
     "name", ["tiny/../../evil.txt", "tiny/train/../../../evil.txt", "/../../evil"]
 )
 def test_path_traversal_is_refused(tmp_path: Path, name: str) -> None:
-    """A member that would land outside stops the run; nothing is written, inside or outside."""
+    """A member outside of the folder stops the run; nothing is written, inside or outside."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / NAME).write_bytes(tar_bytes({**FILES, name: b"evil"}))
     with pytest.raises(DataError, match=r"refused unsafe .*evil"):
@@ -458,7 +458,7 @@ def test_path_traversal_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_links_are_refused(tmp_path: Path) -> None:
-    """A symbolic link, even one that stays inside, is in none of the official archives."""
+    """No official archive has a symbolic link, not even one within the folder."""
     with tarfile.open(tmp_path / NAME, "w:gz") as tar:
         info = tarfile.TarInfo("tiny/train/link")
         info.type, info.linkname = tarfile.SYMTYPE, "cat"
@@ -482,7 +482,7 @@ def test_sources_are_distinct() -> None:
 
 
 def py2(value: Any) -> bytes:
-    """Pickles like Python 2 did (protocol 2, byte strings), which Python 3 can not."""
+    """Pickles as Python 2 did (protocol 2, byte strings), which Python 3 cannot do."""
     if isinstance(value, bytes):
         return b"T" + struct.pack("<i", len(value)) + value
     if isinstance(value, int):
@@ -505,12 +505,12 @@ class Rows:
     """An array of images to pickle."""
 
     def __init__(self, pixels: bytes) -> None:
-        """Takes the planes of all images."""
+        """Keeps the color planes of all images."""
         self.pixels, self.rows = pixels, len(pixels) // 3072
 
 
 def cifar_tar(**replaced: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """Returns a tiny archive in the official format and its images by their later path."""
+    """Returns a tiny archive in the official format, and path -> content of its images."""
     images: dict[str, bytes] = {}
     meta = {
         b"num_cases_per_batch": 2,
@@ -538,14 +538,14 @@ def cifar_tar(**replaced: bytes) -> tuple[bytes, dict[str, bytes]]:
 
 
 def test_cifar10_is_converted(tmp_path: Path, serve: Serve) -> None:
-    """Every image lands in its class, in the official order, pixel by pixel."""
+    """Every image is in its class, named in the official order, and exact."""
     content, images = cifar_tar()
     splits = {"train": (2, 10), "val": (2, 2)}
     tiny = _archive.Source(serve(content).url, md5(content), splits)
     _archive.install(tiny, tmp_path / "set", unpack=cifar10.unpack)
-    found = {str(path.relative_to(tmp_path / "set")): path for path in tmp_path.rglob("*.png")}
-    assert found.keys() == images.keys()
-    for name, path in found.items():
+    files = {str(path.relative_to(tmp_path / "set")): path for path in tmp_path.rglob("*.png")}
+    assert files.keys() == images.keys()
+    for name, path in files.items():
         with Image.open(path) as image:
             assert (image.mode, image.size) == ("RGB", (32, 32))
             planes = b"".join(plane.tobytes() for plane in image.split())
@@ -553,10 +553,10 @@ def test_cifar10_is_converted(tmp_path: Path, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "says"),
+    ("batch", "message"),
     [
-        (b"cposix\nsystem\n(S'touch evil'\ntR.", "posix.system is not admitted"),
-        (b"cbuiltins\neval\n(S'1'\ntR.", "builtins.eval is not admitted"),
+        (b"cposix\nsystem\n(S'touch evil'\ntR.", "posix.system is not allowed"),
+        (b"cbuiltins\neval\n(S'1'\ntR.", "builtins.eval is not allowed"),
         (b"garbage", "UnpicklingError"),
         (b"", "EOFError|damaged"),
         (py2({b"labels": [0]}) + b".", "KeyError"),
@@ -565,13 +565,13 @@ def test_cifar10_is_converted(tmp_path: Path, serve: Serve) -> None:
         (py2({b"labels": [7], b"data": Rows(bytes(3072))}) + b".", "IndexError"),
     ],
 )
-def test_cifar10_runs_nothing_and_refuses_what_is_odd(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: bytes, says: str
+def test_cifar10_executes_nothing_and_refuses_unexpected_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: bytes, message: str
 ) -> None:
-    """A pickle that names a function does not get to call it."""
+    """A pickle cannot call the function that it names."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.tgz").write_bytes(cifar_tar(data_batch_2=batch)[0])
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         _archive.install(
             cifar10.SOURCE,
             tmp_path / "set",
@@ -583,7 +583,7 @@ def test_cifar10_runs_nothing_and_refuses_what_is_odd(
 
 
 def test_cifar10_refuses_class_names_that_are_paths(tmp_path: Path) -> None:
-    """Class names become folders: one of `../evil` is an error."""
+    """Class names become folder names: `../evil` is an error."""
     meta = py2({b"label_names": [b"../evil", b"cat"]}) + b"."
     (tmp_path / "a.tgz").write_bytes(cifar_tar(**{"batches.meta": meta})[0])
     done = script(
@@ -601,7 +601,7 @@ IMAGENET = {"train": (3, 6), "val": (3, 6)}
 
 
 def meta_mat() -> bytes:
-    """Returns a meta.mat with three classes and one upper level, as the devkit has it."""
+    """Returns a meta.mat in the devkit's format, with three classes and one higher synset."""
     numpy = pytest.importorskip("numpy")
     scipy_io = pytest.importorskip("scipy.io")
     fields = ["ILSVRC2012_ID", "WNID", "words", "num_children", "children", "num_train_images"]
@@ -615,7 +615,7 @@ def meta_mat() -> bytes:
 
 
 def write_imagenet(folder: Path) -> None:
-    """Writes the three archives, tiny, but for the devkit's meta.mat as in `meta_mat`."""
+    """Writes three tiny archives; the devkit's meta.mat is that of `meta_mat`."""
     classes = {
         f"{wnid}.tar": tar_bytes(
             {f"{wnid}_{number}.JPEG": f"{wnid} {number}".encode() for number in (1, 2)}, "w"
@@ -656,12 +656,14 @@ def test_imagenet_is_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_imagenet_classes_are_the_low_level_synsets() -> None:
-    """The upper levels of WordNet, which meta.mat lists too, have no images."""
+    """Higher synsets of WordNet, which meta.mat also lists, have no images."""
     assert imagenet.read_meta(meta_mat()) == WNIDS
 
 
-def test_imagenet_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whole classes are skipped, half ones are unpacked anew; no half set has the final name."""
+def test_imagenet_resumes_class_by_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Complete classes are skipped, others unpacked again; no half data set gets the final name."""
     write_imagenet(tmp_path)
     dest, partial = tmp_path / "set", tmp_path / "set.partial"
     whole = (tmp_path / imagenet.TRAIN).read_bytes()
@@ -682,7 +684,7 @@ def test_imagenet_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_imagenet_checks_md5s_and_counts(tmp_path: Path) -> None:
-    """A damaged archive stops the run before it is unpacked; a short one at the end."""
+    """A damaged archive stops the run before unpacking; missing images stop it at the end."""
     write_imagenet(tmp_path)
     md5s = imagenet_md5s(tmp_path) | {imagenet.TRAIN: "0" * 32}
     with pytest.raises(DataError, match=r"img_train.tar is damaged \(MD5 [0-9a-f]{32}\)"):
@@ -693,7 +695,7 @@ def test_imagenet_checks_md5s_and_counts(tmp_path: Path) -> None:
     assert not (tmp_path / "set").exists()
 
 
-def test_imagenet_says_which_archives_are_missing(tmp_path: Path) -> None:
+def test_imagenet_names_missing_archives(tmp_path: Path) -> None:
     """The line names the files, the folder and where to register."""
     (tmp_path / imagenet.VAL).touch()
     line = one_error(script("imagenet", "--archives", tmp_path, "--dest", tmp_path / "set"))
@@ -701,18 +703,18 @@ def test_imagenet_says_which_archives_are_missing(tmp_path: Path) -> None:
 
 
 def test_imagenet_refuses_a_strange_devkit(tmp_path: Path) -> None:
-    """Content that is not the devkit's is one line, not a traceback."""
+    """Unexpected content is reported in one line, without a traceback."""
     write_imagenet(tmp_path)
     truth = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
-    for meta, says in ((b"", ""), (b"MATLAB" * 50, ""), (meta_mat(), "KeyError")):
+    for meta, message in ((b"", ""), (b"MATLAB" * 50, ""), (meta_mat(), "KeyError")):
         devkit = {truth: b"1\n77\n", "ILSVRC2012_devkit_t12/data/meta.mat": meta}
         (tmp_path / imagenet.DEVKIT).write_bytes(tar_bytes(devkit))
-        with pytest.raises(DataError, match=f"cannot read .*devkit_t12.tar.gz .*{says}"):
+        with pytest.raises(DataError, match=f"cannot read .*devkit_t12.tar.gz .*{message}"):
             imagenet.build(tmp_path, tmp_path / "set", {}, IMAGENET)
 
 
 def test_imagenet_names_scipy_if_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line has the command that installs it."""
+    """The line holds the install command."""
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(DataError, match=r"^SciPy is missing: run python -m pip install scipy$"):
         imagenet.read_meta(b"")

@@ -1,4 +1,4 @@
-"""The doctor: what follows from figures, and figures of a real, tiny run."""
+"""The doctor: its diagnosis from given measurements, and its measurements of a tiny run."""
 
 import json
 import shutil
@@ -11,20 +11,22 @@ from PIL import Image
 
 from fastsimsiam.cli import main
 from fastsimsiam.config.run import Config, KnnConfig
-from fastsimsiam.doctor import doctor as examine_module
-from fastsimsiam.doctor.diagnosis import Figures, advice, forecast, holds_back, parts_allow
-from fastsimsiam.doctor.doctor import examine, in_words
-from fastsimsiam.doctor.synthetic import made_up_photographs, repeated
+from fastsimsiam.doctor import doctor as doctor_module
+from fastsimsiam.doctor.diagnosis import Measurements, advice, bottleneck, forecast, parts_allow
+from fastsimsiam.doctor.doctor import diagnose
+from fastsimsiam.doctor.report import format_report
+from fastsimsiam.doctor.synthetic import repeated, synthetic_photographs
 from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
+from fastsimsiam.recipes.base import DataSet, Recipe
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.system.hardware import cpu_name, describe
 from fastsimsiam.system.resources import host_memory
 from fastsimsiam.train.trainer import Trainer
 
-# A GPU that is fed well.
-FED = Figures(
+# A GPU with a loader that is fast enough.
+FED = Measurements(
     gpu=True,
     storage=20_000,
     decode=9_000,
@@ -46,7 +48,7 @@ FED = Figures(
     crop_pixels=224**2,
     packed=False,
     has_dali=True,
-    mend_for_compiling=None,
+    why_compile_fails=None,
     precision="bfloat16",
     compiled="step",
     batch_size=512,
@@ -56,7 +58,7 @@ CPU_ONLY = replace(FED, gpu=False, loader=1_000, step=100, train=91, compiled="c
 
 
 @pytest.mark.parametrize(
-    ("figures", "what"),
+    ("measurements", "expected"),
     [
         (FED, "step"),
         (STARVED, "decode"),
@@ -67,18 +69,18 @@ CPU_ONLY = replace(FED, gpu=False, loader=1_000, step=100, train=91, compiled="c
         (replace(CPU_ONLY, loader=1_200, step=500, train=353, loader_name="resident"), "step"),
     ],
 )
-def test_what_holds_back(figures: Figures, what: str) -> None:
-    found, sentence = holds_back(figures)
-    assert found == what
-    assert sentence
+def test_the_bottleneck(measurements: Measurements, expected: str) -> None:
+    part, explanation = bottleneck(measurements)
+    assert part == expected
+    assert explanation
 
 
-def advised(figures: Figures, word: str) -> bool:
-    """Whether some advice begins with a word."""
-    return any(line.startswith(word) for line in advice(figures))
+def advised(measurements: Measurements, start: str) -> bool:
+    """Whether a line of advice begins with a text."""
+    return any(line.startswith(start) for line in advice(measurements))
 
 
-def test_advice_fits_what_there_is() -> None:
+def test_advice_follows_from_the_measurements() -> None:
     assert advice(FED) == []
     assert advised(STARVED, "--loader dali")
     assert advised(replace(STARVED, has_dali=False), "pip install 'fastsimsiam[dali]'")
@@ -95,13 +97,13 @@ def test_advice_fits_what_there_is() -> None:
     assert advised(replace(FED, precision="float32"), "--precision bf16")
     assert advised(replace(FED, compiled="off"), "--compile step")
     assert advised(CPU_ONLY, "a GPU")
-    lacking = replace(CPU_ONLY, compiled="off", mend_for_compiling="install g++")
+    lacking = replace(CPU_ONLY, compiled="off", why_compile_fails="install g++")
     assert advised(lacking, "install g++")
     assert advised(replace(lacking, gpu=True), "install g++, then --compile step")
     assert advised(replace(FED, loader_name="reference"), "--loader auto")
 
 
-def test_on_a_cpu_the_smaller_part_is_thought_of_too() -> None:
+def test_on_a_cpu_advice_covers_the_loader_too() -> None:
     shared = replace(CPU_ONLY, loader=240, step=100, train=70, decoded_bytes=10**9)
     assert advised(shared, "a GPU")
     assert advised(shared, "--loader resident")
@@ -128,25 +130,25 @@ def test_the_forecast_adds_up() -> None:
 def test_a_batch_is_halved_only_where_its_own_step_is_too_long(
     monkeypatch: pytest.MonkeyPatch, class_folders: Path
 ) -> None:
-    """What a step costs beside its images must not count against a large batch."""
+    """A step's constant cost must not count against a large batch."""
     config, storage = catalogue.recipe("imagenette"), open_split(class_folders, "train")
-    tried: list[int] = []
+    sizes: list[int] = []
 
     def seconds(_: Config, size: int, __: Storage) -> float:
-        tried.append(size)
+        sizes.append(size)
         return 0.2 + 0.005 * size
 
-    monkeypatch.setattr(examine_module, "_step_seconds", seconds)
+    monkeypatch.setattr(doctor_module, "_step_seconds", seconds)
     # A step may take 1.2 s of a minute. By the rate at 8 images, 64 would take 1.9 s; they take 0.5.
-    assert examine_module._batch(config, 64, storage, 60.0) == 64
-    assert tried == [16, 32]
-    assert examine_module._batch(config, 512, storage, 60.0) == 128
-    assert max(tried) == 128
-    assert examine_module._batch(config, 12, storage, 0.001) == 12
+    assert doctor_module._measured_batch(config, 64, storage, 60.0) == 64
+    assert sizes == [16, 32]
+    assert doctor_module._measured_batch(config, 512, storage, 60.0) == 128
+    assert max(sizes) == 128
+    assert doctor_module._measured_batch(config, 12, storage, 0.001) == 12
 
 
 @pytest.fixture(scope="module")
-def figures_of_a_run(class_folders: Path) -> dict[str, object]:
+def measurements_of_a_run(class_folders: Path) -> dict[str, object]:
     """The doctor's JSON for a tiny run."""
     config = replace(
         catalogue.recipe("imagenette"),
@@ -161,36 +163,43 @@ def figures_of_a_run(class_folders: Path) -> dict[str, object]:
         workers=1,
         knn=KnnConfig(every_epochs=10),
     )
-    said: list[str] = []
-    report = examine(config, minutes=0.05, say=said.append)
-    assert said[0].startswith("loader cpu (asked for)")
-    text = in_words(report)
-    assert "Held back by" in text
+    lines: list[str] = []
+    report = diagnose(config, minutes=0.05, say=lines.append)
+    assert lines[0].startswith("loader cpu (asked for)")
+    text = format_report(report)
+    assert "Bottleneck: " in text
     assert "40 epochs will take" in text
-    found: dict[str, object] = json.loads(json.dumps(report.as_dict()))
-    return found
+    stored: dict[str, object] = json.loads(json.dumps(report.as_dict()))
+    return stored
 
 
-def test_figures_of_a_run_are_there_and_fit_together(figures_of_a_run: dict[str, object]) -> None:
-    figures = figures_of_a_run["figures"]
-    assert isinstance(figures, dict)
+def test_measurements_of_a_run_are_there_and_fit_together(
+    measurements_of_a_run: dict[str, object],
+) -> None:
+    measurements = measurements_of_a_run["figures"]
+    assert isinstance(measurements, dict)
     for name in ("storage", "decode", "loader", "augment", "step", "train", "features"):
-        assert figures[name] > 0, name
-    # Tiny images cost more around their decoding than in it, so no more can be said of these.
-    assert figures["decode"] > 0.3 * figures["loader"]
-    assert figures["step"] < figures["augment"]
-    assert figures["train"] < 2 * figures["step"]
-    ahead = figures_of_a_run["forecast"]
+        assert measurements[name] > 0, name
+    # Decoding is the smaller part of the cost of tiny images: no closer bound holds.
+    assert measurements["decode"] > 0.3 * measurements["loader"]
+    assert measurements["step"] < measurements["augment"]
+    assert measurements["train"] < 2 * measurements["step"]
+    ahead = measurements_of_a_run["forecast"]
     assert isinstance(ahead, dict)
     # 40 epochs of six steps; evaluations before the first epoch and after every tenth.
-    assert ahead["train"] == pytest.approx(40 * 6 * 16 / figures["train"])
-    assert ahead["evaluate"] == pytest.approx(5 * (96 + 24) / figures["features"])
-    assert figures_of_a_run["images"] == 96
-    assert not figures_of_a_run["made_up_images"]
+    assert ahead["train"] == pytest.approx(40 * 6 * 16 / measurements["train"])
+    assert ahead["evaluate"] == pytest.approx(5 * (96 + 24) / measurements["features"])
+    assert measurements_of_a_run["images"] == 96
+    # Keys of result files, which outlive the names of the code.
+    assert "why_compile_fails" not in measurements
+    assert {"synthetic_images", "bottleneck", "bottleneck_explained"} <= set(measurements_of_a_run)
+    assert not measurements_of_a_run["synthetic_images"]
 
 
-def test_made_up_photographs_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where no data/ is
+def test_synthetic_photographs_are_measured_without_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a folder without data/
     config: Config = replace(
         catalogue.recipe("cifar10-800ep"),
         arch="tiny_resnet",
@@ -201,17 +210,53 @@ def test_made_up_photographs_stand_in(tmp_path: Path, monkeypatch: pytest.Monkey
         loader="cpu",
         workers=1,
     )
-    report = examine(config, minutes=0.02)
-    assert report.made_up
+    report = diagnose(config, minutes=0.02)
+    assert report.synthetic
     assert 50_000 <= report.images < 50_256
-    assert "made-up photographs" in in_words(report)
+    assert "synthetic photographs" in format_report(report)
 
 
-def test_made_up_photographs_are_like_photographs() -> None:
-    folder = made_up_photographs(4)
+@pytest.mark.parametrize("name", [*catalogue.RECIPES, "mine"])
+def test_every_recipe_is_measured_without_its_data_set(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also a recipe with a data folder that no other recipe has."""
+    mine = Recipe(
+        make=lambda: replace(
+            catalogue.recipe("imagenette"), recipe="mine", data=Path("photos of mine")
+        ),
+        data_set=DataSet(train_images=1_000, val_images=10, height=60, width=80),
+    )
+    monkeypatch.setitem(catalogue.RECIPES, "mine", mine)
+    monkeypatch.chdir(tmp_path)  # a folder without data/
+    opened: list[Storage] = []
+
+    def measure(_: Config, __: object, train: Storage, *___: object) -> tuple[Measurements, float]:
+        opened.append(train)
+        return FED, 1e6
+
+    monkeypatch.setattr(doctor_module, "_SYNTHETIC_FILES", 4)
+    monkeypatch.setattr(doctor_module, "_measured_batch", lambda _, size, *__: size)
+    monkeypatch.setattr(doctor_module, "_measure", measure)
+    assert main(["doctor", "--recipe", name, "--device", "cpu"]) == 0
+    data_set = catalogue.find(name).data_set
+    (train,) = opened
+    assert data_set.train_images <= len(train) < data_set.train_images + 4
+    assert train.sizes[0].tolist() == [data_set.height, data_set.width]
+    assert "images (synthetic photographs)" in capsys.readouterr().out
+
+
+def test_a_config_of_an_unknown_recipe_is_one_line() -> None:
+    config = replace(catalogue.recipe("imagenette"), recipe="mine")
+    with pytest.raises(UserError, match=r"^there is no recipe 'mine': choose one of [^\n]+$"):
+        diagnose(config)
+
+
+def test_synthetic_photographs_are_like_photographs() -> None:
+    folder = synthetic_photographs(4)
     files = sorted(folder.rglob("*.jpg"))
     assert len(files) == 4
-    assert made_up_photographs(4) == folder
+    assert synthetic_photographs(4) == folder
     with Image.open(files[0]) as image:
         assert image.size == (500, 375)
     # ImageNet's average is 110 kB for that size.
@@ -222,7 +267,7 @@ def test_made_up_photographs_are_like_photographs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["--recipe", "nope"], "there is no recipe 'nope'"),
         (["--minutes", "0"], "--minutes is 0: give more than 0"),
@@ -231,25 +276,25 @@ def test_made_up_photographs_are_like_photographs() -> None:
     ],
 )
 def test_wrong_input_is_one_line(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["doctor", *words]) == 2
+    assert main(["doctor", *argv]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
 def test_the_machine_is_described() -> None:
-    found = describe()
-    assert found["cores"] >= 1
-    assert found["memory"] == host_memory() > 10**8
-    assert found["versions"]["torch"]
-    assert set(found["optional"]) == {"ffcv", "dali", "compiler", "matplotlib"}
-    json.dumps(found)
+    machine = describe()
+    assert machine["cores"] >= 1
+    assert machine["memory"] == host_memory() > 10**8
+    assert machine["versions"]["torch"]
+    assert set(machine["optional"]) == {"ffcv", "dali", "compiler", "matplotlib"}
+    json.dumps(machine)
 
 
 def short_run(class_folders: Path, **changes: object) -> Config:
-    """A run of two steps in all, of tiny images."""
+    """A run of two steps on tiny images."""
     return replace(
         catalogue.recipe("imagenette"),
         data=class_folders,
@@ -265,37 +310,37 @@ def short_run(class_folders: Path, **changes: object) -> Config:
     )
 
 
-def test_a_run_shorter_than_its_measurement_is_foretold(class_folders: Path) -> None:
-    report = examine(short_run(class_folders, knn=KnnConfig(every_epochs=0)), minutes=0.02)
-    assert report.forecast.train == pytest.approx(2 * 48 / report.figures.train)
+def test_a_run_shorter_than_its_measurement_has_a_forecast(class_folders: Path) -> None:
+    report = diagnose(short_run(class_folders, knn=KnnConfig(every_epochs=0)), minutes=0.02)
+    assert report.forecast.train == pytest.approx(2 * 48 / report.measurements.train)
 
 
-def test_a_run_that_would_be_refused_is_not_foretold(class_folders: Path) -> None:
+def test_a_run_that_pretrain_refuses_has_no_forecast(class_folders: Path) -> None:
     config = replace(short_run(class_folders), batch_size=128)
     with pytest.raises(UserError, match="has 96 images, fewer than one batch of 128"):
-        examine(config, minutes=0.02)
+        diagnose(config, minutes=0.02)
 
 
 def test_a_signal_ends_the_doctor_too(
     class_folders: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The trainer survives one, saves and returns its number."""
+    """The trainer alone saves and returns the signal's number."""
     monkeypatch.setattr(Trainer, "fit", lambda self: signal.SIGINT)
-    words = ["--recipe", "imagenette", "--data", str(class_folders), "--arch", "tiny_resnet"]
-    words += ["--image-size", "32", "--batch-size", "16", "--device", "cpu", "--loader", "cpu"]
-    assert main(["doctor", *words, "--compile", "off", "--minutes", "0.02"]) == 130
+    argv = ["--recipe", "imagenette", "--data", str(class_folders), "--arch", "tiny_resnet"]
+    argv += ["--image-size", "32", "--batch-size", "16", "--device", "cpu", "--loader", "cpu"]
+    assert main(["doctor", *argv, "--compile", "off", "--minutes", "0.02"]) == 130
     assert capsys.readouterr().err.endswith("fastsimsiam: interrupted\n")
 
 
-def test_broken_images_are_for_the_loader_to_say(class_folders: Path, tmp_path: Path) -> None:
+def test_the_loader_reports_broken_images(class_folders: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(class_folders / "train", data)
     broken = data / "bee" / "02.JPEG"
     broken.write_bytes(broken.read_bytes()[:400])
     with pytest.raises(UserError, match=r"02\.JPEG"):
-        examine(short_run(data), minutes=0.02)
-    report = examine(short_run(data, on_bad_image="skip"), minutes=0.02)
-    assert report.figures.decode > 0
+        diagnose(short_run(data), minutes=0.02)
+    report = diagnose(short_run(data, on_bad_image="skip"), minutes=0.02)
+    assert report.measurements.decode > 0
 
 
 @pytest.mark.parametrize(

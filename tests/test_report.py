@@ -1,4 +1,4 @@
-"""The report: what is on the page, what is left out and said so, and how it looks in a browser."""
+"""The report: the contents of the page, its notes on what is left out, its look in a browser."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -27,13 +27,14 @@ from fastsimsiam.config.run import Config, KnnConfig, OptimizerConfig
 from fastsimsiam.config.stored import to_dict
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import UserError
+from fastsimsiam.methods.simsiam import SimSiam
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.report import runs as report_runs
 from fastsimsiam.report.flat_map import flat_map
 from fastsimsiam.report.neighbors import Embedded, _nearest
 from fastsimsiam.report.repeat import command
 from fastsimsiam.report.report import report
-from fastsimsiam.report.runs import read_runs, verdict
+from fastsimsiam.report.runs import diagnosis, read_runs
 from fastsimsiam.report.thumbnails import thumbnails
 from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.train.pretrain import pretrain
@@ -44,12 +45,12 @@ CPU = EvalOptions(device="cpu", workers=2)
 
 @dataclass
 class Page(HTMLParser):
-    """A page taken apart.
+    """A parsed page.
 
     Attributes:
         tags: (name, attributes) of every element.
-        scripts: texts of the scripts by id, and of all others under "".
-        text: what a reader sees.
+        scripts: texts of the scripts by id; those without an id joined under "".
+        text: visible text.
     """
 
     source: str
@@ -80,8 +81,8 @@ class Page(HTMLParser):
 
     @property
     def charts(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.scripts["charts"])
-        return found
+        charts: dict[str, Any] = json.loads(self.scripts["charts"])
+        return charts
 
     @property
     def images(self) -> Any:
@@ -94,7 +95,7 @@ def read(file: Path) -> Page:
 
 @pytest.fixture
 def config(tiny_config: Config) -> Config:
-    """A run of two epochs, scored thrice."""
+    """A run of two epochs with three kNN evaluations."""
     return replace(tiny_config, knn=KnnConfig(every_epochs=1, k=(5, 20)))
 
 
@@ -105,7 +106,7 @@ def finished(config: Config) -> Config:
 
 
 def fake_run(folder: Path, config: Config, lines: list[dict[str, float]]) -> Path:
-    """A run's folder without a checkpoint."""
+    """Writes a run's folder without a checkpoint."""
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "summary.json").write_text(json.dumps({"config": to_dict(config)}))
@@ -116,13 +117,20 @@ def line(step: int, **values: float) -> dict[str, float]:
     return {"step": step, "epoch": step / 10, "loss": -0.5, "collapse_std": 0.9, **values}
 
 
-def test_one_file_tells_all_of_a_run(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def bare_line(step: int, **values: float) -> dict[str, float]:
+    """A line of a method that logs no collapse metric."""
+    return {"step": step, "epoch": step / 10, "loss": 5.0, **values}
+
+
+def test_the_page_of_a_run_is_complete(
+    finished: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", str(finished.out), "--device", "cpu"]) == 0
     file = finished.out / "report.html"
     assert str(file) in capsys.readouterr().out
     assert 4e6 < file.stat().st_size < 10e6
     page = read(file)
-    # Nothing comes over a network, and plotly.js is there once.
+    # Nothing is loaded over a network, and plotly.js is embedded once.
     for _, attributes in page.tags:
         for key in ("src", "href"):
             assert (attributes.get(key) or "data:").startswith("data:")
@@ -132,8 +140,8 @@ def test_one_file_tells_all_of_a_run(finished: Config, capsys: pytest.CaptureFix
         "meta",
         {"name": "viewport", "content": "width=device-width, initial-scale=1"},
     ) in page.tags
-    for what in ("imagenette", "tiny_resnet", "96 of 3 classes", "2 of 2, batch 16", "Healthy"):
-        assert what in page.text, what
+    for text in ("imagenette", "tiny_resnet", "96 of 3 classes", "2 of 2, batch 16", "Healthy"):
+        assert text in page.text, text
     summary = json.loads((finished.out / "summary.json").read_text())
     score = summary["last"]["knn_top1_k5"]
     assert f"{score:.1f} %" in page.text
@@ -143,15 +151,15 @@ def test_one_file_tells_all_of_a_run(finished: Config, capsys: pytest.CaptureFix
     assert places == [f"chart-{name}" for name in page.charts]
 
 
-def test_pictures_are_of_the_data_and_right(finished: Config) -> None:
+def test_pictures_and_predictions_match_the_data(finished: Config) -> None:
     page = read(report([finished.out], options=CPU))
-    # Confusion: every validation image once, and the diagonal is the score of the training's own kNN.
+    # Confusion: every validation image once; the diagonal is the kNN score of the training.
     heat = page.charts["confusion"]["data"][0]
     counts = np.array([[cell[2] for cell in row] for row in heat["customdata"]])
     assert counts.sum(axis=1).tolist() == [8, 8, 8]
     summary = json.loads((finished.out / "summary.json").read_text())
     assert 100 * counts.trace() / 24 == pytest.approx(summary["last"]["knn_top1_k5"])
-    # Map: every validation image once, with its picture and its class.
+    # Map: every validation image once, with its thumbnail and class.
     images = page.images
     numbers = [n for trace in page.charts["map"]["data"] for n in trace["customdata"]]
     assert sorted(numbers) == list(range(24))
@@ -160,14 +168,14 @@ def test_pictures_are_of_the_data_and_right(finished: Config) -> None:
         assert {images["classes"][images["label"][n]] for n in trace["customdata"]} == {
             trace["name"]
         }
-    wrong = sum(a != b for a, b in zip(images["label"], images["taken"], strict=True))
+    wrong = sum(a != b for a, b in zip(images["label"], images["predicted"], strict=True))
     assert wrong == 24 - counts.trace()
     val = open_split(finished.data, "val")
     for text, name in zip(images["jpegs"], images["names"], strict=True):
         with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
             assert picture.size == (56, 56)
         assert any(path.endswith("/" + name) for path in val.paths)
-    # Gallery: twelve images, six neighbors each, frames as the classes say.
+    # Gallery: twelve queries with six neighbors each, framed by class.
     frames = Counter(a["class"] for t, a in page.tags if t == "figure" and a["class"] != "chart")
     assert frames["query"] == 12
     assert frames["right"] + frames["wrong"] == 72
@@ -176,7 +184,7 @@ def test_pictures_are_of_the_data_and_right(finished: Config) -> None:
 
 def test_gallery_frames_neighbors_by_class(finished: Config) -> None:
     page = read(report([finished.out], options=CPU))
-    own = None
+    query_name = None
     alts: list[tuple[str, str]] = []
     for tag, attributes in page.tags:
         if tag == "figure":
@@ -185,9 +193,9 @@ def test_gallery_frames_neighbors_by_class(finished: Config) -> None:
             alts.append((frame or "", attributes["alt"] or ""))
     for frame, name in alts:
         if frame == "query":
-            own = name
+            query_name = name
         else:
-            assert (name == own) == (frame == "right")
+            assert (name == query_name) == (frame == "right")
     assert len(alts) == 12 * 7
 
 
@@ -207,22 +215,22 @@ def test_the_command_repeats_the_config(
     monkeypatch: pytest.MonkeyPatch, recipe: str, changes: dict[str, Any]
 ) -> None:
     config = replace(catalogue.recipe(recipe), **changes)
-    seen = []
+    configs = []
 
     @dataclass
     class Ended:
         signal: int = 0
 
     def pretend(config: Config, **_: object) -> Ended:
-        seen.append(config)
+        configs.append(config)
         return Ended()
 
     monkeypatch.setattr("fastsimsiam.train.pretrain.pretrain", pretend)
-    words = shlex.split(command(config)[0].replace("\\\n", ""))
-    assert words[:2] == ["fastsimsiam", "pretrain"]
-    assert main(words[1:]) == 0
-    assert seen == [config]
-    assert bool(changes) == (len(words) > 3)
+    argv = shlex.split(command(config)[0].replace("\\\n", ""))
+    assert argv[:2] == ["fastsimsiam", "pretrain"]
+    assert main(argv[1:]) == 0
+    assert configs == [config]
+    assert bool(changes) == (len(argv) > 3)
 
 
 def test_the_command_names_only_what_differs() -> None:
@@ -233,31 +241,31 @@ def test_the_command_names_only_what_differs() -> None:
     )
 
 
-def test_no_command_where_none_can_say_it() -> None:
+def test_no_command_for_a_config_that_no_option_expresses() -> None:
     config = catalogue.recipe("imagenette")
     assert command(replace(config, recipe="mine")) == (
         "",
-        "The recipe mine is none of this version: repeat the run from Python.",
+        "This version has no recipe mine: repeat the run from Python.",
     )
     text, remark = command(replace(config, views=(ViewSpec(),) * 3))
     assert text == ""
     assert "has 3 views and the recipe 2" in remark
 
 
-def test_names_of_users_are_text(config: Config, class_folders: Path, tmp_path: Path) -> None:
-    nasty = "<img src=x onerror=alert(1)>&amp;\"'"
+def test_text_of_users_is_escaped(config: Config, class_folders: Path, tmp_path: Path) -> None:
+    markup = "<img src=x onerror=alert(1)>&amp;\"'"
     data = tmp_path / "data"
     shutil.copytree(class_folders, data)
     for split in ("train", "val"):
-        (data / split / "ant").rename(data / split / nasty)
+        (data / split / "ant").rename(data / split / markup)
     config = replace(config, data=data, out=tmp_path / "<script>alert(2)")
     pretrain(config)
     page = read(report([config.out], options=CPU))
     assert not any("onerror" in attributes for _, attributes in page.tags)
     assert sum(tag == "script" for tag, _ in page.tags) == 4
     assert "<script>alert(2)" in page.text
-    assert nasty in [a.get("alt") for _, a in page.tags]
-    assert nasty in page.images["classes"]  # set as textContent
+    assert markup in [a.get("alt") for _, a in page.tags]
+    assert markup in page.images["classes"]  # set as textContent
     # "<!--<script" in a script would swallow the rest of the page.
     assert "<" not in page.scripts["images"] + page.scripts["charts"]
     # plotly reads markup in names: it gets them escaped.
@@ -266,7 +274,7 @@ def test_names_of_users_are_text(config: Config, class_folders: Path, tmp_path: 
     assert page.charts["map"]["data"][0]["name"].startswith("&lt;img src=x on")
 
 
-def test_what_is_left_out_is_said(
+def test_notes_name_what_is_left_out(
     finished: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
@@ -277,21 +285,20 @@ def test_what_is_left_out_is_said(
     page = read(report([moved.out], options=CPU))
     assert list(page.charts) == CURVES
     assert page.images is None
-    wanted = f"Left out: there is no data set at {data}; pass --data PATH."
-    assert wanted in page.text
+    assert f"Left out: there is no data set at {data}; pass --data PATH." in page.text
     assert "--data PATH" in capsys.readouterr().err
-    # With the data named, nothing is left out; it is not the data that the config names.
+    # With --data nothing is left out, though it is not the config's folder.
     page = read(report([moved.out], data=finished.data, options=CPU))
     assert list(page.charts) == [*CURVES, "map", "confusion"]
     assert "was not trained" not in page.text
-    # A folder that is no data set is as good as none; named, it is an error.
+    # A folder that is no data set counts as missing; passed as --data, it is an error.
     (data / "train").mkdir(parents=True)
     assert "files in class folders under" in read(report([moved.out], options=CPU)).text
     with pytest.raises(UserError, match="files in class folders under"):
         report([moved.out], data=data, options=CPU)
 
 
-def test_other_data_are_named(finished: Config, tmp_path: Path) -> None:
+def test_a_note_names_other_data(finished: Config, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(finished.data, data)
     next((data / "train" / "ant").iterdir()).unlink()
@@ -299,7 +306,7 @@ def test_other_data_are_named(finished: Config, tmp_path: Path) -> None:
     assert f"The network was not trained on the images of {data}." in page.text
 
 
-def test_a_flat_data_set_is_asked_about_itself(config: Config, tmp_path: Path) -> None:
+def test_queries_of_a_flat_data_set_are_training_images(config: Config, tmp_path: Path) -> None:
     data = tmp_path / "flat"
     shutil.copytree(config.data / "train", data)
     shutil.copy(data / "bee" / "02.JPEG", data / "bee" / "02-copy.JPEG")
@@ -308,7 +315,7 @@ def test_a_flat_data_set_is_asked_about_itself(config: Config, tmp_path: Path) -
     page = read(report([config.out], options=CPU))
     assert list(page.charts) == [name for name in CURVES if name != "knn"] + ["map", "confusion"]
     assert "training images (there is no val/)" in page.text
-    assert "each without itself" in page.text
+    assert "97 training images, each excluded from its own neighbors" in page.text
     assert "not evaluated in training" in page.text
     counts = [cell[2] for row in page.charts["confusion"]["data"][0]["customdata"] for cell in row]
     assert sum(counts) == 97
@@ -317,14 +324,14 @@ def test_a_flat_data_set_is_asked_about_itself(config: Config, tmp_path: Path) -
 
 def test_an_image_is_not_its_own_neighbor() -> None:
     features = torch.nn.functional.normalize(torch.randn(40, 8), dim=1)
-    features[7] = features[3]  # a copy, which may come before the image itself
+    features[7] = features[3]  # a copy, which may rank before the image itself
     features[20:32] = features[20]  # more copies than neighbors: the image itself may not be found
     label = torch.zeros(40, dtype=torch.int64)
     bank = Embedded(storage=None, index=np.arange(40), features=features, label=label)  # type: ignore[arg-type]
-    own = torch.tensor([3, 7, 0, *range(20, 32)])
-    similarity, position = _nearest(bank.pick(own.numpy()), bank, 5, own)
-    assert position.shape == similarity.shape == (len(own), 5)
-    assert not (position == own[:, None]).any()
+    rows = torch.tensor([3, 7, 0, *range(20, 32)])
+    similarity, position = _nearest(bank.pick(rows.numpy()), bank, 5, rows)
+    assert position.shape == similarity.shape == (len(rows), 5)
+    assert not (position == rows[:, None]).any()
     assert position[0, 0] == 7
     assert position[1, 0] == 3
     assert (similarity.diff(dim=1) <= 0).all()
@@ -339,11 +346,11 @@ def test_broken_images_are_left_out(finished: Config, tmp_path: Path) -> None:
         report([finished.out], data=data, options=CPU)
     page = read(report([finished.out], data=data, options=replace(CPU, on_bad_image="skip")))
     assert len(page.images["jpegs"]) == 23
-    assert "96 of 3 classes" in page.text  # of the run, not of this data
+    assert "96 of 3 classes" in page.text  # of the run's log, not of this data
     assert page.text.count("cannot be decoded") == 2
 
 
-def test_several_runs_lie_over_each_other(finished: Config, tmp_path: Path) -> None:
+def test_several_runs_share_the_charts(finished: Config, tmp_path: Path) -> None:
     other = replace(finished, out=tmp_path / "twin" / "run", seed=1)
     pretrain(other)
     page = read(report([finished.out, other.out], out=tmp_path / "new" / "both.html", options=CPU))
@@ -353,7 +360,7 @@ def test_several_runs_lie_over_each_other(finished: Config, tmp_path: Path) -> N
     assert [trace["showlegend"] for trace in traces] == [True, True]
     assert traces[1]["name"] == twin
     assert mine in page.text
-    # kNN: color is the run, dashes are k.
+    # kNN: color tells the run, dashes tell k.
     knn = page.charts["knn"]["data"]
     assert [trace["name"].rpartition(", ")[2] for trace in knn] == ["k 5", "k 20"] * 2
     assert knn[0]["line"]["color"] == knn[1]["line"]["color"] != knn[2]["line"]["color"]
@@ -372,24 +379,77 @@ def test_several_runs_lie_over_each_other(finished: Config, tmp_path: Path) -> N
         (0.02, "collapsed", "Collapsed"),
     ],
 )
-def test_the_verdict(tmp_path: Path, std: float, state: str, sentence: str) -> None:
+def test_the_diagnosis(tmp_path: Path, std: float, state: str, sentence: str) -> None:
     lines = [line(1), line(2, collapse_std=std)]
     folder = fake_run(tmp_path / "run", catalogue.recipe("demo"), lines)
-    assert verdict(read_runs([folder])[0])[0] == state
+    assert diagnosis(read_runs([folder])[0])[0] == state
     page = read(report([folder]))
     assert sentence in page.text
     assert "is no checkpoint" in page.text or "has no checkpoint" in page.text
-    frames = [a["class"] for _, a in page.tags if (a.get("class") or "").startswith("verdict")]
-    assert frames == [f"verdict {state}"]
+    frames = [a["class"] for _, a in page.tags if (a.get("class") or "").startswith("diagnosis")]
+    assert frames == [f"diagnosis {state}"]
 
 
-def test_collapse_is_told_at_a_small_batch(tmp_path: Path) -> None:
+def test_a_small_batch_has_a_higher_collapse_threshold(tmp_path: Path) -> None:
     config = replace(catalogue.recipe("imagenette"), batch_size=64)
     for name, loss, state in (("a", -0.99, "collapsed"), ("b", -0.5, "half collapsed")):
         folder = fake_run(tmp_path / name, config, [line(1, collapse_std=0.26, loss=loss)])
         run = read_runs([folder])[0]
-        assert verdict(run)[0] == state
-        assert "below 0.38 is collapsed at batch 64" in verdict(run)[1]
+        assert diagnosis(run)[0] == state
+        assert "below 0.38 is collapsed at batch 64" in diagnosis(run)[1]
+
+
+def test_metrics_of_other_methods_have_small_charts(tmp_path: Path) -> None:
+    odd = '<b>"&'
+    demo = catalogue.recipe("demo")
+    first = fake_run(
+        tmp_path / "a",
+        demo,
+        [line(1, teacher_entropy=2.0, knn_top1_k5=9.0), line(2, **{odd: 1.0, "note": "text"})],
+    )
+    second = fake_run(tmp_path / "b", demo, [line(1, teacher_entropy=3.0), line(2)])
+    page = read(report([first, second]))
+    assert list(page.charts) == ["loss", "knn", "collapse-std"] + [
+        f"metric-{name}" for name in ("teacher_entropy", odd)
+    ]
+    small = page.charts["metric-teacher_entropy"]
+    assert [trace["y"] for trace in small["data"]] == [[2.0], [3.0]]
+    assert small["layout"]["height"] < page.charts["loss"]["layout"]["height"]
+    assert "teacher_entropy" in page.text
+    assert ("div", {"class": "charts small"}) in page.tags
+    places = [a["id"] for t, a in page.tags if t == "div" and a.get("class") == "plot"]
+    assert places == [f"chart-{name}" for name in page.charts]
+    assert "<" not in page.scripts["charts"]
+    assert "b" not in [tag for tag, _ in page.tags]
+
+
+def test_captions_hold_for_every_method(tmp_path: Path) -> None:
+    page = read(report([fake_run(tmp_path / "run", catalogue.recipe("demo"), [line(1)])]))
+    captions = [a.get("aria-label") for _, a in page.tags if a.get("class") == "plot"]
+    assert captions == ["Loss", "Collapse metric: std of z/|z| times √D; 1 is healthy, 0 collapsed"]
+    page = read(report([fake_run(tmp_path / "other", catalogue.recipe("demo"), [bare_line(1)])]))
+    assert list(page.charts) == ["loss"]
+
+
+def test_the_diagnosis_follows_the_warning_of_the_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warning(_: type[SimSiam], metrics: Mapping[str, float], batch_size: int) -> str | None:
+        return f"the queue is empty at batch {batch_size}." if metrics["queue"] == 0 else None
+
+    monkeypatch.setattr(SimSiam, "warning", classmethod(warning))
+    demo = replace(catalogue.recipe("demo"), batch_size=64)
+    empty = fake_run(tmp_path / "empty", demo, [bare_line(1, queue=0)])
+    assert diagnosis(read_runs([empty])[0]) == ("warning", "the queue is empty at batch 64")
+    page = read(report([empty]))
+    assert "The queue is empty at batch 64." in page.text
+    assert ("p", {"class": "diagnosis warning"}) in page.tags
+    spread = fake_run(tmp_path / "spread", demo, [line(1, queue=0, collapse_std=0.9)])
+    assert diagnosis(read_runs([spread])[0])[0] == "warning"
+    full = fake_run(tmp_path / "full", demo, [bare_line(1, queue=0), bare_line(2, queue=8)])
+    state, sentence = diagnosis(read_runs([full])[0])
+    assert state == "unknown"
+    assert sentence == "no diagnosis: the method logs no collapse metric"
 
 
 def test_long_curves_are_thinned_to_means(tmp_path: Path) -> None:
@@ -408,10 +468,10 @@ def test_scores_before_any_log_line_have_their_epoch(finished: Config) -> None:
     )
     run = read_runs([finished.out])[0]
     assert run.curve("knn_top1_k5")[0] == [0, 1, 2]
-    assert verdict(run)[0] == "unknown"
+    assert diagnosis(run)[0] == "unknown"
 
 
-def test_a_line_cut_short_at_the_end_is_passed_over(tmp_path: Path) -> None:
+def test_a_truncated_last_line_is_ignored(tmp_path: Path) -> None:
     folder = fake_run(tmp_path / "run", catalogue.recipe("demo"), [line(1), line(2)])
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "lo')
@@ -430,20 +490,20 @@ def test_wrong_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     strange = fake_run(tmp_path / "strange", demo, [line(1)])
     (strange / "summary.json").write_text("{")
     (tmp_path / "no-run").mkdir()
-    for words, message in (
+    for argv, message in (
         ([tmp_path / "nowhere"], f"there is no run {tmp_path / 'nowhere'}: pass a folder"),
         ([tmp_path / "no-run"], f"expected {tmp_path / 'no-run' / 'metrics.jsonl'}"),
         ([empty], "metrics.jsonl is empty: wait until"),
         ([damaged], "metrics.jsonl, line 1 is not JSON: remove the line"),
-        ([young], "does not tell its config yet"),
+        ([young], "young has no config yet: expected checkpoints"),
         ([strange], "summary.json is damaged"),
-        ([good] * 8, "8 runs are more than colors can tell apart: give 1 to 7"),
+        ([good] * 8, "the report has colors for 1 to 7 runs, not for 8: pass fewer"),
         ([good, "--out", tmp_path], f"--out {tmp_path} is a folder"),
         ([good, "--out", good / "log" / "x.html"], "cannot write --out"),
         ([], "RUN"),
     ):
         (good / "log").write_text("")
-        assert main(["report", *map(str, words)]) == 2
+        assert main(["report", *map(str, argv)]) == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines
         assert message in lines[0]
@@ -451,7 +511,7 @@ def test_wrong_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("module", ["plotly", "sklearn"])
-def test_without_its_libraries_it_says_how_to_get_them(
+def test_a_missing_library_is_named_with_its_install_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -460,7 +520,7 @@ def test_without_its_libraries_it_says_how_to_get_them(
 
 
 def test_importing_loads_neither_plotly_nor_scikit_learn() -> None:
-    parts = ("figures", "flat_map", "neighbors", "page", "repeat", "sections", "report")
+    parts = ("charts", "flat_map", "neighbors", "page", "repeat", "sections", "report")
     names = ", ".join(f"fastsimsiam.report.{part}" for part in parts)
     code = (
         f"import sys, fastsimsiam.commands.report, {names}\n"
@@ -469,7 +529,7 @@ def test_importing_loads_neither_plotly_nor_scikit_learn() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_map_takes_images_that_differ() -> None:
+def test_a_map_needs_images_that_differ() -> None:
     assert flat_map(np.ones((50, 4), np.float32))[0] is None
     assert flat_map(np.eye(9, dtype=np.float32))[0] is None
     rng = np.random.default_rng(0)
@@ -507,7 +567,7 @@ def test_two_thousand_thumbnails_leave_the_page_below_ten_megabytes() -> None:
 
 def test_few_of_many_classes_are_shown(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastsimsiam.report.report._CONFUSION_CLASSES", 2)
-    monkeypatch.setattr("fastsimsiam.report.figures._LEGEND_CLASSES", 2)
+    monkeypatch.setattr("fastsimsiam.report.charts._LEGEND_CLASSES", 2)
     page = read(report([finished.out], options=CPU))
     assert "the 2 classes with the most errors" in page.text
     assert np.shape(page.charts["confusion"]["data"][0]["z"]) == (2, 2)
@@ -541,22 +601,25 @@ def browser() -> Iterator[Any]:
 
 
 def test_in_a_browser(browser: Any, finished: Config) -> None:
+    metrics = finished.out / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"lr":', '"teacher_entropy": 0.5, "lr":'))
     file = report([finished.out], options=CPU)
-    told: list[str] = []
-    asked: list[str] = []
+    messages: list[str] = []
+    requests: list[str] = []
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: told.append(f"error: {error}"))
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: messages.append(f"error: {error}"))
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(file.resolve().as_uri())
     page.wait_for_selector("#chart-confusion .heatmaplayer image")
-    for name in CURVES:
+    curves = [*CURVES, "metric-teacher_entropy"]
+    for name in curves:
         marks = page.locator(f"#chart-{name} .scatterlayer .trace path")
         assert marks.count() > 0, name
         assert marks.first.bounding_box() is not None
     assert page.locator("#chart-map .scatterlayer .point").count() == 24
     assert page.locator("#chart-confusion .heatmap-label").count() > 0
-    # The tip shows the picture of the point under the pointer.
+    # The tip shows the thumbnail of the point under the pointer.
     point = page.locator("#chart-map .scatterlayer .point").first
     point.scroll_into_view_if_needed()
     box = point.bounding_box()
@@ -573,7 +636,7 @@ def test_in_a_browser(browser: Any, finished: Config) -> None:
         page.set_viewport_size({"width": width, "height": 844})
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        for name in CURVES:
+        for name in curves:
             box = page.locator(f"#chart-{name} .main-svg").first.bounding_box()
             assert box["x"] + box["width"] <= width, name
     page.emulate_media(media="print")
@@ -582,11 +645,11 @@ def test_in_a_browser(browser: Any, finished: Config) -> None:
     page.emulate_media(media="screen")
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
-    # No button that uploads a chart, and nothing said or fetched.
+    # No button that uploads a chart, no console message, no request.
     titles = page.locator("#chart-loss .modebar-btn").evaluate_all(
         "buttons => buttons.map(button => button.dataset.title)"
     )
     assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Reset axes"]
-    assert told == []
-    assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
+    assert messages == []
+    assert {url.split(":")[0] for url in requests} <= {"file", "data", "blob"}
     page.close()

@@ -28,7 +28,7 @@ def run(words: list[str]) -> int:
     name, rest = _take_recipe(words)
     about = (
         "Measures decoding, loader, color and step on this machine; says what holds it back, what to "
-        f"change, and how long --recipe NAME (now {name}) takes. Without --data: on made-up images. "
+        f"change, and how long --recipe NAME (now {name}) takes. Without --data: on synthetic images. "
         "All options of pretrain may be given."
     )
     arguments = parse(
@@ -38,14 +38,15 @@ def run(words: list[str]) -> int:
         default=_Doctor(config=catalogue.recipe(name)),
         about=about,
     )
-    from fastsimsiam.doctor.doctor import examine, in_words
+    from fastsimsiam.doctor.doctor import diagnose
+    from fastsimsiam.doctor.report import format_report
 
-    report = examine(
+    report = diagnose(
         arguments.config,
         minutes=arguments.minutes,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    print(in_words(report))
+    print(format_report(report))
     if arguments.json:
         write_json(arguments.json, report.as_dict())
     return 0

@@ -1,1 +1,1 @@
-"""What this machine can do, what holds it back, and how long a recipe will take on it."""
+"""Capabilities of this machine, the bottleneck of a run on it, and the forecast of its duration."""

@@ -1,6 +1,6 @@
-"""From figures to what they mean: what holds a machine back, what to change, how long it will take.
+"""Diagnosis from measurements: the bottleneck, advice, and the forecast of a run's duration.
 
-Pure functions; nothing here measures anything. Rates are images per second on one device.
+Pure functions; nothing here measures. Rates are images per second on one device.
 """
 
 import math
@@ -9,35 +9,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _LEAST_UNCERTAINTY = 0.05
-"""What a machine's speed changes between a measurement and a run, at the least."""
+"""A machine's speed varies at least this much between a measurement and a run."""
 _LARGE_SHARE = 0.25
 _MUCH_LARGER = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What was measured, and what it was measured on.
+class Measurements:
+    """Measured rates, and the conditions of the measurement.
 
     Attributes:
-        gpu: training runs on a GPU, so loader and step run side by side.
-        storage, decode, loader, augment, step, train, features: rates. `storage` is reading files
-            alone, `decode` decoding alone on all threads, `loader` batches, `augment` color, `step`
-            the synthetic step, `train` everything together, `features` the kNN evaluation.
-        samples: rates of parts of the measurement of `train`.
+        gpu: whether training runs on a GPU, where loader and step run side by side.
+        storage: rate of reading files, nothing else.
+        decode: rate of decoding on all threads, nothing else.
+        loader: rate of the loader's batches.
+        augment: rate of the color augmentation.
+        step: rate of the training step on a batch that is on the device already.
+        train: rate of loader and step together.
+        features: rate of the kNN evaluation's feature extraction.
+        samples: rates of consecutive parts of the measurement of `train`.
         data_wait: share of the time of `train` spent waiting for the loader.
-        compile_seconds: what the first step took beyond its work.
-        loader_name: `folder`, `ffcv`, `dali`, `resident` or `reference`.
-        workers, cores: loader threads, and CPU cores of this process.
-        decoded_bytes: of the whole training split.
-        device_memory, device_free: bytes; of the host where there is no GPU.
-        mean_pixels: of an image.
-        crop_pixels: of a view.
-        packed: the data set is a packed file.
-        has_dali: an optional part.
-        mend_for_compiling: what to do before torch.compile works here, or None.
+        compile_seconds: duration of the first step beyond that of later ones.
+        loader_name: name of the loader, as `--loader` takes it.
+        workers: number of loader threads.
+        cores: number of CPU cores of this process.
+        decoded_bytes: size of the whole training split when decoded.
+        device_memory: bytes of GPU memory; of host memory without a GPU.
+        device_free: bytes of free GPU memory during training; 0 without a GPU.
+        mean_pixels: mean number of pixels of an image.
+        crop_pixels: number of pixels of a view.
+        packed: whether the data set is a packed file.
+        has_dali: whether DALI is installed.
+        why_compile_fails: what to install before torch.compile works here; None where it works.
         precision: `bfloat16` or `float32`.
         compiled: `step`, `color` or `off`.
-        batch_size: images per step.
+        batch_size: images per optimizer step.
     """
 
     gpu: bool
@@ -61,7 +67,7 @@ class Figures:
     crop_pixels: float
     packed: bool
     has_dali: bool
-    mend_for_compiling: str | None
+    why_compile_fails: str | None
     precision: str
     compiled: str
     batch_size: int
@@ -69,12 +75,15 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """How long a run will take.
+    """The expected duration of a run, in seconds.
 
     Attributes:
-        seconds: of training, evaluation and compilation, from the first step to the last.
-        low, high: between which it will be, about.
-        train, evaluate, compile: what it is made of, in seconds.
+        seconds: training, evaluation and compilation, from the first step to the last.
+        low: lower bound of `seconds`, approximately.
+        high: upper bound of `seconds`, approximately.
+        train: share of training.
+        evaluate: share of kNN evaluations.
+        compile: share of compilation.
     """
 
     seconds: float
@@ -86,34 +95,34 @@ class Forecast:
 
 
 def parts_allow(loader: float, step: float, *, gpu: bool) -> tuple[float, str]:
-    """The rate that loader and step allow together, and by which rule."""
+    """Returns the rate that loader and step allow together, and the rule it follows."""
     if gpu:
         return min(loader, step), "the slower of loader and step"
     return 1 / (1 / loader + 1 / step), "loader and step taking turns on the same cores"
 
 
 def forecast(
-    figures: Figures, *, steps: int, evaluations: int, images_per_evaluation: int
+    measured: Measurements, *, steps: int, evaluations: int, images_per_evaluation: int
 ) -> Forecast:
-    """How long a run will take at the measured rates.
+    """Forecasts the duration of a run from measured rates.
 
     Args:
-        figures: the measurement.
-        steps: of the run.
-        evaluations: by kNN.
-        images_per_evaluation: of both splits.
+        measured: the measurements.
+        steps: optimizer steps of the run.
+        evaluations: number of kNN evaluations.
+        images_per_evaluation: images of both splits.
     """
-    train = steps * figures.batch_size / figures.train
-    evaluate = evaluations * images_per_evaluation / figures.features
-    seconds = train + evaluate + figures.compile_seconds
-    error = max(_LEAST_UNCERTAINTY, _relative_error(figures.samples))
+    train = steps * measured.batch_size / measured.train
+    evaluate = evaluations * images_per_evaluation / measured.features
+    seconds = train + evaluate + measured.compile_seconds
+    error = max(_LEAST_UNCERTAINTY, _relative_error(measured.samples))
     return Forecast(
         seconds=seconds,
         low=seconds * (1 - error),
         high=seconds * (1 + error),
         train=train,
         evaluate=evaluate,
-        compile=figures.compile_seconds,
+        compile=measured.compile_seconds,
     )
 
 
@@ -124,101 +133,105 @@ def _relative_error(samples: Sequence[float]) -> float:
     return 2 * statistics.stdev(samples) / math.sqrt(len(samples)) / statistics.fmean(samples)
 
 
-def holds_back(figures: Figures) -> tuple[str, str]:
-    """What training waits for most: `storage`, `decode`, `loader` or `step`; and a sentence."""
-    share = figures.train / figures.loader
-    if figures.gpu and figures.loader >= figures.step:
-        idle = 1 - figures.train / figures.step
+def bottleneck(measured: Measurements) -> tuple[str, str]:
+    """Returns the slowest part (`storage`, `decode`, `loader` or `step`) and an explanation."""
+    share = measured.train / measured.loader
+    if measured.gpu and measured.loader >= measured.step:
+        slower = 1 - measured.train / measured.step
         return "step", (
-            f"the training step: the loader could feed {figures.loader / figures.step:.1f} times as "
-            f"much (data-wait {figures.data_wait:.0%}; {idle:.0%} below the step alone)"
+            f"the training step; the loader delivers {measured.loader / measured.step:.1f} times as "
+            f"much (data-wait {measured.data_wait:.0%}; training is {slower:.0%} slower than the step "
+            "alone)"
         )
-    if not figures.gpu and figures.loader >= figures.step:
+    if not measured.gpu and measured.loader >= measured.step:
         return "step", (
-            f"the training step on the CPU: {1 - share:.0%} of the time, the loader takes {share:.0%}"
+            f"the training step on the CPU; it takes {1 - share:.0%} of the time, the loader "
+            f"{share:.0%}"
         )
-    costs = "costs" if figures.gpu else f"takes {share:.0%} of the CPU's time, and costs"
-    if figures.loader_name == "resident":
-        return "loader", f"cropping images that are decoded already: it {costs} more than the step"
-    if figures.storage < 1.25 * figures.loader:
+    if measured.loader_name == "resident":
+        cost = "it costs" if measured.gpu else f"it takes {share:.0%} of the CPU time,"
+        return "loader", f"cropping the decoded images; {cost} more than the step"
+    if measured.storage < 1.25 * measured.loader:
         return "storage", (
-            f"the storage: it gives {figures.storage:,.0f} images/s, hardly more than the loader's "
-            f"{figures.loader:,.0f}"
+            f"the storage; it delivers {measured.storage:,.0f} images/s, little more than the "
+            f"loader's {measured.loader:,.0f}"
         )
     return "decode", (
-        f"decoding: the loader makes {figures.loader:,.0f} images/s on {figures.workers} threads, and "
-        f"decoding alone {figures.decode:,.0f}; the step could take {figures.step:,.0f}"
+        f"decoding; the loader delivers {measured.loader:,.0f} images/s on {measured.workers} threads "
+        f"(decoding alone {measured.decode:,.0f}), the step could take {measured.step:,.0f}"
     )
 
 
-def advice(figures: Figures) -> list[str]:
-    """What to change, the most useful first."""
-    what, _ = holds_back(figures)
-    found = []
-    if what in ("storage", "decode"):
-        found += _feed_advice(figures, what)
-    elif what == "step":
-        found += _step_advice(figures)
-        if not figures.gpu and figures.train / figures.loader >= _LARGE_SHARE:
-            found += _feed_advice(figures, what)
-    if figures.loader_name == "reference":
-        found.append("--loader auto: the loader reference is slow, and there to compare with")
-    return found
+def advice(measured: Measurements) -> list[str]:
+    """Returns what to change, the most useful first."""
+    part, _ = bottleneck(measured)
+    lines = []
+    if part in ("storage", "decode"):
+        lines += _loader_advice(measured, part)
+    elif part == "step":
+        lines += _step_advice(measured)
+        if not measured.gpu and measured.train / measured.loader >= _LARGE_SHARE:
+            lines += _loader_advice(measured, part)
+    if measured.loader_name == "reference":
+        lines.append("--loader auto: the loader reference is slow, a baseline for comparisons")
+    return lines
 
 
-def _feed_advice(figures: Figures, what: str) -> list[str]:
-    found = []
-    room = figures.device_memory * (0.25 if figures.gpu else 0.1)
-    if figures.loader_name != "resident" and figures.decoded_bytes <= room:
-        found.append(
-            f"--loader resident: all images decoded take {figures.decoded_bytes / 1e9:.1f} GB, which "
-            f"fits the {'GPU' if figures.gpu else 'memory'}"
+def _loader_advice(measured: Measurements, part: str) -> list[str]:
+    lines = []
+    room = measured.device_memory * (0.25 if measured.gpu else 0.1)
+    if measured.loader_name != "resident" and measured.decoded_bytes <= room:
+        lines.append(
+            f"--loader resident: the decoded images take {measured.decoded_bytes / 1e9:.1f} GB and "
+            f"fit in {'GPU memory' if measured.gpu else 'memory'}"
         )
-    if figures.workers < figures.cores:
-        found.append(
-            f"--workers {figures.cores}: there are {figures.cores} cores, and {figures.workers} "
-            "threads in use"
+    if measured.workers < measured.cores:
+        lines.append(
+            f"--workers {measured.cores}: {measured.workers} loader threads are in use on "
+            f"{measured.cores} cores"
         )
-    if what == "storage":
-        found.append(
+    if part == "storage":
+        lines.append(
             "copy the data set to a local disk, or pack it (fastsimsiam pack SRC DST.beton): one file "
             "is read faster than many, and stays in the page cache"
         )
-    if figures.gpu and figures.loader_name != "dali":
-        found.append(
-            "--loader dali: the GPU decodes"
-            if figures.has_dali
-            else "pip install 'fastsimsiam[dali]' and --loader dali: the GPU decodes"
+    if measured.gpu and measured.loader_name != "dali":
+        lines.append(
+            "--loader dali: decodes on the GPU"
+            if measured.has_dali
+            else "pip install 'fastsimsiam[dali]' and --loader dali: decodes on the GPU"
         )
-    # As 512 pixels for views of 224: nothing that a view could show is lost.
-    side = math.ceil(math.sqrt(figures.crop_pixels) * 512 / 224)
+    # The ratio of 512 pixels for views of 224, at which views lose no detail.
+    side = math.ceil(math.sqrt(measured.crop_pixels) * 512 / 224)
     usual = 0.75 * side**2
-    if not figures.packed and figures.mean_pixels > _MUCH_LARGER * usual:
-        found.append(
+    if not measured.packed and measured.mean_pixels > _MUCH_LARGER * usual:
+        lines.append(
             f"fastsimsiam pack SRC DST.beton --max-side {side}: images have "
-            f"{figures.mean_pixels / 1e6:.1f} megapixels on average, {figures.mean_pixels / usual:.0f} "
-            "times what views of this size can show"
+            f"{measured.mean_pixels / 1e6:.1f} megapixels on average, "
+            f"{measured.mean_pixels / usual:.0f} times what views of this size can show"
         )
-    if figures.gpu and not found:
-        found.append("more CPU cores for each GPU")
-    return found
+    if measured.gpu and not lines:
+        lines.append("more CPU cores per GPU")
+    return lines
 
 
-def _step_advice(figures: Figures) -> list[str]:
-    if not figures.gpu:
-        found = ["a GPU: it takes a training step some hundred times as fast as a few CPU cores"]
-        if figures.compiled == "off" and figures.mend_for_compiling:
-            found.append(f"{figures.mend_for_compiling}: long runs then compile the views' color")
-        return found
-    found = []
-    if figures.precision == "float32":
-        found.append("--precision bf16, where the GPU computes in it: about twice as fast")
-    if figures.compiled != "step":
-        first = f"{figures.mend_for_compiling}, then " if figures.mend_for_compiling else ""
-        found.append(f"{first}--compile step: fuses what is left of the step between convolutions")
-    if figures.device_free > 0.5 * figures.device_memory:
-        found.append(
-            f"a larger --batch-size than {figures.batch_size}: {figures.device_free / 1e9:.0f} GB of "
-            "the GPU's memory are free (it changes the recipe: the learning rate follows by itself)"
+def _step_advice(measured: Measurements) -> list[str]:
+    if not measured.gpu:
+        lines = ["a GPU: its training step is about a hundred times as fast as on a few CPU cores"]
+        if measured.compiled == "off" and measured.why_compile_fails:
+            lines.append(
+                f"{measured.why_compile_fails}: long runs then compile the color augmentation"
+            )
+        return lines
+    lines = []
+    if measured.precision == "float32":
+        lines.append("--precision bf16, if the GPU supports it: about twice as fast")
+    if measured.compiled != "step":
+        first = f"{measured.why_compile_fails}, then " if measured.why_compile_fails else ""
+        lines.append(f"{first}--compile step: fuses the operations between convolutions")
+    if measured.device_free > 0.5 * measured.device_memory:
+        lines.append(
+            f"a larger --batch-size than {measured.batch_size}: {measured.device_free / 1e9:.0f} GB "
+            "of GPU memory are free (this changes the recipe; the learning rate scales with it)"
         )
-    return found
+    return lines

@@ -1,40 +1,36 @@
-"""`fastsimsiam doctor`: measures the parts of a run for a minute, and says what follows."""
+"""`fastsimsiam doctor`: measures the parts of a run for a minute and forecasts its duration."""
 
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from fastsimsiam.config.run import Config
-from fastsimsiam.doctor import measure
-from fastsimsiam.doctor.diagnosis import (
-    Figures,
-    Forecast,
-    advice,
-    forecast,
-    holds_back,
-    parts_allow,
-)
-from fastsimsiam.doctor.synthetic import made_up_photographs, repeated
+from fastsimsiam.doctor import measure, measure_data
+from fastsimsiam.doctor.diagnosis import Measurements, forecast, parts_allow
+from fastsimsiam.doctor.report import Report
+from fastsimsiam.doctor.synthetic import repeated, synthetic_photographs
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
 from fastsimsiam.methods.registry import method_class
 from fastsimsiam.optim.schedule import schedule_steps
 from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.recipes import catalogue
+from fastsimsiam.storage import class_folder
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, open_split
-from fastsimsiam.system.compiler import mend_for_compiling
+from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.hardware import describe
+from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import host_memory, num_cores, num_workers
-from fastsimsiam.train.auto import choose_all
+from fastsimsiam.train.auto import Chosen, choose_all
 
 _SHARES = {
+    "storage": 0.1,
     "decode": 0.1,
     "loader": 0.15,
     "augment": 0.1,
@@ -42,105 +38,135 @@ _SHARES = {
     "features": 0.1,
     "train": 0.3,
 }
-"""Of the time that is given; reading from the storage takes five seconds at most."""
+"""Shares of the given time; reading from the storage takes five seconds at most and is not counted."""
+_SYNTHETIC_FILES = 256
 _PROBE_BATCH = 8
 _LONGEST_STEP = 0.02
-"""Of the time that is given: a CPU measures smaller batches than would take longer."""
+"""Share of the given time that a step may take; a CPU measures smaller batches beyond it."""
 _FEWEST_STEPS = 12
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What the doctor has found.
-
-    Attributes:
-        machine: see `machine.describe`.
-        config: of the run that was examined.
-        images: of the training split.
-        made_up: there was no data set, and made-up photographs stood in.
-        measured_batch: images per step of the measurement.
-        storage_bytes_per_second: of reading.
-        why: what `auto` chose.
-        figures: what was measured.
-        forecast: of the whole run.
-    """
-
-    machine: dict[str, Any]
-    config: Config
-    images: int
-    made_up: bool
-    measured_batch: int
-    storage_bytes_per_second: float
-    why: str
-    figures: Figures
-    forecast: Forecast
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        what, sentence = holds_back(self.figures)
-        return {
-            "machine": self.machine,
-            "recipe": self.config.recipe,
-            "arch": self.config.arch,
-            "image_size": self.config.image_size,
-            "batch_size": self.config.batch_size,
-            "measured_batch": self.measured_batch,
-            "images": self.images,
-            "made_up_images": self.made_up,
-            "chosen": self.why,
-            "figures": asdict(self.figures),
-            "storage_bytes_per_second": self.storage_bytes_per_second,
-            "holds_back": what,
-            "holds_back_by": sentence,
-            "advice": advice(self.figures),
-            "forecast": asdict(self.forecast),
-        }
-
-
-def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: None) -> Report:
-    """Measures a recipe's parts on this machine.
+def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: None) -> Report:
+    """Measures the parts of a run on this machine and forecasts its duration.
 
     Args:
-        config: the run, see `recipes`; where its `data` is not there, made-up photographs stand in.
-        minutes: of measurement; starting, compiling and decoding a resident data set come on top.
-        say: told what goes on.
+        config: the run's configuration, see `recipes`; synthetic photographs replace the recipe's
+            `data` where that folder does not exist.
+        minutes: duration of the measurement; start-up, compilation and decoding a resident data set
+            come on top.
+        say: receives a line for each choice and each part that is measured.
 
     Raises:
-        UserError: something in the config or the data has to be mended.
+        UserError: the config or the data cannot be used; the recipe is unknown.
     """
     if minutes <= 0:
         raise UserError(f"--minutes is {minutes:g}: give more than 0")
     method_class(config)
     seconds = 60 * minutes
-    # A folder that was asked for and is not there is an error, as in `pretrain`.
+    # A missing folder that the user named is an error, as in `pretrain`.
     usual = catalogue.recipe(config.recipe).data
-    made_up = config.data == usual and not usual.exists()
-    train, val_images = _open(config, made_up)
-    require_a_batch(len(train), config.batch_size)  # of large batches a part is measured
+    synthetic = config.data == usual and not usual.exists()
+    train, val_images = _open_synthetic(config) if synthetic else _open(config)
+    # The whole batch has to fit the data set, though a part of it is measured.
+    require_a_batch(len(train), config.batch_size)
     chosen = choose_all(config, train)
-    device = chosen.device
     say(chosen.why)
-    part_of_step = config.batch_size // config.accumulate  # what has to fit the memory at once
+    part_of_step = config.batch_size // config.accumulate  # this much has to fit in memory at once
     batch_size = part_of_step
-    if device.type != "cuda":
-        batch_size = _batch(config, part_of_step, train, seconds)
+    if chosen.device.type != "cuda":
+        batch_size = _measured_batch(config, part_of_step, train, seconds)
     if batch_size != part_of_step:
-        say(f"measured with batches of {batch_size}: one of {part_of_step} takes too long here")
-    smaller = replace(config, batch_size=batch_size, accumulate=1)
+        say(f"measuring batches of {batch_size}: a batch of {part_of_step} takes too long here")
+    measurements, storage_bytes = _measure(config, chosen, train, batch_size, seconds, say)
+    planned = schedule_steps(config, len(train) // config.batch_size)
+    evaluations = 0
+    if planned.knn_every and val_images:
+        # Before the first step, then at each interval, then at the end.
+        evaluations = 1 + -(-planned.stop // planned.knn_every)
+    return Report(
+        machine=describe(),
+        config=config,
+        images=len(train),
+        synthetic=synthetic,
+        measured_batch=batch_size,
+        storage_bytes_per_second=storage_bytes,
+        choices=chosen.why,
+        measurements=measurements,
+        forecast=forecast(
+            measurements,
+            steps=planned.stop,
+            evaluations=evaluations,
+            images_per_evaluation=len(train) + val_images,
+        ),
+    )
+
+
+def _open(config: Config) -> tuple[Storage, int]:
+    """Opens the data set; returns the training split and the number of validation images."""
+    train = open_split(config.data, "train")
+    if not has_split(config.data, "val"):
+        return train, 0
+    return train, len(open_split(config.data, "val", classes=train.classes))
+
+
+def _open_synthetic(config: Config) -> tuple[Storage, int]:
+    """As `_open`, with synthetic photographs of the recipe's data set's size and number."""
+    like = catalogue.find(config.recipe).data_set
+    folder = synthetic_photographs(_SYNTHETIC_FILES, like.height, like.width)
+    return repeated(class_folder.open_split(folder, "train"), like.train_images), like.val_images
+
+
+def _measured_batch(config: Config, size: int, train: Storage, seconds: float) -> int:
+    """Halves the batch size until the given time has room for many steps.
+
+    Tries the smallest size first: the rate of a small batch says little of that of a large one.
+    """
+    sizes = [size]
+    while sizes[0] > 2 * _PROBE_BATCH and sizes[0] % 2 == 0:
+        sizes.insert(0, sizes[0] // 2)
+    for smaller, larger in itertools.pairwise(sizes):
+        if larger / smaller * _step_seconds(config, smaller, train) > _LONGEST_STEP * seconds:
+            return smaller
+    return size
+
+
+def _step_seconds(config: Config, size: int, train: Storage) -> float:
+    """Returns the duration of the second step on a CPU; the first one warms up."""
+    quick = replace(config, batch_size=size, accumulate=1, compile="off", loader="cpu", workers=1)
+    with measure.trainer_of(quick, train) as trainer:
+        batch = next(measure.batches_of(trainer))
+        trainer.method.train()
+        trainer.train_on([batch])
+        started = time.perf_counter()
+        trainer.train_on([batch])
+        return time.perf_counter() - started
+
+
+def _measure(
+    config: Config, chosen: Chosen, train: Storage, batch_size: int, seconds: float, say: Say
+) -> tuple[Measurements, float]:
+    """Measures all parts of a run with batches of `batch_size`.
+
+    Returns:
+        The measurements, and the storage's rate in bytes per second.
+    """
+    device = chosen.device
+    gpu = device.type == "cuda"
+    measured_config = replace(config, batch_size=batch_size, accumulate=1)
 
     @contextmanager
     def part(name: str) -> Iterator[float]:
         started = time.perf_counter()
         say(f"measuring {name} ...")
-        yield seconds * _SHARES.get(name, 0.1)
+        yield seconds * _SHARES[name]
         say(f"measuring {name}: {time.perf_counter() - started:.0f} s")
 
     with part("storage") as given:
-        storage, storage_bytes = measure.measure_storage(train, config.workers, given)
+        storage, storage_bytes = measure_data.measure_storage(train, config.workers, given)
     with part("decode") as given:
-        decode = measure.measure_decode(train, config.workers, given)
-    with measure.trainer_of(smaller, train) as trainer:
+        decode = measure_data.measure_decode(train, config.workers, given)
+    with measure.trainer_of(measured_config, train) as trainer:
         with part("loader") as given:
             loader = measure.measure_loader(trainer, given)
         batches = measure.batches_of(trainer)
@@ -155,19 +181,18 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
                 step, compile_seconds = measure.measure_step(trainer, batch, given)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"the GPU's memory is too small for batches of {batch_size}: lower --batch-size"
+                f"batches of {batch_size} do not fit in GPU memory: lower --batch-size"
             ) from error
         del batch
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        free = torch.cuda.mem_get_info(device)[0] if gpu else 0
         with part("features") as given:
             features = measure.measure_features(trainer, train, given)
         with part("train") as given:
-            gpu = device.type == "cuda"
             rate, _ = parts_allow(loader.images_per_second, step.images_per_second, gpu=gpu)
             steps = max(_FEWEST_STEPS, round(given * rate / batch_size))
             together, data_wait = measure.measure_train(trainer, steps)
-    machine = describe()
-    figures = Figures(
+    memory = torch.cuda.get_device_properties(device).total_memory if gpu else host_memory()
+    measurements = Measurements(
         gpu=gpu,
         storage=storage.images_per_second,
         decode=decode.images_per_second,
@@ -183,134 +208,15 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
         workers=num_workers(config.workers),
         cores=num_cores(),
         decoded_bytes=decoded_bytes(train),
-        device_memory=torch.cuda.get_device_properties(device).total_memory
-        if gpu
-        else host_memory(),
+        device_memory=memory,
         device_free=free,
         mean_pixels=float(np.prod(train.sizes.astype(np.float64), axis=1).mean()),
         crop_pixels=float(config.image_size**2),
         packed=train.is_one_file,
-        has_dali=machine["optional"]["dali"],
-        mend_for_compiling=mend_for_compiling(device.type),
+        has_dali=has_dali(),
+        why_compile_fails=why_compile_fails(device.type),
         precision=str(chosen.dtype).removeprefix("torch."),
         compiled=chosen.compiled,
         batch_size=config.batch_size,
     )
-    planned = schedule_steps(config, len(train) // config.batch_size)
-    evaluations = 0
-    if planned.knn_every and val_images:
-        # Before the first step, every so often, and at the end.
-        evaluations = 1 + -(-planned.stop // planned.knn_every)
-    return Report(
-        machine=machine,
-        config=config,
-        images=len(train),
-        made_up=made_up,
-        measured_batch=batch_size,
-        storage_bytes_per_second=storage_bytes,
-        why=chosen.why,
-        figures=figures,
-        forecast=forecast(
-            figures,
-            steps=planned.stop,
-            evaluations=evaluations,
-            images_per_evaluation=len(train) + val_images,
-        ),
-    )
-
-
-def _open(config: Config, made_up: bool) -> tuple[Storage, int]:
-    """The training split, and the number of validation images."""
-    if not made_up:
-        train = open_split(config.data, "train")
-        if not has_split(config.data, "val"):
-            return train, 0
-        return train, len(open_split(config.data, "val", classes=train.classes))
-    like = catalogue.find(config.recipe).data_set
-    from fastsimsiam.storage.class_folder import open_split as open_folders
-
-    folder = made_up_photographs(256, like.height, like.width)
-    return repeated(open_folders(folder, "train"), like.train_images), like.val_images
-
-
-def _batch(config: Config, size: int, train: Storage, seconds: float) -> int:
-    """The batch size, or that halved until a step fits the time many times.
-
-    From the smallest upwards: the rate of a small batch says too little of that of a large one.
-    """
-    sizes = [size]
-    while sizes[0] > 2 * _PROBE_BATCH and sizes[0] % 2 == 0:
-        sizes.insert(0, sizes[0] // 2)
-    for smaller, larger in itertools.pairwise(sizes):
-        if larger / smaller * _step_seconds(config, smaller, train) > _LONGEST_STEP * seconds:
-            return smaller
-    return size
-
-
-def _step_seconds(config: Config, size: int, train: Storage) -> float:
-    """Duration of a step on a CPU, the first one apart."""
-    quick = replace(config, batch_size=size, accumulate=1, compile="off", loader="cpu", workers=1)
-    with measure.trainer_of(quick, train) as trainer:
-        batch = next(measure.batches_of(trainer))
-        trainer.method.train()
-        trainer.train_on([batch])
-        started = time.perf_counter()
-        trainer.train_on([batch])
-        return time.perf_counter() - started
-
-
-def in_words(report: Report) -> str:
-    """The report as text."""
-    machine, figures, ahead = report.machine, report.figures, report.forecast
-    parts = ", ".join(
-        f"{name} {'yes' if there else 'no'}" for name, there in machine["optional"].items()
-    )
-    gpus = ", ".join(
-        f"{gpu['name']}, {gpu['memory'] / 1e9:.0f} GB ({gpu['free'] / 1e9:.0f} free)"
-        for gpu in machine["gpus"]
-    )
-    cuda = f", CUDA {machine['cuda']}, driver {machine['driver']}" if machine["gpus"] else ""
-    what = "made-up photographs, as many as it has" if report.made_up else str(report.config.data)
-    config = report.config
-    lines = [
-        f"fastsimsiam {machine['fastsimsiam']}, torch {machine['versions']['torch']}, Python "
-        f"{machine['python']}{cuda}; {parts}",
-        f"CPU: {machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 1e9:.0f} GB",
-        f"GPU: {gpus or 'none'}",
-        f"{config.recipe}: {config.arch}, {config.image_size} px, batch {config.batch_size}, "
-        f"{report.images:,} images ({what})",
-        "",
-        f"{'':10}{'images/s':>10}",
-    ]
-    storage = f"{report.storage_bytes_per_second / 1e6:,.0f} MB/s"
-    notes = {
-        "storage": f"reading alone, {storage}",
-        "decode": f"{figures.workers} threads, nothing else",
-        "loader": f"{figures.loader_name}: decoded, cropped, on the device",
-        "augment": "color of all views",
-        "step": "on a batch that is there, color included",
-        "train": f"all together; data-wait {figures.data_wait:.0%}",
-        "features": "of the kNN evaluation",
-    }
-    for name, note in notes.items():
-        lines.append(f"{name:10}{getattr(figures, name):>10,.0f}   {note}")
-    lines += ["", f"Held back by {holds_back(figures)[1]}."]
-    lines += [f"  - {line}" for line in advice(figures)]
-    lines += [
-        "",
-        f"{config.epochs} epochs will take {_duration(ahead.seconds)} ({_duration(ahead.low)} to "
-        f"{_duration(ahead.high)}): training {_duration(ahead.train)}, kNN evaluations "
-        f"{_duration(ahead.evaluate)}, compiling {_duration(ahead.compile)}"
-        if config.max_steps is None
-        else f"{config.max_steps} steps will take {_duration(ahead.seconds)} ({_duration(ahead.low)} "
-        f"to {_duration(ahead.high)}).",
-    ]
-    return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 2 * 86400:
-        return f"{seconds / 86400:.1f} days"
-    if seconds >= 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+    return measurements, storage_bytes

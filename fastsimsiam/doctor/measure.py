@@ -1,14 +1,12 @@
-"""Short measurements of a run's parts, each by itself and together, with the run's own objects.
+"""Short measurements of a run's trainer: its parts alone, and the whole.
 
-All rates are images per second on this device; an image has all its views.
+All rates are images per second on one device; an image comes with all its views.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,17 +14,14 @@ from tempfile import TemporaryDirectory
 import torch
 
 from fastsimsiam.config.run import Config
-from fastsimsiam.errors import BadImageError
 from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.loaders.base import Batch, LoaderOptions
-from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.runs.checkpoint import CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.system.device import choose_dtype
-from fastsimsiam.system.resources import num_workers
 from fastsimsiam.train.auto import choose_all
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import World
@@ -35,18 +30,16 @@ from fastsimsiam.train.trainer import Trainer
 
 _WARM_UP_STEPS = 4
 _FEWEST_STEPS = 8
-_STORAGE_SECONDS = 5.0
-_FILES = 4096
 _WINDOWS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """How fast something goes.
+    """A measured rate.
 
     Attributes:
         images_per_second: all images over all seconds.
-        samples: the rates of parts of the measurement, where it has parts.
+        samples: rates of the measurement's parts; empty for a measurement in one piece.
     """
 
     images_per_second: float
@@ -57,12 +50,12 @@ class Rate:
 def trainer_of(
     config: Config, storage: Storage, *, report: Report | None = None
 ) -> Iterator[Trainer]:
-    """A trainer as `pretrain` builds it, but for evaluation; it leaves nothing behind.
+    """Builds a trainer as `pretrain` does, without evaluation, in a temporary folder.
 
     Args:
-        config: the run.
-        storage: its training split.
-        report: told of the progress of decoding a data set that stays on the device.
+        config: the run's configuration.
+        storage: the training split.
+        report: receives the progress of decoding a data set that stays on the device.
     """
     chosen = choose_all(config, storage)
     with TemporaryDirectory() as folder:
@@ -94,24 +87,22 @@ def trainer_of(
 
 
 def wait_for(device: torch.device) -> None:
-    """Waits until the device has done everything."""
+    """Waits until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def batches_of(trainer: Trainer) -> Generator[Batch]:
-    """Batches without end."""
+    """Yields batches, epoch after epoch, without end."""
     epoch = 0
     while True:
         yield from trainer.loader.iterate(trainer.plan, epoch)
         epoch += 1
 
 
-def _timed(
-    work: Callable[[], int], device: torch.device, seconds: float, warm_up: int = _WARM_UP_STEPS
-) -> Rate:
-    """Calls `work`, which returns how many images it did, for a while."""
-    for _ in range(warm_up):
+def _timed(work: Callable[[], int], device: torch.device, seconds: float) -> Rate:
+    """Times repeated calls of `work`, which returns the number of its images."""
+    for _ in range(_WARM_UP_STEPS):
         work()
     wait_for(device)
     samples: list[float] = []
@@ -124,68 +115,8 @@ def _timed(
     return Rate(images_per_second=statistics.harmonic_mean(samples), samples=samples)
 
 
-def measure_storage(storage: Storage, workers: int | None, seconds: float) -> tuple[Rate, float]:
-    """Reads files that the page cache has been asked to forget.
-
-    Returns:
-        The rate, and bytes per second.
-    """
-    # Made-up photographs repeat; read again, a file would come from the cache.
-    different = list(dict(zip(storage.paths, range(len(storage)), strict=True)).values())
-    chosen = different[:: -(-len(different) // _FILES)]
-    for path in {
-        storage.root if storage.is_one_file else storage.root / storage.paths[n] for n in chosen
-    }:
-        _forget(path)
-    end = time.perf_counter() + min(seconds, _STORAGE_SECONDS)
-
-    def read(number: int) -> int:
-        # What is broken is for the loader to say.
-        with suppress(BadImageError):
-            return len(storage.read(number)) if time.perf_counter() < end else 0
-        return 0
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(num_workers(workers)) as pool:
-        sizes = [size for size in pool.map(read, chosen, chunksize=4) if size]
-    took = time.perf_counter() - started
-    return Rate(images_per_second=len(sizes) / took), sum(sizes) / took
-
-
-def _forget(path: Path) -> None:
-    """Asks the system to drop a file from its cache; what it has not written yet stays."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with suppress(OSError):  # not every file system can
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
-
-
-def measure_decode(storage: Storage, workers: int | None, seconds: float) -> Rate:
-    """Decodes images on all threads, with nothing behind it."""
-    threads = num_workers(workers)
-    end = time.perf_counter() + seconds
-
-    def decode(first: int) -> int:
-        done = 0
-        while time.perf_counter() < end:
-            with suppress(BadImageError):
-                read_rgb(storage, (first + done * threads) % len(storage))
-            done += 1
-        return done
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        images = sum(pool.map(decode, range(threads)))
-    return Rate(images_per_second=images / (time.perf_counter() - started))
-
-
 def measure_loader(trainer: Trainer, seconds: float) -> Rate:
-    """Takes batches and throws them away."""
+    """Measures the loader: takes batches and drops them."""
     batches = batches_of(trainer)
     try:
         return _timed(lambda: len(next(batches).index), trainer.device, seconds)
@@ -194,8 +125,15 @@ def measure_loader(trainer: Trainer, seconds: float) -> Rate:
 
 
 def measure_augment(trainer: Trainer, batch: Batch, seconds: float, *, compile_it: bool) -> Rate:
-    """The color of one batch, again and again; `compile_it` where the step is compiled as a whole."""
-    assert isinstance(trainer.compute, TrainStep)  # one process, so there is no DDP around it
+    """Measures the color augmentation, repeated on one batch.
+
+    Args:
+        trainer: the run's trainer.
+        batch: a batch of its loader.
+        seconds: duration of the measurement.
+        compile_it: compile the augmentation, as a step that is compiled as a whole does.
+    """
+    assert isinstance(trainer.compute, TrainStep)  # one process: no DDP around it
     photometric: Callable[..., object] = trainer.compute.photometric
     if compile_it:
         photometric = torch.compile(trainer.compute.photometric, fullgraph=True, dynamic=False)
@@ -209,10 +147,10 @@ def measure_augment(trainer: Trainer, batch: Batch, seconds: float, *, compile_i
 
 
 def measure_step(trainer: Trainer, batch: Batch, seconds: float) -> tuple[Rate, float]:
-    """Steps on one batch, color and optimizer included.
+    """Measures the training step, repeated on one batch: color, forward, backward, optimizer.
 
     Returns:
-        The rate, and how long the first step took: compilation.
+        The rate, and the first step's seconds beyond those of later ones: compilation.
     """
     trainer.method.train()
     started = time.perf_counter()
@@ -231,10 +169,15 @@ def measure_step(trainer: Trainer, batch: Batch, seconds: float) -> tuple[Rate, 
 def logged(
     history: Sequence[dict[str, float]], warm_up: int, batch_size: int
 ) -> tuple[Rate, float, float]:
-    """What the trainer's log says of the steps behind `warm_up`, windows weighted by their time.
+    """Sums up the trainer's log after `warm_up` steps; windows are weighted by their duration.
+
+    Args:
+        history: the recorder's metric lines.
+        warm_up: number of first steps to leave out.
+        batch_size: images per step.
 
     Returns:
-        The rate, the share of the time that was spent waiting for data, and seconds.
+        The rate, the share of the time spent waiting for data, and the seconds.
     """
     seconds, waited, step = 0.0, 0.0, warm_up
     samples = []
@@ -251,18 +194,18 @@ def logged(
 
 
 def measure_train(trainer: Trainer, steps: int) -> tuple[Rate, float]:
-    """The trainer itself, from its step 0 for so many steps behind a warm-up, from its own log.
+    """Measures training as a whole: `steps` steps after a warm-up, read from the trainer's log.
 
     Returns:
-        The rate, and the share of the time that was spent waiting for data.
+        The rate, and the share of the time spent waiting for data.
 
     Raises:
-        KeyboardInterrupt: a signal ended it, which the trainer by itself would survive.
+        KeyboardInterrupt: a signal ended the training; the trainer alone would save and return.
     """
     every = max(1, steps // _WINDOWS)
     warm_up = max(_WARM_UP_STEPS, every)
     trainer.config = replace(trainer.config, log_every=every)
-    # The run may have fewer steps than it takes to measure one.
+    # The run itself may be shorter than its measurement.
     trainer.schedule_steps = replace(
         trainer.schedule_steps, stop=warm_up + steps, checkpoint_every=warm_up + steps + 1
     )
@@ -272,7 +215,7 @@ def measure_train(trainer: Trainer, steps: int) -> tuple[Rate, float]:
 
 
 def measure_features(trainer: Trainer, storage: Storage, seconds: float) -> Rate:
-    """Features of centered images, as the kNN evaluation takes them."""
+    """Measures the feature extraction of centered images, as in the kNN evaluation."""
     config = trainer.config
     whole = center_plan(storage, config.image_size, config.knn.crop_fraction)
     images = min(len(storage), whole.batch_size)
@@ -297,5 +240,5 @@ def measure_features(trainer: Trainer, storage: Storage, seconds: float) -> Rate
         wait_for(trainer.device)
         rates.append(images / (time.perf_counter() - started))
         if time.perf_counter() >= end and len(rates) > 1:
-            rates = rates[1:]  # the first one warms up
+            rates = rates[1:]  # the first pass warms up
             return Rate(images_per_second=statistics.harmonic_mean(rates), samples=rates)

@@ -1,4 +1,4 @@
-"""Made-up photographs, for where there are none: as large to decode as real ones, and as rough."""
+"""Synthetic photographs, for a machine without the data set: as costly to decode as real ones."""
 
 import os
 import tempfile
@@ -14,7 +14,7 @@ _CLASSES = ("ant", "bee")
 
 
 def textured_image(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """A random image with structure at several scales, as photographs have."""
+    """Returns a random image with structure at several scales, as photographs have."""
     total = np.zeros((height, width, 3))
     for cells in (2, 5, 13, 40):
         small = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
@@ -23,24 +23,25 @@ def textured_image(rng: np.random.Generator, height: int, width: int) -> Image.I
 
 
 def photograph(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """A textured image with the noise of a camera, which is what takes long to decode."""
+    """Returns a textured image with a camera's noise, which dominates the cost of decoding."""
     smooth = np.asarray(textured_image(rng, height, width), dtype=np.float32)
-    rough = (smooth + rng.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(rough)
+    noisy = (smooth + rng.normal(0, 12, smooth.shape)).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(noisy)
 
 
-def made_up_photographs(images: int = 64, height: int = 375, width: int = 500) -> Path:
-    """A folder of class folders with as many JPEGs, written at the first call.
+def synthetic_photographs(images: int = 64, height: int = 375, width: int = 500) -> Path:
+    """Writes JPEGs into class folders, once per number and size.
 
     Args:
-        images: how many.
-        height, width: in pixels.
+        images: number of files.
+        height: pixels.
+        width: pixels.
 
     Returns:
-        The folder, in the system's temporary folder; it is used again by later calls.
+        The folder, in the system's temporary directory; later calls reuse it.
     """
     parent = Path(tempfile.gettempdir())
-    root = parent / f"fastsimsiam-made-up-{os.getuid()}-{images}-{height}x{width}"
+    root = parent / f"fastsimsiam-synthetic-{os.getuid()}-{images}-{height}x{width}"
     if root.is_dir():
         return root
     rng = np.random.default_rng(0)
@@ -58,7 +59,7 @@ def made_up_photographs(images: int = 64, height: int = 375, width: int = 500) -
 
 
 def repeated(storage: ClassFolder, images: int) -> ClassFolder:
-    """The same files again and again, until there are at least `images`."""
+    """Repeats a storage's files until it has at least `images`."""
     times = -(-images // len(storage))
     return replace(
         storage,

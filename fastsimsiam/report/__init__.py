@@ -1,1 +1,1 @@
-"""The report of a run: one HTML file with curves, neighbors, a map and the way to repeat it."""
+"""The report of runs: one HTML file with curves, neighbors, a map of features and the config."""

@@ -1,33 +1,33 @@
-"""Features on a plane: t-SNE of their principal components, by scikit-learn."""
+"""A map of features in two dimensions: t-SNE of their principal components, by scikit-learn."""
 
 import numpy as np
 import numpy.typing as npt
 
 MOST = 2000
-"""Images; t-SNE of as many takes some ten seconds on two cores."""
+"""Largest number of images; t-SNE of as many takes about ten seconds on two cores."""
 _FEWEST = 10
 _COMPONENTS = 50
 _PERPLEXITY = 30.0
-# Features have length 1. What spreads less than rounding has no neighborhoods to show.
+# Features have length 1: a spread below rounding errors has no structure to show.
 _NO_SPREAD = 1e-5
 
 
 def flat_map(features: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32] | None, str]:
-    """Positions on a map where near means alike; the same features give the same map.
+    """Places similar images near each other; the same features give the same map.
 
     Args:
-        features: (N, D) of length 1, N at most `MOST`.
+        features: (N, D), rows of length 1, N at most `MOST`.
 
     Returns:
-        (N, 2) and an empty text; or None, and why there is no map.
+        Positions (N, 2) and an empty text; or None, and the reason why there is no map.
     """
     number, width = features.shape
     assert number <= MOST
     if number < _FEWEST:
-        return None, f"a map of {number} images shows nothing: it takes {_FEWEST} or more"
+        return None, f"{number} images are too few for a map: {_FEWEST} or more are needed"
     if float(features.std(axis=0).max()) < _NO_SPREAD:
         return None, "all images have the same features: the map would be one point"
-    # Here, because scikit-learn is optional and takes seconds to load.
+    # Imported here: scikit-learn is optional and takes seconds to load.
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 

@@ -1,6 +1,6 @@
-"""Whom the network takes for alike: neighbors and classes of images it was not trained on.
+"""Nearest training images and predicted classes of images the network was not trained on.
 
-Shapes: N training images (the bank), Q images asked about, D features, K neighbors, C classes.
+Shapes: N training images (the bank), Q query images, D features, K neighbors, C classes.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.progress import ImageProgress
 
 NEIGHBORS = 6
-"""Shown beside an image."""
-_MOST_OF_A_FLAT_SET = 2000
+"""Neighbors shown beside a query image."""
+_QUERIES_OF_A_FLAT_SET = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class Embedded:
     """Images and their features; broken images are left out.
 
     Attributes:
-        storage: where they lie.
-        index: (N,) their numbers in it.
-        features: (N, D) of length 1.
+        storage: the images' storage.
+        index: (N,) numbers of the images in the storage.
+        features: (N, D), rows of length 1.
         label: (N,) class numbers, on the features' device.
     """
 
@@ -43,7 +43,7 @@ class Embedded:
     label: Tensor
 
     def pick(self, rows: npt.NDArray[np.int64]) -> "Embedded":
-        """Some of the rows."""
+        """Returns the images of these rows."""
         where = torch.as_tensor(rows.copy(), device=self.features.device)
         return Embedded(
             storage=self.storage,
@@ -55,19 +55,19 @@ class Embedded:
 
 @dataclass(frozen=True, kw_only=True)
 class Neighborhood:
-    """Images, their nearest training images, and the classes that those vote for.
+    """Query images, their nearest training images, and the classes these vote for.
 
     Attributes:
-        asked: the Q images.
+        queries: the Q query images.
         bank: the N training images.
         similarity: (Q, K) cosine similarities, falling; K is at least `NEIGHBORS` where N allows.
         position: (Q, K) rows of the bank.
         predicted: (Q,) class numbers.
-        k: neighbors that voted.
-        of_training: the images asked about are training images, each left out of its own bank.
+        k: number of neighbors that vote.
+        of_training: whether the queries are training images, each excluded from its neighbors.
     """
 
-    asked: Embedded
+    queries: Embedded
     bank: Embedded
     similarity: npt.NDArray[np.float32]
     position: npt.NDArray[np.int64]
@@ -78,59 +78,59 @@ class Neighborhood:
     @property
     def label(self) -> npt.NDArray[np.int64]:
         """(Q,) true class numbers."""
-        found: npt.NDArray[np.int64] = self.asked.label.cpu().numpy()
-        return found
+        label: npt.NDArray[np.int64] = self.queries.label.cpu().numpy()
+        return label
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers, 0 to 1."""
+        """Share of correct predictions, 0 to 1."""
         return float((self.predicted == self.label).mean())
 
     def counts(self) -> npt.NDArray[np.int64]:
-        """(C, C) how often a class (row) was taken for a class (column)."""
-        found = np.zeros((len(self.bank.storage.classes),) * 2, np.int64)
-        np.add.at(found, (self.label, self.predicted), 1)
-        return found
+        """Returns (C, C) counts of queries, true class by predicted class."""
+        counts = np.zeros((len(self.bank.storage.classes),) * 2, np.int64)
+        np.add.at(counts, (self.label, self.predicted), 1)
+        return counts
 
     def one_of_each_class(self, number: int) -> list[int]:
-        """Up to `number` rows of the images asked about, classes in turns, else at random."""
-        waiting: dict[int, list[int]] = {}
+        """Returns up to `number` rows of the queries, in random order, classes taking turns."""
+        remaining: dict[int, list[int]] = {}
         for row in epoch_order(len(self.label), 0, 0).tolist():
-            waiting.setdefault(int(self.label[row]), []).append(row)
-        found: list[int] = []
-        while waiting and len(found) < number:
-            for name in sorted(waiting):
-                found.append(waiting[name].pop(0))
-                if not waiting[name]:
-                    del waiting[name]
-        return found[:number]
+            remaining.setdefault(int(self.label[row]), []).append(row)
+        rows: list[int] = []
+        while remaining and len(rows) < number:
+            for label in sorted(remaining):
+                rows.append(remaining[label].pop(0))
+                if not remaining[label]:
+                    del remaining[label]
+        return rows[:number]
 
 
-def examine(session: Session) -> Neighborhood:
-    """Features of a data set, and who is near whom.
+def find_neighbors(session: Session) -> Neighborhood:
+    """Extracts the features of a data set and finds every query's nearest training images.
 
-    The bank is the whole training split. Asked about are the validation images, or 2,000 of the
-    training images where there is no such split.
+    The bank is the whole training split. Queries are the validation images, or 2,000 training images
+    where there is no validation split.
 
     Args:
-        session: whose network, data, k and temperature count.
+        session: the network, its data, and k and temperature of its kNN.
 
     Raises:
-        UserError: a broken image, or too few of them.
+        UserError: an image is broken, or there are too few.
     """
     train = session.train
     knn = session.config.knn
     bank = _embed(session, "train")
     if session.last == "val":
-        asked, own = _embed(session, "val"), None
+        queries, query_rows = _embed(session, "val"), None
     else:
-        rows = epoch_order(len(bank.index), 0, 0)[:_MOST_OF_A_FLAT_SET].copy()
-        asked, own = bank.pick(rows), torch.as_tensor(rows, device=bank.label.device)
-    spare = len(bank.index) - (own is not None)
-    if spare < 1 or not len(asked.index):
-        raise UserError(f"{train.root} has too few images to look for neighbors among: add some")
-    k = usable_k(knn.k, spare)[0]
-    similarity, position = _nearest(asked, bank, min(max(k, NEIGHBORS), spare), own)
+        rows = epoch_order(len(bank.index), 0, 0)[:_QUERIES_OF_A_FLAT_SET].copy()
+        queries, query_rows = bank.pick(rows), torch.as_tensor(rows, device=bank.label.device)
+    candidates = len(bank.index) - (query_rows is not None)
+    if candidates < 1 or not len(queries.index):
+        raise UserError(f"{train.root} has too few images for a search of neighbors: add some")
+    k = usable_k(knn.k, candidates)[0]
+    similarity, position = _nearest(queries, bank, min(max(k, NEIGHBORS), candidates), query_rows)
     predicted = vote(
         similarity[:, :k],
         bank.label[position[:, :k]],
@@ -138,23 +138,25 @@ def examine(session: Session) -> Neighborhood:
         num_classes=len(train.classes),
     )
     return Neighborhood(
-        asked=asked,
+        queries=queries,
         bank=bank,
         similarity=similarity.cpu().numpy(),
         position=position.cpu().numpy(),
         predicted=predicted.cpu().numpy(),
         k=k,
-        of_training=own is not None,
+        of_training=query_rows is not None,
     )
 
 
-def _nearest(asked: Embedded, bank: Embedded, k: int, own: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As `evaluate.knn.nearest`; `own` (Q,) are the rows of the bank that are the images themselves."""
-    if own is None:
-        return nearest(asked.features, bank.features, k)
-    similarity, position = nearest(asked.features, bank.features, k + 1)
-    # An image need not come first among its neighbors: copies of it are as near.
-    others = position != own[:, None]
+def _nearest(
+    queries: Embedded, bank: Embedded, k: int, query_rows: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As `evaluate.neighbors.nearest`, excluding row `query_rows` (Q,) of the bank from each query."""
+    if query_rows is None:
+        return nearest(queries.features, bank.features, k)
+    similarity, position = nearest(queries.features, bank.features, k + 1)
+    # An image is not always its own first neighbor: copies of it are as near.
+    others = position != query_rows[:, None]
     others[:, -1] &= ~others[:, :-1].all(dim=1)
     shape = (len(position), k)
     return similarity[others].reshape(shape), position[others].reshape(shape)
@@ -171,18 +173,20 @@ def _embed(session: Session, split: Split) -> Embedded:
             dtype=session.dtype,
             report=progress,
         )
-    every = Embedded(storage=storage, index=np.arange(len(storage)), features=features, label=label)
-    # Another image stood in for a broken one, and would be its own nearest neighbor.
+    images = Embedded(
+        storage=storage, index=np.arange(len(storage)), features=features, label=label
+    )
+    # Another image replaced a broken one, and would be its own nearest neighbor.
     broken = loader.bad_images
     if not broken:
-        return every
-    good = [row for row in range(len(storage)) if storage.name(row) not in broken]
-    return every.pick(np.array(good, np.int64))
+        return images
+    readable = [row for row in range(len(storage)) if storage.name(row) not in broken]
+    return images.pick(np.array(readable, np.int64))
 
 
-def shown_neighbors(found: Neighborhood, row: int) -> Iterator[tuple[int, int, float]]:
-    """The nearest training images of an image: (number in the storage, class, similarity)."""
-    label = found.bank.label
-    nearest_rows = found.position[row, :NEIGHBORS].tolist()
-    for position, similarity in zip(nearest_rows, found.similarity[row].tolist(), strict=False):
-        yield int(found.bank.index[position]), int(label[position]), similarity
+def shown_neighbors(neighborhood: Neighborhood, row: int) -> Iterator[tuple[int, int, float]]:
+    """Yields (number in the storage, class, similarity) of a query's `NEIGHBORS` nearest images."""
+    bank = neighborhood.bank
+    rows = neighborhood.position[row, :NEIGHBORS].tolist()
+    for position, similarity in zip(rows, neighborhood.similarity[row].tolist(), strict=False):
+        yield int(bank.index[position]), int(bank.label[position]), similarity

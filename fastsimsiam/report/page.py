@@ -1,4 +1,4 @@
-"""One file of HTML from parts, charts and thumbnails; it asks no network for anything."""
+"""One self-contained HTML file from sections, charts and thumbnails."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,43 +7,43 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from fastsimsiam.report.figures import script_json
+from fastsimsiam.report.charts import script_json
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapImages:
-    """What is shown beside the points of the map, one entry each.
+    """The images of the map, one entry per point.
 
     Attributes:
-        jpegs: base64 texts.
-        names: of the files.
-        label: class numbers.
-        taken: class numbers that the neighbors voted for.
-        classes: names of the classes.
+        jpegs: base64 texts of thumbnails.
+        names: file names.
+        label: true class numbers.
+        predicted: class numbers that the neighbors voted for.
+        classes: class names.
     """
 
     jpegs: Sequence[str]
     names: Sequence[str]
     label: Sequence[int]
-    taken: Sequence[int]
+    predicted: Sequence[int]
     classes: Sequence[str]
 
 
 def assemble(title: str, body: str, charts: Mapping[str, Any], images: MapImages | None) -> str:
-    """The page.
+    """Returns the page as HTML; a browser loads nothing else.
 
     Args:
         title: plain text.
-        body: HTML, with a place `chart-<id>` for each chart.
+        body: HTML with an element `chart-<id>` for each chart.
         charts: id -> plotly figure.
-        images: of the chart `map`.
+        images: images of the chart `map`.
     """
-    # Here, because plotly is optional.
+    # Imported here: plotly is optional.
     from plotly.offline import get_plotlyjs
 
     here = files("fastsimsiam.report")
-    figures = ",".join(f"{json.dumps(name)}:{script_json(chart)}" for name, chart in charts.items())
-    stored = json.dumps(vars(images) if images else None).replace("<", "\\u003c")
+    chart_json = ",".join(f"{_json(name)}:{script_json(chart)}" for name, chart in charts.items())
+    stored = _json(vars(images) if images else None)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -52,8 +52,13 @@ def assemble(title: str, body: str, charts: Mapping[str, Any], images: MapImages
         f"<body><main>{body}</main>\n"
         "<noscript><p>The charts need JavaScript.</p></noscript>\n"
         '<div id="tip" hidden><img alt=""><p></p></div>\n'
-        f'<script type="application/json" id="charts">{{{figures}}}</script>\n'
+        f'<script type="application/json" id="charts">{{{chart_json}}}</script>\n'
         f'<script type="application/json" id="images">{stored}</script>\n'
         f"<script>{get_plotlyjs()}</script>\n"
         f"<script>{(here / 'page.js').read_text()}</script></body></html>\n"
     )
+
+
+def _json(value: Any) -> str:
+    """Returns JSON that is safe within a script element."""
+    return json.dumps(value).replace("<", "\\u003c")

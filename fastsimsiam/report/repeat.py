@@ -1,4 +1,4 @@
-"""The config of a run as keys, and as the command that repeats the run."""
+"""A run's config as command-line keys, and the command that repeats the run."""
 
 import shlex
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
 
 
-def flat(config: Config) -> dict[str, list[str]]:
-    """Every key as the command line spells it (`views.0.blur-sigma`), with the words of its value."""
-    found: dict[str, list[str]] = {}
+def flatten(config: Config) -> dict[str, list[str]]:
+    """Returns every key as the command line spells it (`views.0.blur-sigma`), with its arguments."""
+    options: dict[str, list[str]] = {}
 
     def walk(prefix: str, value: Any) -> None:
         if isinstance(value, Mapping):
@@ -22,49 +22,49 @@ def flat(config: Config) -> dict[str, list[str]]:
             for number, item in enumerate(value):
                 walk(f"{prefix}.{number}", item)
         else:
-            found[prefix.lstrip(".")] = _words(value)
+            options[prefix.lstrip(".")] = _arguments(value)
 
     walk("", to_dict(config))
-    return found
+    return options
 
 
-def _words(value: Any) -> list[str]:
+def _arguments(value: Any) -> list[str]:
     if isinstance(value, list):
-        return [word for item in value for word in _words(item)]
+        return [argument for item in value for argument in _arguments(item)]
     if isinstance(value, bool):
         return ["on" if value else "off"]
     return [str(value)]
 
 
 def changed_keys(config: Config) -> dict[str, list[str]]:
-    """The keys whose values are not the recipe's, as in `flat`; all where there is no such recipe."""
-    own = flat(config)
+    """Returns the options of `flatten` that differ from the recipe; all if the recipe is unknown."""
     try:
-        published = flat(catalogue.recipe(config.recipe))
+        published = flatten(catalogue.recipe(config.recipe))
     except UserError:
         published = {}
-    return {key: words for key, words in own.items() if published.get(key) != words}
+    return {
+        key: arguments
+        for key, arguments in flatten(config).items()
+        if published.get(key) != arguments
+    }
 
 
 def command(config: Config) -> tuple[str, str]:
-    """The command that repeats a run, and a remark.
+    """Returns the command that repeats a run, and a remark for the reader.
 
     Returns:
-        Lines for a shell, joined by backslashes; empty where no command can say it. What the reader
-        has to know of it.
+        Lines for a shell, joined by backslashes (empty if no command can express the config), and the
+        remark.
     """
     try:
         recipe = catalogue.recipe(config.recipe)
     except UserError:
-        return (
-            "",
-            f"The recipe {config.recipe} is none of this version: repeat the run from Python.",
-        )
+        return ("", f"This version has no recipe {config.recipe}: repeat the run from Python.")
     if len(recipe.views) != len(config.views):
         return "", (
-            f"The run has {len(config.views)} views and the recipe {len(recipe.views)}, which no key "
-            f"changes: repeat the run from Python."
+            f"The run has {len(config.views)} views and the recipe {len(recipe.views)}, and no option "
+            "changes that number: repeat the run from Python."
         )
     lines = [f"fastsimsiam pretrain {shlex.quote(config.recipe)}"]
-    lines += [f"--{key} {shlex.join(words)}" for key, words in changed_keys(config).items()]
-    return " \\\n    ".join(lines), "Give another --out: pretrain overwrites no run."
+    lines += [f"--{key} {shlex.join(arguments)}" for key, arguments in changed_keys(config).items()]
+    return " \\\n    ".join(lines), "Pass another --out: pretrain does not overwrite a run."

@@ -1,4 +1,4 @@
-"""`fastsimsiam report`: from runs and their data to the file."""
+"""`fastsimsiam report`: writes the page of runs and their data."""
 
 import os
 import sys
@@ -16,9 +16,9 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import Session, evaluating
 from fastsimsiam.plan.order import epoch_order
-from fastsimsiam.report import figures, sections
+from fastsimsiam.report import charts, sections
 from fastsimsiam.report.flat_map import MOST, flat_map
-from fastsimsiam.report.neighbors import NEIGHBORS, Neighborhood, examine, shown_neighbors
+from fastsimsiam.report.neighbors import NEIGHBORS, Neighborhood, find_neighbors, shown_neighbors
 from fastsimsiam.report.page import MapImages, assemble
 from fastsimsiam.report.runs import Run, read_runs
 from fastsimsiam.report.thumbnails import center, jpeg, thumbnails
@@ -33,7 +33,7 @@ _VIEWS_ROWS = 4
 _GALLERY = 12
 _GALLERY_SIDE = 112
 _MAP_SIDE = 56
-# Of all thumbnails: with plotly.js (4.8 MB) and the rest the page stays below 10 MB.
+# Length of all thumbnails: with plotly.js (4.8 MB) and the rest the page stays below 10 MB.
 _MAP_LETTERS = 3_600_000
 _CONFUSION_CLASSES = 30
 _MOST_REASONS = 10
@@ -41,7 +41,13 @@ _MOST_REASONS = 10
 
 @dataclass(kw_only=True)
 class _Page:
-    """The page as it grows."""
+    """The page under construction.
+
+    Attributes:
+        body: HTML of the sections so far.
+        charts: id -> plotly figure.
+        images: images of the map; None without a map.
+    """
 
     body: list[str] = field(default_factory=list)
     charts: dict[str, Any] = field(default_factory=dict)
@@ -55,25 +61,25 @@ def report(
     out: Path | None = None,
     options: EvalOptions | None = None,
 ) -> Path:
-    """Writes one HTML file on some runs.
+    """Writes one HTML file about runs.
 
     Args:
-        runs: their folders; curves are of all, pictures of the first.
-        data: the data set's folder; None: that of the first run's config, if it is there.
+        runs: folders of the runs; curves show all of them, pictures the first one.
+        data: folder of the data set; None: that of the first run's config, if it exists.
         out: file to write; None: report.html in the first folder.
-        options: for the features.
+        options: options of the feature extraction.
 
     Returns:
-        The file.
+        The written file.
 
     Raises:
-        UserError: something in the arguments, the runs or the data has to be mended.
+        UserError: an argument, a run or the data cannot be used.
     """
     for module, name in (("plotly", "plotly"), ("sklearn", "scikit-learn")):
         require(module, "report", "pip install 'fastsimsiam[report]'", name=name)
-    if not 1 <= len(runs) <= figures.MOST_RUNS:
+    if not 1 <= len(runs) <= charts.MOST_RUNS:
         raise UserError(
-            f"{len(runs)} runs are more than colors can tell apart: give 1 to {figures.MOST_RUNS}"
+            f"the report has colors for 1 to {charts.MOST_RUNS} runs, not for {len(runs)}: pass fewer"
         )
     read = read_runs(runs)
     run = read[0]
@@ -103,19 +109,23 @@ def report(
 
 
 def _require_writable(target: Path) -> None:
-    """Before minutes of work, not after."""
+    """Checks the target before minutes of work.
+
+    Raises:
+        UserError: the target cannot be written.
+    """
     if target.is_dir():
-        raise UserError(f"--out {target} is a folder: give a file, {target}/report.html say")
+        raise UserError(f"--out {target} is a folder: pass a file such as {target}/report.html")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write --out {target} ({error.strerror})") from error
     if not os.access(target.parent, os.W_OK):
-        raise UserError(f"cannot write --out {target} (no permission): give another --out")
+        raise UserError(f"cannot write --out {target} (no permission): pass another --out")
 
 
 def _add_note(page: _Page, name: str, title: str, *texts: str) -> None:
-    """What the reader has to know, on the page and at once."""
+    """Adds a section of notes to the page, and prints them."""
     for text in texts:
         print(f"{title}: {text}", file=sys.stderr)
     body = "".join(sections.paragraph(f"{text[0].upper()}{text[1:]}.", "note") for text in texts)
@@ -123,27 +133,19 @@ def _add_note(page: _Page, name: str, title: str, *texts: str) -> None:
 
 
 def _add_curves(page: _Page, runs: Sequence[Run]) -> None:
-    drawn = figures.curves(runs)
-    page.charts |= {name: figure for name, _, figure in drawn}
-    places = "".join(sections.chart(name, caption) for name, caption, _ in drawn)
-    thinned = (
-        "Each point is the mean of several log lines." if any(r.is_thinned for r in runs) else ""
-    )
-    page.body.append(
-        sections.section(
-            "training",
-            "Training",
-            sections.comparison(runs)
-            + (sections.paragraph(thinned) if thinned else "")
-            + (f'<div class="charts">{places}</div>' if places else ""),
-        )
-    )
+    body = sections.comparison(runs)
+    if any(run.is_thinned for run in runs):
+        body += sections.paragraph("Each point is the mean of several log lines.")
+    for kind, drawn in (("", charts.curves(runs)), ("small", charts.further_curves(runs))):
+        page.charts |= {chart.id: chart.figure for chart in drawn}
+        body += sections.charts([(chart.id, chart.caption) for chart in drawn], kind)
+    page.body.append(sections.section("training", "Training", body))
 
 
 def _why_no_pictures(run: Run, data: Path | None) -> str:
-    """What pictures would need and is not there; empty where all is."""
+    """Returns why views, neighbors and map have to be left out; empty if nothing is missing."""
     if run.step is None:
-        return f"{run.path} has no checkpoint, so there is no network to look into"
+        return f"{run.path} has no checkpoint, which pictures need"
     if data is None and not run.config.data.exists():
         return f"there is no data set at {run.config.data}; pass --data PATH"
     if data is None:
@@ -155,8 +157,8 @@ def _why_no_pictures(run: Run, data: Path | None) -> str:
 
 
 def _add_pictures(page: _Page, run: Run, session: Session) -> None:
-    """What needs the data and the network."""
-    found = examine(session)
+    """Adds the sections that need the data and the network."""
+    neighborhood = find_neighbors(session)
     if run.fingerprint and run.fingerprint != fingerprint(session.train):
         text = f"the network was not trained on the images of {session.config.data}"
         _add_note(page, "other-data", "Other data", text)
@@ -167,105 +169,114 @@ def _add_pictures(page: _Page, run: Run, session: Session) -> None:
             page, "broken", "Broken images", *left_out, *([f"and {more} more"] if more > 0 else [])
         )
     fraction = session.frozen.crop_fraction
-    _add_views(page, session.config, session.train, found)
-    _add_gallery(page, fraction, found)
-    _add_map(page, fraction, found)
-    _add_confusion(page, found)
+    _add_views(page, session.config, session.train, neighborhood)
+    _add_gallery(page, fraction, neighborhood)
+    _add_map(page, fraction, neighborhood)
+    _add_confusion(page, neighborhood)
 
 
-def _add_views(page: _Page, config: Config, train: Storage, found: Neighborhood) -> None:
-    good = found.bank.index
-    shown = good[epoch_order(len(good), config.seed, 0)[:_VIEWS_ROWS]].tolist()
+def _add_views(page: _Page, config: Config, train: Storage, neighborhood: Neighborhood) -> None:
+    readable = neighborhood.bank.index
+    shown = readable[epoch_order(len(readable), config.seed, 0)[:_VIEWS_ROWS]].tolist()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "views.png"
         draw_views_grid(train, shown, config, seed=config.seed, out=file)
         with Image.open(file) as grid:
             text = jpeg(grid.convert("RGB"), 85)
     about = (
-        "Training images with the boxes of their views, then the views as the network gets them."
+        "Training images with the boxes of their crops, then the views as the network sees them."
     )
     body = sections.paragraph(about) + sections.views(text)
-    page.body.append(sections.section("views", "What the network sees", body))
+    page.body.append(sections.section("views", "Views", body))
 
 
-def _add_gallery(page: _Page, fraction: float, found: Neighborhood) -> None:
-    classes = found.bank.storage.classes
+def _add_gallery(page: _Page, fraction: float, neighborhood: Neighborhood) -> None:
+    classes = neighborhood.bank.storage.classes
 
     def picture(storage: Storage, index: int) -> str:
         return jpeg(center(storage, index, side=_GALLERY_SIDE, fraction=fraction))
 
     rows = []
-    for row in found.one_of_each_class(_GALLERY):
-        own = int(found.label[row])
+    for row in neighborhood.one_of_each_class(_GALLERY):
+        label = int(neighborhood.label[row])
         near = [
             sections.Picture(
-                jpeg=picture(found.bank.storage, index),
-                name=classes[name],
+                jpeg=picture(neighborhood.bank.storage, index),
+                name=classes[neighbor],
                 remark=f"{similarity:.2f}",
-                right=name == own,
+                right=neighbor == label,
             )
-            for index, name, similarity in shown_neighbors(found, row)
+            for index, neighbor, similarity in shown_neighbors(neighborhood, row)
         ]
-        asked = picture(found.asked.storage, int(found.asked.index[row]))
-        rows.append((sections.Picture(jpeg=asked, name=classes[own]), near))
+        query = picture(neighborhood.queries.storage, int(neighborhood.queries.index[row]))
+        rows.append((sections.Picture(jpeg=query, name=classes[label]), near))
     right = sum(bool(picture.right) for _, near in rows for picture in near)
     number = sum(len(near) for _, near in rows)
-    split = "training images (there is no val/)" if found.of_training else "validation images"
+    split = (
+        "training images (there is no val/)" if neighborhood.of_training else "validation images"
+    )
     about = (
-        f"{len(rows)} {split}, each with the {NEIGHBORS} training images whose features are nearest "
-        f"by cosine similarity; {right} of {number} are of the same class (✓, solid frame)."
+        f"{len(rows)} {split}, each with its {NEIGHBORS} nearest training images by cosine similarity "
+        f"of the features; {right} of {number} are of the same class (✓, solid frame)."
     )
     body = sections.paragraph(about) + sections.gallery(rows)
     page.body.append(sections.section("neighbors", "Nearest neighbors", body))
 
 
-def _add_map(page: _Page, fraction: float, found: Neighborhood) -> None:
+def _add_map(page: _Page, fraction: float, neighborhood: Neighborhood) -> None:
     title = "Map of features"
-    rows = epoch_order(len(found.label), 0, 0)[:MOST].copy()
-    asked = found.asked.pick(rows)
+    rows = epoch_order(len(neighborhood.label), 0, 0)[:MOST].copy()
+    queries = neighborhood.queries.pick(rows)
     print(f"map: placing {len(rows)} images", file=sys.stderr)
-    position, why_not = flat_map(asked.features.float().cpu().numpy())
+    position, why_not = flat_map(queries.features.float().cpu().numpy())
     if position is None:
         _add_note(page, "map", title, f"left out: {why_not}")
         return
-    classes = found.bank.storage.classes
-    page.charts["map"] = figures.class_map(position, classes, found.label[rows])
+    classes = neighborhood.bank.storage.classes
+    page.charts["map"] = charts.class_map(position, classes, neighborhood.label[rows])
     page.images = MapImages(
         jpegs=thumbnails(
-            asked.storage,
-            asked.index.tolist(),
+            queries.storage,
+            queries.index.tolist(),
             side=_MAP_SIDE,
             fraction=fraction,
             most_letters=_MAP_LETTERS,
         ),
-        names=[Path(asked.storage.paths[index]).name[-40:] for index in asked.index.tolist()],
-        label=found.label[rows].tolist(),
-        taken=found.predicted[rows].tolist(),
+        names=[Path(queries.storage.paths[index]).name[-40:] for index in queries.index.tolist()],
+        label=neighborhood.label[rows].tolist(),
+        predicted=neighborhood.predicted[rows].tolist(),
         classes=[name[:60] for name in classes],
     )
     about = (
-        f"{len(rows):,} images placed by t-SNE of their features' principal components: near means "
-        "alike, distances across the map mean little. Point at one to see it."
+        f"{len(rows):,} images, placed by t-SNE of their features' principal components: nearby images "
+        "are similar, large distances mean little. Hover over a point to see its image."
     )
     body = sections.paragraph(about) + sections.chart("map", "Features, colored by class")
     page.body.append(sections.section("map", title, body))
 
 
-def _add_confusion(page: _Page, found: Neighborhood) -> None:
-    counts, classes = found.counts(), found.bank.storage.classes
+def _add_confusion(page: _Page, neighborhood: Neighborhood) -> None:
+    counts, classes = neighborhood.counts(), neighborhood.bank.storage.classes
     total = counts.sum(axis=1)
     shown = np.arange(len(classes))
-    what = "training images, each without itself," if found.of_training else "validation images"
-    about = f"{found.accuracy:.1%} of {len(found.label):,} {what} are right with k {found.k}."
+    queries = (
+        "training images, each excluded from its own neighbors"
+        if neighborhood.of_training
+        else "validation images"
+    )
+    about = (
+        f"kNN with k {neighborhood.k} predicts {neighborhood.accuracy:.1%} of "
+        f"{len(neighborhood.label):,} {queries} correctly."
+    )
     if len(classes) > _CONFUSION_CLASSES:
         wrong = total - counts.diagonal()
         shown = np.sort(np.argsort(-wrong, kind="stable")[:_CONFUSION_CLASSES])
-        about += f" Shown are the {len(shown)} classes with the most errors."
+        about += f" The matrix shows the {len(shown)} classes with the most errors."
     names = [classes[number] for number in shown.tolist()]
-    page.charts["confusion"] = figures.confusion(counts[np.ix_(shown, shown)], total[shown], names)
+    page.charts["confusion"] = charts.confusion(counts[np.ix_(shown, shown)], total[shown], names)
     body = sections.paragraph(about) + sections.chart(
         "confusion",
-        "Rows: the class; columns: what it was taken for; shade: share of the class",
+        "Rows: true class; columns: predicted class; shade: share of the true class",
         100 + 26 * len(names),
     )
-    page.body.append(sections.section("confusion", "What is taken for what", body))
+    page.body.append(sections.section("confusion", "Confusion matrix", body))

@@ -1,4 +1,4 @@
-"""What the files of a run say: its config, curves, verdict and facts."""
+"""The contents of a run's folder: config, metrics, diagnosis and facts."""
 
 import json
 import re
@@ -11,31 +11,34 @@ from typing import Any
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import from_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.inspect import verdict as in_words
+from fastsimsiam.evaluate.inspect import verdict as describe_std
 from fastsimsiam.methods.collapse import collapse_threshold
 from fastsimsiam.methods.registry import METHODS
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.system.progress import clock
 
 _ANNOUNCED = re.compile(r"(\d+) images of (\d+) classes")
-# A curve is a few hundred pixels wide; a run of ImageNet logs 25,000 lines.
+KNN_PREFIX = "knn_top1_k"
+"""Prefix of the names of kNN scores, before k."""
+# A curve is a few hundred pixels wide; an ImageNet run logs 25,000 lines.
 _MOST_POINTS = 600
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What lies in the folder of a run.
+    """The contents of a run's folder.
 
     Attributes:
-        name: that tells it from the other runs of the page.
-        path: the folder.
-        config: of the newest checkpoint; of summary.json where there is none.
-        lines: of metrics.jsonl.
-        summary: summary.json; empty while the run goes on.
+        name: name of the run, unique on the page.
+        path: the run's folder.
+        config: configuration in the newest checkpoint, or in summary.json without a checkpoint.
+        lines: lines of metrics.jsonl.
+        summary: contents of summary.json; empty until the run has ended.
         log: lines of log.txt.
-        step: of the newest checkpoint; None where there is none.
-        fingerprint: of the training images, see `build.fingerprint`; empty where it is not known.
-        changed: when metrics.jsonl was last written, in local time.
+        step: step of the newest checkpoint; None without a checkpoint.
+        fingerprint: fingerprint of the training images, see `storage.base.fingerprint`; empty if
+            unknown.
+        changed: time of the last write to metrics.jsonl, in local time.
     """
 
     name: str
@@ -50,16 +53,16 @@ class Run:
 
     @property
     def counts(self) -> tuple[int, int | None] | None:
-        """Images and classes of the training split, as far as the run's files tell."""
+        """Numbers of training images and classes; None where the run's files do not tell."""
         for line in reversed(self.log):
-            if found := _ANNOUNCED.search(line):
-                return int(found[1]), int(found[2])
+            if match := _ANNOUNCED.search(line):
+                return int(match[1]), int(match[2])
         number = self.fingerprint.partition(" ")[0]
         return (int(number), None) if number.isdigit() else None
 
     @property
     def steps_per_epoch(self) -> float:
-        """Optimizer steps of an epoch."""
+        """Optimizer steps per epoch."""
         trained = [line for line in self.lines if line.get("epoch")]
         if trained:
             return float(trained[-1]["step"] / trained[-1]["epoch"])
@@ -67,22 +70,30 @@ class Run:
 
     @property
     def scores(self) -> list[str]:
-        """Names of the kNN figures in the log, the headline first."""
-        names = {name for line in self.lines for name in line if name.startswith("knn_top1_k")}
-        headline = [f"knn_top1_k{k}" for k in self.config.knn.k]
-        return [n for n in headline if n in names] + sorted(names.difference(headline))
+        """Names of the kNN scores in the log, the headline first."""
+        names = {name for name in self.metrics if name.startswith(KNN_PREFIX)}
+        configured = [f"{KNN_PREFIX}{k}" for k in self.config.knn.k]
+        return [n for n in configured if n in names] + sorted(names.difference(configured))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of all scalar metrics in the log, in the order of their first appearance."""
+        names = dict.fromkeys(
+            name for line in self.lines for name, value in line.items() if _is_scalar(value)
+        )
+        return [name for name in names if name not in ("step", "epoch")]
 
     def values(self, name: str) -> list[tuple[float, float]]:
-        """(epoch, value) of every line that has the figure."""
+        """Returns (epoch, value) of every line that has the metric."""
         per_epoch = self.steps_per_epoch
         return [
             (line.get("epoch", line["step"] / per_epoch), line[name])
             for line in self.lines
-            if isinstance(line.get(name), (int, float))
+            if _is_scalar(line.get(name))
         ]
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
-        """Epochs and values, at most 600: of longer runs the means of consecutive lines."""
+        """Returns epochs and values, at most 600: a longer run's consecutive lines are averaged."""
         points = self.values(name)
         width = -(-len(points) // _MOST_POINTS) or 1
         parts = [points[first : first + width] for first in range(0, len(points), width)]
@@ -93,17 +104,21 @@ class Run:
 
     @property
     def is_thinned(self) -> bool:
-        """Whether curves are means of several lines."""
+        """Whether a curve's point is the mean of several lines."""
         return len(self.lines) > _MOST_POINTS
 
 
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _short(value: float) -> float:
-    """Six digits are more than a chart shows, and a third of the bytes."""
+    """Rounds to six digits: more than a chart shows, at a third of the bytes."""
     return float(f"{value:.6g}")
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Reads runs; where folders have the same name, their parents' are added.
+    """Reads runs; names of folders that are not unique get their parent's name in front.
 
     Raises:
         UserError: a folder is missing, or holds no run.
@@ -130,8 +145,8 @@ def _read(path: Path, name: str) -> Run:
         config = from_dict(summary["config"])
     else:
         raise UserError(
-            f"{path} does not tell its config yet: expected checkpoints/step-*.pt or summary.json; "
-            f"wait for the run's first checkpoint"
+            f"{path} has no config yet: expected checkpoints/step-*.pt or summary.json; wait for the "
+            "run's first checkpoint"
         )
     log = path / "log.txt"
     return Run(
@@ -153,67 +168,79 @@ def _read_summary(path: Path) -> dict[str, Any]:
     try:
         stored = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): remove it, the rest will do") from error
+        raise UserError(
+            f"{path} is damaged ({error}): remove it, the report does not need it"
+        ) from error
     if not isinstance(stored, dict):
-        raise UserError(f"{path} is not what pretrain writes: remove it, the rest will do")
+        raise UserError(
+            f"{path} was not written by pretrain: remove it, the report does not need it"
+        )
     return stored
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    found = []
-    text = path.read_text(errors="replace").splitlines()
-    for number, line in enumerate(text, start=1):
+    lines = []
+    texts = path.read_text(errors="replace").splitlines()
+    for number, text in enumerate(texts, start=1):
         try:
-            values = json.loads(line)
+            values = json.loads(text)
         except ValueError as error:
-            if number == len(text):  # a run that is being written, or was cut short
+            if number == len(texts):  # the run is writing the line, or was killed while it did
                 break
             raise UserError(f"{path}, line {number} is not JSON: remove the line") from error
         if not isinstance(values, dict) or "step" not in values:
             raise UserError(f"{path}, line {number} has no step: remove the line")
-        found.append(values)
-    if not found:
+        lines.append(values)
+    if not lines:
         raise UserError(f"{path} is empty: wait until the run has logged its first step")
-    return found
+    return lines
 
 
-def verdict(run: Run) -> tuple[str, str]:
-    """Whether a network has collapsed, by the last collapse figure: a word or two, and a sentence."""
-    values = run.values("collapse_std")
-    if not values:
-        return "unknown", "no verdict: the run has not logged a step yet"
-    std = values[-1][1]
-    # As the trainer warns: behind a BatchNorm the figure of a batch cannot fall to 0.
+def diagnosis(run: Run) -> tuple[str, str]:
+    """Whether the network has collapsed, by the run's last metrics.
+
+    Returns:
+        The state (`healthy`, `half collapsed`, `collapsed`, `warning` or `unknown`), and a sentence.
+    """
+    trained = [line for line in run.lines if _is_scalar(line.get("loss"))]
+    if not trained:
+        return "unknown", "no diagnosis: the run has not logged a step yet"
+    metrics = {name: value for name, value in trained[-1].items() if _is_scalar(value)}
+    # Metrics are computed per forward pass; the trainer warns by the same number of images.
     batch = run.config.batch_size // run.config.accumulate
-    loss = (run.values("loss") or [(0.0, 0.0)])[-1][1]
-    method = METHODS[type(run.config.method)]
-    warning = method.warning({"loss": loss, "collapse_std": std}, batch)
-    text = in_words(0.0 if warning else std)
-    figure = (
+    warning = METHODS[type(run.config.method)].warning(metrics, batch)
+    std = metrics.get("collapse_std")
+    if warning and (std is None or std >= collapse_threshold(batch)):
+        return "warning", warning.rstrip(".")
+    if std is None:
+        return "unknown", "no diagnosis: the method logs no collapse metric"
+    text = describe_std(0.0 if warning else std)
+    metric = (
         f"the last std of z/|z| times \u221aD is {std:.2f}; 1 is healthy, below "
         f"{collapse_threshold(batch):.2f} is collapsed at batch {batch}"
     )
-    return text.partition(":")[0], f"{text} ({figure})"
+    return text.partition(":")[0], f"{text} ({metric})"
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """What a reader wants to know first, as (name, value)."""
+    """Returns the key facts of a run, as (name, value)."""
     config = run.config
     counts = run.counts
-    done = max(line["step"] for line in run.lines) / run.steps_per_epoch
-    found = [("recipe", config.recipe), ("network", f"{config.arch}, {config.image_size} px")]
+    epochs_done = max(line["step"] for line in run.lines) / run.steps_per_epoch
+    rows = [("recipe", config.recipe), ("network", f"{config.arch}, {config.image_size} px")]
     if counts:
         classes = f" of {counts[1]} classes" if counts[1] else ""
-        found.append(("training images", f"{counts[0]:,}{classes}"))
-    found.append(("epochs", f"{done:.4g} of {config.epochs}, batch {config.batch_size}"))
+        rows.append(("training images", f"{counts[0]:,}{classes}"))
+    rows.append(("epochs", f"{epochs_done:.4g} of {config.epochs}, batch {config.batch_size}"))
     seconds = run.summary.get("seconds")
     took = f", took {clock(seconds)}" if isinstance(seconds, (int, float)) else ", not finished"
-    found.append(("last written", f"{run.changed:%Y-%m-%d %H:%M}{took}"))
+    rows.append(("last written", f"{run.changed:%Y-%m-%d %H:%M}{took}"))
     for name in run.scores:
         values = run.values(name)
-        before = f" (untrained {values[0][1]:.1f} %)" if values[0][0] == 0 and done else ""
-        k = name.removeprefix("knn_top1_k")
-        found.append((f"kNN top-1, k {k}", f"{values[-1][1]:.1f} %{before}"))
+        untrained = values[0][0] == 0 and epochs_done
+        before = f" (untrained {values[0][1]:.1f} %)" if untrained else ""
+        k = name.removeprefix(KNN_PREFIX)
+        rows.append((f"kNN top-1, k {k}", f"{values[-1][1]:.1f} %{before}"))
     if not run.scores:
-        found.append(("kNN top-1", "not evaluated in training"))
-    return found
+        rows.append(("kNN top-1", "not evaluated in training"))
+    return rows

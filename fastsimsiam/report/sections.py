@@ -1,4 +1,4 @@
-"""The parts of the page as HTML. Whatever a user wrote passes through `escape`."""
+"""The sections of the page as HTML; all text that comes from users is escaped."""
 
 import platform
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from fastsimsiam.report.repeat import changed_keys, command, flat
-from fastsimsiam.report.runs import Run, facts, verdict
+from fastsimsiam.report.repeat import changed_keys, command, flatten
+from fastsimsiam.report.runs import Run, diagnosis, facts
 from fastsimsiam.report.thumbnails import JPEG
 
-_MARKS = {"healthy": "✓", "half collapsed": "!", "collapsed": "✗", "unknown": "?"}
+_MARKS = {"healthy": "✓", "half collapsed": "!", "collapsed": "✗", "warning": "!", "unknown": "?"}
 _NONE = "-"
 _MARKED = ' class="changed"'
 
@@ -20,10 +20,10 @@ class Picture:
     """An image with its class.
 
     Attributes:
-        jpeg: base64 text.
-        name: of its class.
-        remark: below the name.
-        right: of a neighbor, whether the class is that of the image asked about.
+        jpeg: base64 text of the image.
+        name: class name.
+        remark: text below the class name.
+        right: whether a neighbor has its query's class; None for a query.
     """
 
     jpeg: str
@@ -33,39 +33,39 @@ class Picture:
 
 
 def section(name: str, title: str, body: str) -> str:
-    """A part of the page with its heading; empty where there is nothing to show."""
+    """Returns a section with its heading; empty without a body."""
     return f'<section id="{name}"><h2>{escape(title)}</h2>{body}</section>' if body else ""
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of plain text."""
+    """Returns a paragraph of plain text."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
 def heading(run: Run) -> str:
-    """What was trained, and whether it is well."""
-    state, text = verdict(run)
+    """Returns the title, the diagnosis and the key facts of a run."""
+    state, text = diagnosis(run)
     rows = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(run)
     )
     return (
         f"<header><h1>{escape(run.config.recipe)} <small>{escape(run.name)}</small></h1>"
-        f'<p class="verdict {state}"><span aria-hidden="true">{_MARKS[state]}</span> '
+        f'<p class="diagnosis {state}"><span aria-hidden="true">{_MARKS[state]}</span> '
         f'{escape(text[0].upper() + text[1:])}.</p><dl class="facts">{rows}</dl></header>'
     )
 
 
 def comparison(runs: Sequence[Run]) -> str:
-    """A table of several runs, a row each."""
+    """Returns a table of several runs, a row each; empty for a single run."""
     if len(runs) < 2:
         return ""
     scores = list(dict.fromkeys(name for run in runs for name in run.scores))
     rows = [
         [
             run.name,
-            verdict(run)[0],
-            *(_last(run, name, ".1f") for name in scores),
-            _last(run, "loss", ".4f"),
+            diagnosis(run)[0],
+            *(_last_value(run, name, ".1f") for name in scores),
+            _last_value(run, "loss", ".4f"),
         ]
         for run in runs
     ]
@@ -73,34 +73,52 @@ def comparison(runs: Sequence[Run]) -> str:
     return _table(["run", "state", *ks, "last loss"], rows)
 
 
-def _last(run: Run, name: str, digits: str) -> str:
+def _last_value(run: Run, name: str, digits: str) -> str:
     values = run.values(name)
     return format(values[-1][1], digits) if values else _NONE
 
 
 def chart(name: str, caption: str, least_width: int = 0) -> str:
-    """The place of a chart; wider than a phone where it has to be, and then it scrolls by itself."""
+    """Returns a chart's element; one with a `least_width` in pixels scrolls on a narrow screen."""
     style = f' style="min-width:{least_width}px"' if least_width else ""
     return (
         f'<figure class="chart"><figcaption>{escape(caption)}</figcaption><div class="scroll">'
-        f'<div id="chart-{name}" class="plot" role="img" aria-label="{escape(caption)}"{style}></div>'
+        f'<div id="chart-{escape(name)}" class="plot" role="img" aria-label="{escape(caption)}"'
+        f"{style}></div>"
         f"</div></figure>"
     )
 
 
+def charts(places: Sequence[tuple[str, str]], kind: str = "") -> str:
+    """Returns a grid of chart elements; empty without charts.
+
+    Args:
+        places: (id, caption) of each chart.
+        kind: additional CSS class of the grid.
+    """
+    if not places:
+        return ""
+    body = "".join(chart(name, caption) for name, caption in places)
+    return f'<div class="{f"charts {kind}".strip()}">{body}</div>'
+
+
 def views(jpeg: str) -> str:
-    """The grid of views."""
-    return f'<img class="views" src="{JPEG}{jpeg}" alt="Training images, each beside its random views">'
+    """Returns the picture of the views."""
+    return (
+        f'<img class="views" src="{JPEG}{jpeg}" alt="Training images beside their augmented views">'
+    )
 
 
 def gallery(rows: Sequence[tuple[Picture, Sequence[Picture]]]) -> str:
-    """Images, each with its neighbors."""
-    return f'<div class="gallery">{"".join(_asked(image, near) for image, near in rows)}</div>'
+    """Returns query images, each with its neighbors."""
+    return (
+        f'<div class="gallery">{"".join(_neighborhood(query, near) for query, near in rows)}</div>'
+    )
 
 
-def _asked(image: Picture, near: Sequence[Picture]) -> str:
+def _neighborhood(query: Picture, near: Sequence[Picture]) -> str:
     pictures = "".join(map(_figure, near))
-    return f'<div class="asked">{_figure(image)}<div class="near">{pictures}</div></div>'
+    return f'<div class="neighborhood">{_figure(query)}<div class="near">{pictures}</div></div>'
 
 
 def _figure(picture: Picture) -> str:
@@ -114,31 +132,31 @@ def _figure(picture: Picture) -> str:
 
 
 def repeat(run: Run) -> str:
-    """The command that repeats a run."""
-    words, remark = command(run.config)
-    shown = f"<pre><code>{escape(words)}</code></pre>" if words else ""
-    return shown + paragraph(remark)
+    """Returns the command that repeats a run."""
+    lines, remark = command(run.config)
+    code = f"<pre><code>{escape(lines)}</code></pre>" if lines else ""
+    return code + paragraph(remark)
 
 
 def configs(runs: Sequence[Run]) -> str:
-    """Every key; marked are values that are not the recipe's, and keys in which runs differ."""
-    values = [flat(run.config) for run in runs]
+    """Returns a table of every key; marks values unlike the recipe's, and keys in which runs differ."""
+    options = [flatten(run.config) for run in runs]
     changed = [changed_keys(run.config) for run in runs]
-    keys = list(dict.fromkeys(key for found in values for key in found))
+    keys = list(dict.fromkeys(key for config in options for key in config))
     rows = []
     for key in keys:
         cells = "".join(
-            f"<td{_MARKED if key in own else ''}>{escape(' '.join(found.get(key, [_NONE])))}</td>"
-            for found, own in zip(values, changed, strict=True)
+            f"<td{_MARKED if key in marked else ''}>{escape(' '.join(config.get(key, [_NONE])))}</td>"
+            for config, marked in zip(options, changed, strict=True)
         )
-        differs = len({tuple(found.get(key, ())) for found in values}) > 1
+        differs = len({tuple(config.get(key, ())) for config in options}) > 1
         rows.append(
             f'<tr class="{"differs" if differs else ""}"><th>{escape(key)}</th>{cells}</tr>'
         )
     head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
-    remark = "Bold: not the recipe's value."
+    remark = "Bold: differs from the recipe."
     if len(runs) > 1:
-        remark += " Shaded: the runs differ."
+        remark += " Shaded: differs between the runs."
     return (
         f"{paragraph(remark)}<details><summary>All {len(keys)} keys</summary>"
         f'<div class="scroll"><table><thead><tr><th>key</th>{head}</tr></thead>'
@@ -147,12 +165,12 @@ def configs(runs: Sequence[Run]) -> str:
 
 
 def environment(run: Run) -> str:
-    """Versions, what `auto` chose, and what the run warned of."""
+    """Returns a table of versions, the choices of `auto`, and the run's warnings."""
     versions = run.summary.get("versions", {})
     rows = [[name, str(version)] for name, version in versions.items()]
     if run.log:
         rows.append(["chosen", run.log[0]])
-    rows.append(["checkpoint", "none" if run.step is None else f"of step {run.step}"])
+    rows.append(["checkpoint", "none" if run.step is None else f"step {run.step}"])
     rows += [["warning", line] for line in run.log if line.startswith("WARNING")]
     bad: dict[str, Any] = run.summary.get("bad_images", {})
     if bad:
@@ -161,7 +179,7 @@ def environment(run: Run) -> str:
 
 
 def footer(version: str) -> str:
-    """Who wrote the page."""
+    """Returns the footer with the versions that wrote the page."""
     return (
         f"<footer>Written by <code>fastsimsiam report</code> {escape(version)}, Python "
         f"{escape(platform.python_version())}.</footer>"

@@ -1,4 +1,4 @@
-"""Small pictures of a data set's images, as text that a page can hold."""
+"""Small pictures of a data set's images, as base64 text for a page."""
 
 import base64
 import io
@@ -13,15 +13,15 @@ from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.progress import ImageProgress
 
 JPEG = "data:image/jpeg;base64,"
-"""What comes before the base64 text of a picture."""
+"""Prefix of a picture's base64 text in a data URL."""
 _QUALITIES = (75, 60, 45, 30)
 
 
 def center(storage: Storage, index: int, *, side: int, fraction: float) -> Image.Image:
-    """The centered square of an image that the network sees, `side` pixels wide.
+    """Returns the centered square of an image that the network sees, `side` pixels wide.
 
     Raises:
-        BadImageError: it cannot be decoded.
+        BadImageError: the image cannot be decoded.
     """
     pixels = read_rgb(storage, index)
     sizes = np.array([pixels.shape[:2]], np.int32)
@@ -31,7 +31,7 @@ def center(storage: Storage, index: int, *, side: int, fraction: float) -> Image
 
 
 def jpeg(picture: Image.Image, quality: int = 80) -> str:
-    """A picture as the base64 text of a JPEG."""
+    """Returns a picture as the base64 text of a JPEG."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=quality, optimize=True)
     return base64.b64encode(file.getvalue()).decode("ascii")
@@ -40,23 +40,23 @@ def jpeg(picture: Image.Image, quality: int = 80) -> str:
 def thumbnails(
     storage: Storage, index: Sequence[int], *, side: int, fraction: float, most_letters: int
 ) -> list[str]:
-    """Small pictures in the best JPEG quality in which all of them fit, as base64 text.
+    """Returns small pictures in the best JPEG quality at which all fit, as base64 texts.
 
     Args:
-        storage: where the images lie.
-        index: which.
-        side: in pixels.
+        storage: the images' storage.
+        index: numbers of the images.
+        side: width and height of a picture in pixels.
         fraction: see `plan.views.center_boxes`.
-        most_letters: of all texts together; the lowest quality may exceed it.
+        most_letters: length of all texts together; the lowest quality may exceed it.
     """
     pictures = []
     with ImageProgress("thumbnails") as progress:
         for number, sample in enumerate(index, start=1):
             pictures.append(center(storage, sample, side=side, fraction=fraction))
             progress(number, len(index))
-    found: list[str] = []
+    texts: list[str] = []
     for quality in _QUALITIES:
-        found = [jpeg(picture, quality) for picture in pictures]
-        if sum(map(len, found)) <= most_letters:
+        texts = [jpeg(picture, quality) for picture in pictures]
+        if sum(map(len, texts)) <= most_letters:
             break
-    return found
+    return texts

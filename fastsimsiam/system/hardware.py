@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastsimsiam.system.compiler import mend_for_compiling
+from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import host_memory, num_cores
 from fastsimsiam.version import __version__
@@ -111,7 +111,7 @@ def describe() -> dict[str, Any]:
         "optional": {
             "ffcv": importlib.util.find_spec("ffcv") is not None,
             "dali": has_dali(),
-            "compiler": mend_for_compiling("cuda" if torch.cuda.is_available() else "cpu") is None,
+            "compiler": why_compile_fails("cuda" if torch.cuda.is_available() else "cpu") is None,
             "matplotlib": importlib.util.find_spec("matplotlib") is not None,
         },
         "cpu": cpu_name(),

@@ -9,7 +9,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.registry import choose_loader
 from fastsimsiam.methods.registry import method_class
 from fastsimsiam.storage.base import Storage
-from fastsimsiam.system.compiler import mend_for_compiling
+from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.device import choose_device, choose_dtype
 
 # On a CPU, compiling color takes half a minute and saves 0.4 ms an image at 64 pixels.
@@ -34,19 +34,19 @@ def choose_compile(
     synchronized = (
         device.type == "cuda" and num_processes > 1 and method_class(config).sync_batch_norm
     )
-    mend = mend_for_compiling(device.type)
+    problem = why_compile_fails(device.type)
     if config.compile != "auto":
         if config.compile == "step" and synchronized:
             raise UserError(
                 "--compile step does not work with several GPUs yet: pass --compile color"
             )
-        if config.compile != "off" and mend:
+        if config.compile != "off" and problem:
             raise UserError(
-                f"--compile {config.compile} cannot work here: {mend}, or pass --compile off"
+                f"--compile {config.compile} cannot work here: {problem}, or pass --compile off"
             )
         return config.compile, "asked for"
-    if mend:
-        return "off", f"to compile, {mend}"
+    if problem:
+        return "off", f"to compile, {problem}"
     if synchronized:
         return "color", "SyncBatchNorm of several GPUs breaks the graph of the step"
     if device.type == "cuda":

@@ -1,64 +1,97 @@
-"""The charts as plotly figures. Plotly is loaded when the first one is drawn."""
+"""Charts as plotly figures. Plotly is imported when the first one is drawn."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastsimsiam.report.runs import Run
+from fastsimsiam.report.runs import KNN_PREFIX, Run
 
-# Okabe and Ito's palette as in pictures.py, the strongest on white first; yellow is too faint there.
+# Okabe and Ito's palette, strongest contrast on white first; without yellow, which is too faint.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "diamond", "cross", "square", "triangle-up", "x")
 MOST_RUNS = len(_COLORS)
-"""More could not be told apart."""
+"""Largest number of runs, one color each."""
 _LEGEND_CLASSES = 24
 _LABEL_LETTERS = 18
 _GRID = "#e3e3e3"
 _HEIGHT = 320
+_SMALL_HEIGHT = 220
+_CURVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "loss": ("Loss", {}),
+    "knn": ("kNN top-1 on the validation split, %; epoch 0 is untrained", {}),
+    "collapse_std": (
+        "Collapse metric: std of z/|z| times √D; 1 is healthy, 0 collapsed",
+        {"range": [0, 1.1]},
+    ),
+    "lr": ("Learning rate", {"rangemode": "tozero"}),
+    "images_per_second": ("Images per second, per device", {"rangemode": "tozero"}),
+    "data_wait": (
+        "Share of the training time spent waiting for data",
+        {"range": [0, 1], "tickformat": ".0%"},
+    ),
+}
+"""Metric -> caption and layout of the y axis; `knn` holds the scores of every k."""
 
 
-def label(text: str, letters: int = _LABEL_LETTERS) -> str:
-    """Text for a chart: short, and without what plotly would take for markup."""
+def short(text: str, letters: int = _LABEL_LETTERS) -> str:
+    """Returns text for a chart: shortened, and escaped because plotly renders markup."""
     return escape(text if len(text) <= letters else text[: letters - 1] + "…")
 
 
-def curves(runs: Sequence[Run]) -> list[tuple[str, str, Any]]:
-    """The charts over epochs: (id, caption, figure); those without a value are left out.
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A chart of the page.
+
+    Attributes:
+        id: name that no other chart of the page has.
+        caption: plain text.
+        figure: plotly figure.
+    """
+
+    id: str
+    caption: str
+    figure: Any
+
+
+def curves(runs: Sequence[Run]) -> list[Chart]:
+    """Draws the metrics that every method logs over epochs; leaves out those without a value.
 
     Args:
         runs: at most `MOST_RUNS`.
     """
-    drawn: list[tuple[str, str, Any]] = []
-    for name, caption, axis in (
-        ("loss", "Loss; -1 is perfect agreement of the views", {}),
-        ("knn", "kNN top-1 on the validation split, %; epoch 0 is untrained", {}),
-        (
-            "collapse_std",
-            "Collapse figure, std of z/|z| times √D; 1 is healthy, near 0 collapsed",
-            {"range": [0, 1.1]},
-        ),
-        ("lr", "Learning rate", {"rangemode": "tozero"}),
-        ("images_per_second", "Images per second, per device", {"rangemode": "tozero"}),
-        (
-            "data_wait",
-            "Share of the time that training waits for data",
-            {"range": [0, 1], "tickformat": ".0%"},
-        ),
-    ):
+    drawn = []
+    for name, (caption, axis) in _CURVES.items():
         figure = _knn_curves(runs) if name == "knn" else _one_curve(runs, name)
-        if not figure.data:
-            continue
         figure.update_yaxes(**axis)
-        figure.update_xaxes(title={"text": "epoch", "standoff": 6})
-        # Legends grow downwards, two entries a row on a phone, and would squeeze the plot.
-        entries = sum(trace.showlegend is not False for trace in figure.data)
-        figure.update_layout(hovermode="x unified", height=_HEIGHT + 11 * entries)
-        drawn.append((name.replace("_", "-"), caption, figure))
-    return drawn
+        drawn.append(_over_epochs(name.replace("_", "-"), caption, figure, _HEIGHT))
+    return [chart for chart in drawn if chart.figure.data]
+
+
+def further_curves(runs: Sequence[Run]) -> list[Chart]:
+    """Draws the metrics that are logged beyond those of `curves`, under their names, smaller.
+
+    Args:
+        runs: at most `MOST_RUNS`.
+    """
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    return [
+        _over_epochs(f"metric-{name}", name, _one_curve(runs, name), _SMALL_HEIGHT)
+        for name in names
+        if name not in _CURVES and not name.startswith(KNN_PREFIX)
+    ]
+
+
+def _over_epochs(name: str, caption: str, figure: Any, height: int) -> Chart:
+    figure.update_xaxes(title={"text": "epoch", "standoff": 6})
+    # A legend grows downwards, two entries a row on a phone: the plot keeps its height.
+    entries = sum(trace.showlegend is not False for trace in figure.data)
+    figure.update_layout(hovermode="x unified", height=height + 11 * entries)
+    return Chart(id=name, caption=caption, figure=figure)
 
 
 def _one_curve(runs: Sequence[Run], name: str) -> Any:
@@ -69,7 +102,7 @@ def _one_curve(runs: Sequence[Run], name: str) -> Any:
             figure.add_scatter(
                 x=epochs,
                 y=values,
-                name=label(run.name, 28),
+                name=short(run.name, 28),
                 showlegend=len(runs) > 1,
                 mode="lines+markers" if len(values) < 3 else "lines",
                 line={"color": _COLORS[number], "width": 2},
@@ -78,20 +111,20 @@ def _one_curve(runs: Sequence[Run], name: str) -> Any:
 
 
 def _knn_curves(runs: Sequence[Run]) -> Any:
-    """A line for each k; of several runs, color is the run and dashes are k."""
+    """A line per k; with several runs, color tells the run and dashes tell k."""
     figure = _figure()
     for number, run in enumerate(runs):
         for rank, name in enumerate(run.scores):
-            k = f"k {name.removeprefix('knn_top1_k')}"
-            look = number if len(runs) > 1 else rank
+            k = f"k {name.removeprefix(KNN_PREFIX)}"
+            color = number if len(runs) > 1 else rank
             epochs, values = run.curve(name)
             figure.add_scatter(
                 x=epochs,
                 y=values,
                 mode="lines+markers",
-                name=f"{label(run.name, 28)}, {k}" if len(runs) > 1 else k,
+                name=f"{short(run.name, 28)}, {k}" if len(runs) > 1 else k,
                 line={
-                    "color": _COLORS[look % len(_COLORS)],
+                    "color": _COLORS[color % len(_COLORS)],
                     "dash": _DASHES[rank % len(_DASHES)],
                     "width": 2,
                 },
@@ -101,32 +134,32 @@ def _knn_curves(runs: Sequence[Run]) -> Any:
 
 
 def class_map(
-    position: npt.NDArray[np.float32], classes: Sequence[str], found: npt.NDArray[np.int64]
+    position: npt.NDArray[np.float32], classes: Sequence[str], label: npt.NDArray[np.int64]
 ) -> Any:
-    """A map of images, colored by class; point n carries n, for the thumbnail beside it.
+    """Draws a map of images, colored by class; point n carries n, the number of its thumbnail.
 
     Args:
         position: (N, 2).
-        classes: names.
-        found: (N,) class numbers.
+        classes: class names.
+        label: (N,) class numbers.
     """
     figure = _figure()
-    present = np.unique(found)
-    number = np.arange(len(found))
+    present = np.unique(label)
+    number = np.arange(len(label))
     common: dict[str, Any] = {"mode": "markers", "hoverinfo": "none"}
     if len(present) <= _LEGEND_CLASSES:
-        for rank, name in enumerate(present.tolist()):
-            rows = found == name
+        for rank, class_number in enumerate(present.tolist()):
+            rows = label == class_number
             figure.add_scatter(
                 x=position[rows, 0].tolist(),
                 y=position[rows, 1].tolist(),
                 customdata=number[rows].tolist(),
-                name=label(classes[name]),
+                name=short(classes[class_number]),
                 marker=_marker(_look(rank)),
                 **common,
             )
-    else:  # a legend of a thousand names helps nobody; hovering names the class
-        looks = [_look(int(rank)) for rank in np.searchsorted(present, found)]
+    else:  # a legend of a thousand names is useless; hovering shows the class
+        looks = [_look(int(rank)) for rank in np.searchsorted(present, label)]
         figure.add_scatter(
             x=position[:, 0].tolist(),
             y=position[:, 1].tolist(),
@@ -153,26 +186,26 @@ def _marker(look: tuple[Any, Any]) -> dict[str, Any]:
 def confusion(
     counts: npt.NDArray[np.int64], total: npt.NDArray[np.int64], classes: Sequence[str]
 ) -> Any:
-    """What was taken for what: shade is the share of the true class, the text is the count.
+    """Draws a confusion matrix: the shade is the share of the true class, the text the count.
 
     Args:
-        counts: (C, C), true class by predicted class.
-        total: (C,) images of each class, also those taken for a class that is not shown.
+        counts: (C, C) images, true class by predicted class.
+        total: (C,) images per true class, including predictions of classes that are not shown.
         classes: C names.
     """
     figure = _figure()
     share = counts / np.maximum(total[:, None], 1)
     ticks = list(range(len(classes)))
-    full = [label(name, 60) for name in classes]
+    full = [short(name, 60) for name in classes]
     figure.add_heatmap(
         z=share.round(4).tolist(),
         text=[[str(value) if value else "" for value in row] for row in counts.tolist()],
         customdata=[
-            [[true, taken, count] for taken, count in zip(full, row, strict=True)]
+            [[true, predicted, count] for predicted, count in zip(full, row, strict=True)]
             for true, row in zip(full, counts.tolist(), strict=True)
         ],
         texttemplate="%{text}",
-        hovertemplate="%{customdata[2]} of class %{customdata[0]}<br>taken for %{customdata[1]}"
+        hovertemplate="%{customdata[2]} of class %{customdata[0]}<br>predicted %{customdata[1]}"
         "<br>%{z:.1%} of the class<extra></extra>",
         colorscale=[[0, "#ffffff"], [1, _COLORS[0]]],
         zmin=0,
@@ -181,7 +214,7 @@ def confusion(
         ygap=1,
         showscale=False,
     )
-    names = [label(name) for name in classes]
+    names = [short(name) for name in classes]
     figure.update_xaxes(tickvals=ticks, ticktext=names, showgrid=False)
     figure.update_yaxes(tickvals=ticks, ticktext=names, showgrid=False, autorange="reversed")
     figure.update_layout(height=140 + 34 * len(classes), plot_bgcolor="#f2f2f2")
@@ -189,7 +222,7 @@ def confusion(
 
 
 def _figure() -> Any:
-    """An empty figure with the page's look."""
+    """Returns an empty figure in the page's style."""
     from plotly.graph_objects import Figure
 
     figure = Figure(
@@ -198,7 +231,7 @@ def _figure() -> Any:
             "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#222"},
             "margin": {"l": 48, "r": 12, "t": 8, "b": 40},
             "height": _HEIGHT,
-            # At the lower edge: below a plot of its height it would run into the axis.
+            # At the lower edge of the container: below the plot it would overlap the axis.
             "legend": {
                 "orientation": "h",
                 "yref": "container",
@@ -214,6 +247,6 @@ def _figure() -> Any:
 
 
 def script_json(figure: Any) -> str:
-    """A figure as JSON that may stand within a script of a page."""
+    """Returns a figure as JSON that is safe within a script element."""
     text: str = figure.to_json()
     return text.replace("<", "\\u003c")
