@@ -89,9 +89,9 @@ def test_only_what_is_asked_for_is_opened(
     """The loader `resident` decodes all of a split when it is opened."""
     opened: list[int] = []
 
-    def counting(name: str, storage: Storage, **options: object) -> Loader:
+    def counting(name: str, storage: Storage, options: LoaderOptions) -> Loader:
         opened.append(len(storage))
-        return build_loader(name, storage, **options)  # type: ignore[arg-type]
+        return build_loader(name, storage, options)
 
     monkeypatch.setattr(context, "build_loader", counting)
     embed(run.out, run.data, tmp_path / "a.npz", split="val", options=ON_CPU)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import CPU
 from torch import nn
 
-from fastsimsiam.evaluate import knn
+from fastsimsiam.evaluate import neighbors
 from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.evaluate.knn import usable_k
 from fastsimsiam.loaders.base import LoaderOptions
@@ -51,7 +51,7 @@ def features() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
 def test_accuracy_is_brute_forces(features: tuple[torch.Tensor, ...], temperature: float) -> None:
     bank, label, queries, query_label = features
-    found = knn.knn_accuracy(
+    found = neighbors.knn_accuracy(
         bank, label, queries, query_label, k=(200, 1, 10), temperature=temperature, num_classes=5
     )
     for k in (1, 10, 200):
@@ -68,10 +68,10 @@ def test_chunks_change_nothing(
     features: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank, _, queries, _ = features
-    whole = knn.nearest(queries, bank, 20)
-    monkeypatch.setattr(knn, "_QUERY_CHUNK", 9)
-    monkeypatch.setattr(knn, "_BANK_CHUNK", 13)
-    pieces = knn.nearest(queries, bank, 20)
+    whole = neighbors.nearest(queries, bank, 20)
+    monkeypatch.setattr(neighbors, "_QUERY_CHUNK", 9)
+    monkeypatch.setattr(neighbors, "_BANK_CHUNK", 13)
+    pieces = neighbors.nearest(queries, bank, 20)
     torch.testing.assert_close(pieces[0], whole[0])
     assert torch.equal(pieces[1], whole[1])
 
@@ -101,7 +101,7 @@ def test_features_are_in_order_and_leave_the_network_alone(class_folders: object
 _LARGE = """
 import resource, torch
 import torch.nn.functional as F
-from fastsimsiam.evaluate.knn import knn_accuracy, nearest
+from fastsimsiam.evaluate.neighbors import knn_accuracy, nearest
 generator = torch.Generator().manual_seed(0)
 bank = torch.randn(200_000, 2048, generator=generator)
 bank /= bank.norm(dim=1, keepdim=True)

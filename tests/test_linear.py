@@ -22,8 +22,8 @@ from fastsimsiam.evaluate.linear import (
     LinearState,
     accuracy,
     cached_features,
+    lr_of_epoch,
     new_state,
-    rate_of_epoch,
     train,
 )
 from fastsimsiam.optim.lars import Lars
@@ -85,9 +85,9 @@ def test_accuracy_counts_by_hand() -> None:
 
 def test_the_rate_is_half_a_cosine_by_the_scaling_rule() -> None:
     config = LinearConfig()
-    assert rate_of_epoch(config, 0) == pytest.approx(1.6)
-    assert rate_of_epoch(config, 45) == pytest.approx(0.8)
-    assert rate_of_epoch(config, 90) == pytest.approx(0)
+    assert lr_of_epoch(config, 0) == pytest.approx(1.6)
+    assert lr_of_epoch(config, 45) == pytest.approx(0.8)
+    assert lr_of_epoch(config, 90) == pytest.approx(0)
     assert (config.epochs, config.batch_size, config.weight_decay) == (90, 4096, 0)
 
 

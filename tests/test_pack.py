@@ -249,7 +249,7 @@ def test_a_killed_pack_leaves_no_file(images: Path, tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from fastsimsiam.pack import PackOptions, pack
+from fastsimsiam.tools.pack import PackOptions, pack
 from fastsimsiam.storage.class_folder import open_split
 pack(open_split(Path(sys.argv[1]), "train"), Path(sys.argv[2]), PackOptions(), workers=1,
      report=lambda done, total: time.sleep(60))
