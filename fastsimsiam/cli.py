@@ -41,9 +41,9 @@ fastsimsiam COMMAND --help tells more; fastsimsiam --version prints the version.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        return _dispatch(argv)
     except UserError as error:
         print(f"fastsimsiam: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -59,16 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
         print(_HELP)
         return 0
-    if words[0] == "--version":
+    if argv[0] == "--version":
         print(f"fastsimsiam {__version__}")
         return 0
-    if words[0] not in _COMMANDS:
-        raise UserError(f"there is no command {words[0]!r}: choose one of {', '.join(_COMMANDS)}")
+    if argv[0] not in _COMMANDS:
+        raise UserError(f"there is no command {argv[0]!r}: choose one of {', '.join(_COMMANDS)}")
     # Imported when needed: --help and a mistyped command should answer at once.
-    command = importlib.import_module(f"fastsimsiam.commands.{words[0]}")
-    code: int = command.run(words[1:])
+    command = importlib.import_module(f"fastsimsiam.commands.{argv[0]}")
+    code: int = command.run(argv[1:])
     return code

@@ -20,9 +20,9 @@ from fastsimsiam.recipes import catalogue
 from fastsimsiam.train.pretrain import pretrain
 
 
-def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """Runs a command that must end in one line on stderr and code 2."""
-    assert main(words) == 2
+    assert main(argv) == 2
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
     assert len(lines) == 1
@@ -31,7 +31,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["pretrian"], "no command 'pretrian': choose one of pretrain, knn, linear,"),
         (["pretrain"], "needs a recipe first: one of imagenet-100ep"),
@@ -63,15 +63,15 @@ def test_wrong_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    words: list[str],
+    argv: list[str],
     message: str,
     class_folders: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [word.format(images=class_folders) for word in words]
-    if "cuda" in words:
+    argv = [argument.format(images=class_folders) for argument in argv]
+    if "cuda" in argv:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert message in fails(capsys, *words)
+    assert message in fails(capsys, *argv)
 
 
 def test_exit_code_reaches_the_shell() -> None:
@@ -112,11 +112,11 @@ def test_help_shows_every_key(capsys: pytest.CaptureFixture[str], name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["knn", "--help"], ["views", "--help"], ["pretrain", "--help"]]
+    "argv", [["--help"], ["knn", "--help"], ["views", "--help"], ["pretrain", "--help"]]
 )
-def test_help_ends_well(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+def test_help_ends_well(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     with contextlib.suppress(SystemExit):  # code 0, or the next line fails
-        assert main(words) == 0
+        assert main(argv) == 0
     assert "usage" in capsys.readouterr().out
 
 
@@ -193,7 +193,7 @@ def test_pretrain_then_knn(
     pretrain(tiny_config)
     capsys.readouterr()
     scores = tmp_path / "scores.json"
-    words = [
+    argv = [
         "--data",
         str(tiny_config.data),
         "--k",
@@ -204,7 +204,7 @@ def test_pretrain_then_knn(
         "--json",
         str(scores),
     ]
-    assert main(["knn", str(tiny_config.out), *words]) == 0
+    assert main(["knn", str(tiny_config.out), *argv]) == 0
     table = capsys.readouterr().out
     assert "untrained" in table
     assert len(table.splitlines()) == 3
@@ -251,6 +251,6 @@ def test_views_into_an_impossible_place(
 def test_a_json_that_cannot_be_written_is_said_before_the_work(
     capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    words = [] if command == "doctor" else ["no-checkpoint.pt", "--data", "x"]
-    words += ["--json", "/no/such/folder/x.json"]
-    assert "--json /no/such/folder/x.json: there is no folder" in fails(capsys, command, *words)
+    argv = [] if command == "doctor" else ["no-checkpoint.pt", "--data", "x"]
+    argv += ["--json", "/no/such/folder/x.json"]
+    assert "--json /no/such/folder/x.json: there is no folder" in fails(capsys, command, *argv)

@@ -13,7 +13,7 @@ from fastsimsiam.cli import main
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.doctor import doctor as examine_module
 from fastsimsiam.doctor.diagnosis import Figures, advice, forecast, holds_back, parts_allow
-from fastsimsiam.doctor.doctor import examine, in_words
+from fastsimsiam.doctor.doctor import examine, format_report
 from fastsimsiam.doctor.synthetic import made_up_photographs, repeated
 from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
@@ -164,7 +164,7 @@ def figures_of_a_run(class_folders: Path) -> dict[str, object]:
     said: list[str] = []
     report = examine(config, minutes=0.05, say=said.append)
     assert said[0].startswith("loader cpu (asked for)")
-    text = in_words(report)
+    text = format_report(report)
     assert "Held back by" in text
     assert "40 epochs will take" in text
     found: dict[str, object] = json.loads(json.dumps(report.as_dict()))
@@ -204,7 +204,7 @@ def test_made_up_photographs_stand_in(tmp_path: Path, monkeypatch: pytest.Monkey
     report = examine(config, minutes=0.02)
     assert report.made_up
     assert 50_000 <= report.images < 50_256
-    assert "made-up photographs" in in_words(report)
+    assert "made-up photographs" in format_report(report)
 
 
 def test_made_up_photographs_are_like_photographs() -> None:

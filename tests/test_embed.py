@@ -17,7 +17,7 @@ from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
 from fastsimsiam.evaluate import context
 from fastsimsiam.evaluate.features import center_plan, extract
-from fastsimsiam.evaluate.pretrained import load_frozen
+from fastsimsiam.evaluate.pretrained import load_pretrained
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.storage.base import Storage
@@ -36,14 +36,14 @@ def run(tiny_config: Config) -> Config:
 
 def test_features_are_those_of_the_evaluation(run: Config, tmp_path: Path) -> None:
     npz, table = tmp_path / "a.npz", tmp_path / "a.parquet"
-    words = ["--data", str(run.data), "--split", "val", "--device", "cpu", "--precision", "fp32"]
-    assert main(["embed", str(run.out), "--out", str(npz), *words]) == 0
+    argv = ["--data", str(run.data), "--split", "val", "--device", "cpu", "--precision", "fp32"]
+    assert main(["embed", str(run.out), "--out", str(npz), *argv]) == 0
     assert embed(run.out, run.data, table, split="val", options=ON_CPU) == 24
     stored = np.load(npz)
     val = open_split(run.data, "val")
     loader = build_loader("cpu", val, LoaderOptions(device=CPU, workers=1, on_bad_image="error"))
     unit, label = extract(
-        load_frozen(run.out).backbone,
+        load_pretrained(run.out).backbone,
         loader,
         center_plan(val, run.image_size, run.knn.crop_fraction),
         device=CPU,

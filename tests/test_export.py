@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastsimsiam.cli import main
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.pretrained import load_frozen
+from fastsimsiam.evaluate.pretrained import load_pretrained
 from fastsimsiam.tools.export import export
 from fastsimsiam.train.pretrain import pretrain
 
@@ -39,7 +39,7 @@ def images() -> Tensor:
 def expected(run: Path, images: Tensor) -> Tensor:
     """Features of the checkpoint itself."""
     with torch.no_grad():
-        found: Tensor = load_frozen(run).backbone(images)
+        found: Tensor = load_pretrained(run).backbone(images)
     return found
 
 
@@ -80,7 +80,7 @@ def test_torchvision_takes_it(
         assert torch.equal(model(images), expected(run, images))
     assert file.stat().st_mode & 0o444 == card_mode(file) & 0o444
     # What was exported can be read again.
-    assert load_frozen(file).arch == "resnet18"
+    assert load_pretrained(file).arch == "resnet18"
 
 
 def test_a_network_with_the_small_stem_can_be_read_again(
@@ -88,7 +88,7 @@ def test_a_network_with_the_small_stem_can_be_read_again(
 ) -> None:
     pretrain(replace(tiny_config, arch="resnet18", stem="cifar", max_steps=2, batch_size=8))
     file, card = export(tiny_config.out, tmp_path / "small.safetensors")
-    again = load_frozen(file)
+    again = load_pretrained(file)
     assert (again.arch, again.stem) == ("resnet18", "cifar")
     with torch.no_grad():
         assert torch.equal(again.backbone(images), expected(tiny_config.out, images))
@@ -141,7 +141,7 @@ def test_what_cannot_be_exported_is_one_line(
 ) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     run = str(tiny_config.out)
-    for words, message in (
+    for argv, message in (
         ([run, str(tmp_path / "x.pth")], "name it NAME.safetensors"),
         ([run, str(tmp_path / "x.safetensors"), "--format", "onnx"], "name it NAME.onnx"),
         ([run, "/no/such/x.safetensors"], "there is no folder /no/such"),
@@ -149,7 +149,7 @@ def test_what_cannot_be_exported_is_one_line(
         ([run, str(tmp_path / "x.safetensors"), "--image-size", "0"], "--image-size is 0"),
         (["/no/run", str(tmp_path / "x.safetensors")], "there is no checkpoint /no/run"),
     ):
-        assert main(["export", *words]) == 2
+        assert main(["export", *argv]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 
 from fastsimsiam.cli import main
 from fastsimsiam.config.run import Config
-from fastsimsiam.evaluate.collapse import alignment, collapse_figures, effective_rank, uniformity
-from fastsimsiam.evaluate.inspect import verdict
+from fastsimsiam.evaluate.collapse import alignment, collapse_metrics, effective_rank, uniformity
+from fastsimsiam.evaluate.inspect import diagnosis
 from fastsimsiam.train.pretrain import pretrain
 
 
 def test_spread_features_are_healthy() -> None:
-    found = collapse_figures(torch.randn(4000, 32, generator=torch.Generator().manual_seed(0)))
+    found = collapse_metrics(torch.randn(4000, 32, generator=torch.Generator().manual_seed(0)))
     assert found.std == pytest.approx(1, abs=0.01)
     assert found.mean_cosine == pytest.approx(0, abs=1e-3)
     assert 31 < found.effective_rank <= 32
@@ -29,7 +29,7 @@ def test_spread_features_are_healthy() -> None:
 
 
 def test_equal_features_are_collapsed() -> None:
-    found = collapse_figures(torch.ones(50, 8))
+    found = collapse_metrics(torch.ones(50, 8))
     assert found.std == pytest.approx(0, abs=1e-4)
     assert found.mean_cosine == pytest.approx(1, abs=1e-5)
     assert found.effective_rank == pytest.approx(1)
@@ -49,7 +49,7 @@ def test_figures_are_those_of_brute_force() -> None:
     features = torch.randn(1500, 6, generator=torch.Generator().manual_seed(1)) + 0.5
     unit = F.normalize(features, dim=1).double().numpy()
     pairs = [(i, j) for i in range(0, 1500, 7) for j in range(1500) if i != j]
-    found = collapse_figures(features)
+    found = collapse_metrics(features)
     i, j = np.array(pairs).T
     cosine = (unit[i] * unit[j]).sum(axis=1)
     assert found.mean_cosine == pytest.approx(cosine.mean(), abs=0.01)
@@ -62,8 +62,8 @@ def test_figures_are_those_of_brute_force() -> None:
 
 
 @pytest.mark.parametrize(("std", "word"), [(0.02, "collapsed"), (0.3, "half"), (0.97, "healthy")])
-def test_the_verdict(std: float, word: str) -> None:
-    assert verdict(std).startswith(word)
+def test_the_diagnosis(std: float, word: str) -> None:
+    assert diagnosis(std).startswith(word)
 
 
 def test_inspect_a_run(
@@ -72,17 +72,17 @@ def test_inspect_a_run(
     pretrain(replace(tiny_config, max_steps=2))
     capsys.readouterr()
     file = tmp_path / "inspect.json"
-    words = ["--data", str(tiny_config.data), "--device", "cpu", "--json", str(file)]
-    assert main(["inspect", str(tiny_config.out), *words]) == 0
+    argv = ["--data", str(tiny_config.data), "--device", "cpu", "--json", str(file)]
+    assert main(["inspect", str(tiny_config.out), *argv]) == 0
     table = capsys.readouterr().out
     assert "z projection" in table
     assert "effective rank" in table
     found = json.loads(file.read_text())
     assert found["h"]["images"] == found["z"]["images"] == 24
     assert found["z"]["dim"] == 64
-    assert found["verdict"] == verdict(found["z"]["std"])
+    assert found["verdict"] == diagnosis(found["z"]["std"])
     assert 0 < found["h"]["alignment"] < 2
-    assert main(["inspect", str(tiny_config.out), *words, "--images", "1"]) == 2
+    assert main(["inspect", str(tiny_config.out), *argv, "--images", "1"]) == 2
 
 
 def test_one_image_is_too_few(

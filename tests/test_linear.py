@@ -17,7 +17,7 @@ from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate import linear_probe
-from fastsimsiam.evaluate.context import evaluating
+from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.evaluate.linear import (
     LinearState,
     accuracy,
@@ -108,11 +108,11 @@ def test_from_a_run_to_a_score(
 ) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     file = tmp_path / "linear.json"
-    words = ["linear", str(tiny_config.out), "--data", str(tiny_config.data), "--epochs", "6"]
-    words += ["--batch-size", "32", "--lr", "1", "--device", "cpu", "--json", str(file)]
-    words += ["--optimizer", "sgd"]
+    argv = ["linear", str(tiny_config.out), "--data", str(tiny_config.data), "--epochs", "6"]
+    argv += ["--batch-size", "32", "--lr", "1", "--device", "cpu", "--json", str(file)]
+    argv += ["--optimizer", "sgd"]
     capsys.readouterr()
-    assert main([*words, *(["--cached"] if cached else [])]) == 0
+    assert main([*argv, *(["--cached"] if cached else [])]) == 0
     said = capsys.readouterr().out
     assert "not the published protocol" in said
     assert ("cached" in said) == cached
@@ -180,7 +180,7 @@ def test_a_backbone_that_changes_is_noticed(
     monkeypatch.setattr(
         linear_probe,
         "_training",
-        lambda session, *rest: (session.frozen.backbone.train(), training(session, *rest))[1],
+        lambda context, *rest: (context.pretrained.backbone.train(), training(context, *rest))[1],
     )
     with pytest.raises(AssertionError, match="the frozen backbone has changed"):
         linear_probe.linear(
@@ -206,8 +206,8 @@ def test_large_batches_pass_in_pieces(tiny_config: Config, monkeypatch: pytest.M
 
     def first_batch() -> tuple[Tensor, Tensor]:
         options = EvalOptions(device="cpu", precision="fp32")
-        with evaluating(tiny_config.out, tiny_config.data, options) as session:
-            return next(linear_probe._training(session, config, cached=False)(0))
+        with open_eval_context(tiny_config.out, tiny_config.data, options) as context:
+            return next(linear_probe._training(context, config, cached=False)(0))
 
     whole, labels = first_batch()
     monkeypatch.setattr("fastsimsiam.evaluate.linear._PIECE", 20)
@@ -227,8 +227,8 @@ def test_too_little_memory_is_one_line(
 
     monkeypatch.setattr(linear_probe, "train", full)
     capsys.readouterr()
-    words = ["--data", str(tiny_config.data), "--device", "cpu", "--batch-size", "16"]
-    assert main(["linear", str(tiny_config.out), *words]) == 2
+    argv = ["--data", str(tiny_config.data), "--device", "cpu", "--batch-size", "16"]
+    assert main(["linear", str(tiny_config.out), *argv]) == 2
     assert "the GPU's memory is too small" in capsys.readouterr().err
 
 

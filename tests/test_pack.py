@@ -282,7 +282,7 @@ def test_a_full_disk_is_one_line(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["{images}", "{out}/a.txt"], "ends in .beton"),
         (["{images}"], "needs SRC and DST.beton"),
@@ -294,11 +294,11 @@ def test_a_full_disk_is_one_line(images: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_input_is_one_line(
-    words: list[str], message: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    argv: list[str], message: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    words = [word.format(images=images, out=tmp_path / "empty") for word in words]
-    assert main(["pack", *words]) == 2
+    argv = [argument.format(images=images, out=tmp_path / "empty") for argument in argv]
+    assert main(["pack", *argv]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

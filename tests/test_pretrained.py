@@ -14,7 +14,7 @@ from fastsimsiam import load_backbone
 from fastsimsiam.cli import main
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.pretrained import load_frozen
+from fastsimsiam.evaluate.pretrained import load_pretrained
 from fastsimsiam.train.pretrain import pretrain
 
 
@@ -76,33 +76,33 @@ def test_features_are_those_of_the_network(layout: str, tmp_path: Path, images: 
         torch.save({"state_dict": wrapped}, file)
     else:
         torch.save(state, file)
-    frozen = load_frozen(file)
-    assert (frozen.arch, frozen.stem, frozen.step) == (arch, "imagenet", None)
+    pretrained = load_pretrained(file)
+    assert (pretrained.arch, pretrained.stem, pretrained.step) == (arch, "imagenet", None)
     with torch.no_grad():
-        assert torch.equal(frozen.backbone(images), expected)
+        assert torch.equal(pretrained.backbone(images), expected)
 
 
 def test_our_own_run_is_read(tiny_config: Config, images: Tensor) -> None:
     summary = pretrain(replace(tiny_config, max_steps=4))
     assert summary.checkpoint is not None
-    frozen = load_frozen(tiny_config.out)
-    assert (frozen.step, frozen.image_size, frozen.arch) == (4, 32, "tiny_resnet")
+    pretrained = load_pretrained(tiny_config.out)
+    assert (pretrained.step, pretrained.image_size, pretrained.arch) == (4, 32, "tiny_resnet")
     with pytest.raises(UserError, match="--arch is resnet18, but .* is tiny_resnet: drop --arch"):
-        load_frozen(tiny_config.out, arch="resnet18")
+        load_pretrained(tiny_config.out, arch="resnet18")
     backbone = load_backbone(str(summary.checkpoint))
     assert not backbone.training
     with torch.no_grad():
-        assert torch.equal(backbone(images), frozen.backbone(images))
+        assert torch.equal(backbone(images), pretrained.backbone(images))
 
 
 def test_the_stem_is_found_out(tmp_path: Path) -> None:
     made = network()
     made.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     torch.save(made.state_dict(), tmp_path / "cifar.pth")
-    assert load_frozen(tmp_path / "cifar.pth").stem == "cifar"
+    assert load_pretrained(tmp_path / "cifar.pth").stem == "cifar"
     with pytest.raises(UserError, match="--arch or --stem"):
-        load_frozen(tmp_path / "cifar.pth", stem="imagenet", arch="resnet18")
-    assert load_frozen(tmp_path / "cifar.pth", arch="resnet18").stem == "cifar"
+        load_pretrained(tmp_path / "cifar.pth", stem="imagenet", arch="resnet18")
+    assert load_pretrained(tmp_path / "cifar.pth", arch="resnet18").stem == "cifar"
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,12 +112,12 @@ def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(
         UserError, match=r"weights.pth has keys that a resnet18 has not: layer9.0.extra"
     ):
-        load_frozen(file, arch="resnet18")
+        load_pretrained(file, arch="resnet18")
     torch.save({k: v for k, v in state.items() if "layer4.1" not in k}, file)
     with pytest.raises(UserError, match=r"lacks keys of a resnet18: layer4\.1\.bn1\.bias, .* more"):
-        load_frozen(file, arch="resnet18")
+        load_pretrained(file, arch="resnet18")
     with pytest.raises(UserError, match="fits none of resnet18, .*: pass --arch"):
-        load_frozen(file)
+        load_pretrained(file)
     # The unpickler takes letters for orders: each of these fails in a way of its own.
     for text in (b"no checkpoint at all", b"step 10/20 loss\n", b"", b"Report\n", b"buffer\n"):
         file.write_bytes(text)
@@ -127,10 +127,10 @@ def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert error.count("\n") == 1
     torch.save([1, 2], file)
     with pytest.raises(UserError, match="holds no weights"):
-        load_frozen(file)
+        load_pretrained(file)
     (tmp_path / "x.safetensors").write_bytes(b"12345678abc")
     with pytest.raises(UserError, match=r"x\.safetensors is damaged"):
-        load_frozen(tmp_path / "x.safetensors")
+        load_pretrained(tmp_path / "x.safetensors")
 
 
 class _Evil:
@@ -141,5 +141,5 @@ class _Evil:
 def test_no_code_of_a_file_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": network().state_dict(), "evil": _Evil()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="damaged or no checkpoint"):
-        load_frozen(tmp_path / "evil.pth")
+        load_pretrained(tmp_path / "evil.pth")
     assert "was run" not in capsys.readouterr().out

@@ -1,1 +1,1 @@
-"""The commands of the command line, a file each: its arguments, and `run(words)`."""
+"""The commands of the command line, a file each: its arguments, and `run(argv)`."""

@@ -23,9 +23,9 @@ class _Doctor:
     """File that receives all that was found."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    name, rest = _take_recipe(words)
+    name, rest = _take_recipe(argv)
     about = (
         "Measures decoding, loader, color and step on this machine; says what holds it back, what to "
         f"change, and how long --recipe NAME (now {name}) takes. Without --data: on made-up images. "
@@ -38,24 +38,24 @@ def run(words: list[str]) -> int:
         default=_Doctor(config=catalogue.recipe(name)),
         about=about,
     )
-    from fastsimsiam.doctor.doctor import examine, in_words
+    from fastsimsiam.doctor.doctor import examine, format_report
 
     report = examine(
         arguments.config,
         minutes=arguments.minutes,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    print(in_words(report))
+    print(format_report(report))
     if arguments.json:
         write_json(arguments.json, report.as_dict())
     return 0
 
 
-def _take_recipe(words: list[str]) -> tuple[str, list[str]]:
-    """The value of `--recipe` and the other words: the defaults of all options depend on it."""
-    for at, word in enumerate(words):
+def _take_recipe(argv: list[str]) -> tuple[str, list[str]]:
+    """The value of `--recipe` and the other arguments: the defaults of all options depend on it."""
+    for at, word in enumerate(argv):
         if word.startswith("--recipe="):
-            return word.removeprefix("--recipe="), words[:at] + words[at + 1 :]
-        if word == "--recipe" and at + 1 < len(words):
-            return words[at + 1], words[:at] + words[at + 2 :]
-    return "imagenet-100ep", words
+            return word.removeprefix("--recipe="), argv[:at] + argv[at + 1 :]
+        if word == "--recipe" and at + 1 < len(argv):
+            return argv[at + 1], argv[:at] + argv[at + 2 :]
+    return "imagenet-100ep", argv

@@ -25,10 +25,10 @@ class _Embed:
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Writes the features of every image: features, label, class, path."
-    arguments = parse(_Embed, words, "fastsimsiam embed", about=about)
+    arguments = parse(_Embed, argv, "fastsimsiam embed", about=about)
     from fastsimsiam.tools.embed import embed
 
     count = embed(

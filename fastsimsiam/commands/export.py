@@ -27,10 +27,10 @@ class _Export:
     """Side of the images in pixels; None: as in training, or 224."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Writes a backbone for torchvision, timm or onnxruntime, and a model card beside it."
-    arguments = parse(_Export, words, "fastsimsiam export", about=about)
+    arguments = parse(_Export, argv, "fastsimsiam export", about=about)
     from fastsimsiam.tools.export import export
 
     for file in export(

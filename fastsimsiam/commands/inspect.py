@@ -25,16 +25,16 @@ class _Inspect:
     """File that receives the figures."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Figures that tell a healthy representation from a collapsed one."
-    arguments = parse(_Inspect, words, "fastsimsiam inspect", about=about)
-    from fastsimsiam.evaluate.inspect import in_words, inspect
+    arguments = parse(_Inspect, argv, "fastsimsiam inspect", about=about)
+    from fastsimsiam.evaluate.inspect import format_report, inspect
 
     found = inspect(
         arguments.checkpoint, arguments.data, images=arguments.images, options=arguments.options
     )
-    print(in_words(found))
+    print(format_report(found))
     if arguments.json:
         write_json(arguments.json, found)
     return 0

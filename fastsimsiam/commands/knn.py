@@ -27,10 +27,10 @@ class _Knn:
     """File that receives the scores."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Weighted kNN top-1 of frozen features, beside the untrained network's."
-    arguments = parse(_Knn, words, "fastsimsiam knn", about=about)
+    arguments = parse(_Knn, argv, "fastsimsiam knn", about=about)
     from fastsimsiam.evaluate.knn import knn
 
     scores = knn(

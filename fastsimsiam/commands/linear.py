@@ -31,15 +31,15 @@ class _Linear:
     """File that receives the scores."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Linear evaluation of a frozen backbone; top-1 and top-5 of the last epoch."
     usual = _Linear(
         checkpoint=tyro.MISSING,
         data=tyro.MISSING,
-        config=CACHED if "--cached" in words else LinearConfig(),
+        config=CACHED if "--cached" in argv else LinearConfig(),
     )
-    arguments = parse(_Linear, words, "fastsimsiam linear", default=usual, about=about)
+    arguments = parse(_Linear, argv, "fastsimsiam linear", default=usual, about=about)
     from fastsimsiam.evaluate.linear_probe import linear
 
     found = linear(

@@ -33,10 +33,10 @@ class _Pack:
     """Check this packed file against its manifest and decode all of it, instead of packing."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Packs class folders into one file for FFCV; every image is decoded on the way."
-    arguments = parse(_Pack, words, "fastsimsiam pack", about=about)
+    arguments = parse(_Pack, argv, "fastsimsiam pack", about=about)
     from fastsimsiam.storage.class_folder import has_split, open_split
     from fastsimsiam.system.progress import ImageProgress
     from fastsimsiam.tools.pack import PackOptions, pack, verify

@@ -16,14 +16,14 @@ _Args = TypeVar("_Args")
 
 
 def parse(
-    kind: Callable[..., _Args], words: list[str], prog: str, *, default: Any = None, about: str
+    kind: Callable[..., _Args], argv: list[str], prog: str, *, default: Any = None, about: str
 ) -> _Args:
     """tyro, with its boxes of error text folded into one line."""
     printed = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(printed):
-            parsed: _Args = tyro.cli(kind, args=words, prog=prog, description=about, **options)
+            parsed: _Args = tyro.cli(kind, args=argv, prog=prog, description=about, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -14,9 +14,9 @@ class _Recipes:
     """Print the names alone."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    arguments = parse(_Recipes, words, "fastsimsiam recipes", about="Lists the recipes.")
+    arguments = parse(_Recipes, argv, "fastsimsiam recipes", about="Lists the recipes.")
     for name, recipe in catalogue.RECIPES.items():
         print(name)
         if not arguments.names:

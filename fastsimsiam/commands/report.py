@@ -24,10 +24,10 @@ class _Report:
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Writes one HTML file on runs: curves, views, neighbors, a map, and how to repeat them."
-    arguments = parse(_Report, words, "fastsimsiam report", about=about)
+    arguments = parse(_Report, argv, "fastsimsiam report", about=about)
     if not arguments.runs:
         raise UserError("report needs RUN, the folder of a run; see fastsimsiam report --help")
     from fastsimsiam.report.report import report

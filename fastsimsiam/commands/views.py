@@ -26,13 +26,13 @@ class _Views:
     """Seed of the choice of images and of the views."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Draws a grid: the original with the boxes of its views, then every view."
-    arguments = parse(_Views, words, "fastsimsiam views", about=about)
-    from fastsimsiam.tools.views import show_views
+    arguments = parse(_Views, argv, "fastsimsiam views", about=about)
+    from fastsimsiam.tools.views import write_views
 
-    show_views(
+    write_views(
         arguments.path,
         arguments.out,
         recipe=arguments.recipe,

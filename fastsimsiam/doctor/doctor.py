@@ -259,7 +259,7 @@ def _step_seconds(config: Config, size: int, train: Storage) -> float:
         return time.perf_counter() - started
 
 
-def in_words(report: Report) -> str:
+def format_report(report: Report) -> str:
     """The report as text."""
     machine, figures, ahead = report.machine, report.figures, report.forecast
     parts = ", ".join(

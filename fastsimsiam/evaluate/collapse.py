@@ -15,7 +15,7 @@ _DEAD = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollapseFigures:
+class CollapseMetrics:
     """What features of different images are like.
 
     Attributes:
@@ -44,7 +44,7 @@ class CollapseFigures:
     dead: float
 
 
-def collapse_figures(features: Tensor) -> CollapseFigures:
+def collapse_metrics(features: Tensor) -> CollapseMetrics:
     """Looks at the features of different images.
 
     Args:
@@ -56,7 +56,7 @@ def collapse_figures(features: Tensor) -> CollapseFigures:
     total = unit.sum(dim=0)
     share = unit.var(dim=0, correction=0) * dim
     low, median, high = share.quantile(share.new_tensor([0.1, 0.5, 0.9])).tolist()
-    return CollapseFigures(
+    return CollapseMetrics(
         images=images,
         dim=dim,
         std=collapse_std(unit).item(),

@@ -12,7 +12,7 @@ from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import center_plan
-from fastsimsiam.evaluate.pretrained import Frozen, load_frozen
+from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.models.backbones import feature_extractor
@@ -26,11 +26,11 @@ from fastsimsiam.system.progress import ImageProgress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
+class EvalContext:
     """Everything an evaluation needs.
 
     Attributes:
-        frozen: the backbone and what is known of it; on the device.
+        pretrained: the backbone and what is known of it; on the device.
         config: of its training, or the ImageNet recipe's for weights of elsewhere; with this data,
             image size, loader, device.
         splits: `train`, and `val` where the data set is not flat.
@@ -39,7 +39,7 @@ class Session:
         opened: the loaders that have been asked for so far, by split.
     """
 
-    frozen: Frozen
+    pretrained: PretrainedBackbone
     config: Config
     splits: Mapping[Split, Storage]
     device: torch.device
@@ -53,7 +53,7 @@ class Session:
         return self.splits["train"]
 
     @property
-    def last(self) -> Split:
+    def eval_split(self) -> Split:
         """The split to look at: `val` where there is one."""
         return "val" if "val" in self.splits else "train"
 
@@ -65,7 +65,7 @@ class Session:
 
     def centered(self, split: Split) -> CenterPlan:
         """Every image of a split, centered."""
-        fraction = self.frozen.crop_fraction
+        fraction = self.pretrained.crop_fraction
         return center_plan(self.splits[split], self.config.image_size, fraction)
 
     @property
@@ -78,18 +78,18 @@ class Session:
     def untrained(self) -> nn.Module:
         """The same network with the weights it had before training, or might have had."""
         torch.manual_seed(self.config.seed)
-        backbone, _ = feature_extractor(self.frozen.arch, self.frozen.stem)
+        backbone, _ = feature_extractor(self.pretrained.arch, self.pretrained.stem)
         return backbone.eval().to(self.device).to(memory_format=torch.channels_last)
 
 
 @contextmanager
-def evaluating(
+def open_eval_context(
     checkpoint: Path | str, data: Path | str, options: EvalOptions, *, need_val: bool = True
-) -> Iterator[Session]:
+) -> Iterator[EvalContext]:
     """Opens a checkpoint and a data set, and closes what was opened.
 
     Args:
-        checkpoint: whatever `frozen.load_frozen` reads.
+        checkpoint: whatever `load_pretrained` reads.
         data: folder with train/ and val/, or flat.
         options: see there.
         need_val: whether there must be a val/.
@@ -98,15 +98,15 @@ def evaluating(
         UserError: something in the arguments, the file or the data has to be mended.
     """
     data = Path(data)
-    frozen = load_frozen(
+    pretrained = load_pretrained(
         Path(checkpoint), arch=options.arch, stem=options.stem, image_size=options.image_size
     )
     config = replace(
-        frozen.config or catalogue.recipe("imagenet-100ep"),
+        pretrained.config or catalogue.recipe("imagenet-100ep"),
         data=data,
-        arch=frozen.arch,
-        stem=frozen.stem,
-        image_size=frozen.image_size,
+        arch=pretrained.arch,
+        stem=pretrained.stem,
+        image_size=pretrained.image_size,
         loader=options.loader,
         on_bad_image=options.on_bad_image,
         device=options.device,
@@ -126,9 +126,9 @@ def evaluating(
     loader_options = LoaderOptions(
         device=device, workers=options.workers, on_bad_image=options.on_bad_image
     )
-    frozen.backbone.to(device).to(memory_format=torch.channels_last)
-    session = Session(
-        frozen=frozen,
+    pretrained.backbone.to(device).to(memory_format=torch.channels_last)
+    context = EvalContext(
+        pretrained=pretrained,
         config=config,
         splits=splits,
         device=device,
@@ -136,11 +136,11 @@ def evaluating(
         open_loader=lambda storage: build_loader(name, storage, loader_options),
     )
     try:
-        yield session
+        yield context
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the GPU's memory is too small for what lies there: free it, or pass --device cpu"
         ) from error
     finally:
-        for loader in session.opened.values():
+        for loader in context.opened.values():
             loader.close()

@@ -1,4 +1,4 @@
-"""Frozen features of a data set. Shapes: N images, D features."""
+"""Features of a data set by a frozen backbone. Shapes: N images, D features."""
 
 from collections.abc import Callable, Iterator
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.collapse import alignment, collapse_figures
-from fastsimsiam.evaluate.context import Session, evaluating
+from fastsimsiam.evaluate.collapse import alignment, collapse_metrics
+from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import load
@@ -33,40 +33,40 @@ def inspect(
     """Figures of the features of two random views of each of some images.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        checkpoint: a file, or the folder of a run; see `load_pretrained` for what is read.
         data: a data set; its validation split is taken where it has one.
         images: how many, at most.
         options: see there.
 
     Returns:
         `h` (the backbone's features) and, for checkpoints of this package that have a projector, `z`:
-        each the fields of `CollapseFigures` and `alignment`. `verdict` is a sentence.
+        each the fields of `CollapseMetrics` and `alignment`. `verdict` is a sentence.
 
     Raises:
         UserError: something in the arguments or the data has to be mended.
     """
     if images < 2:
         raise UserError(f"--images is {images}: give 2 or more")
-    with evaluating(checkpoint, data, options or EvalOptions(), need_val=False) as session:
+    with open_eval_context(checkpoint, data, options or EvalOptions(), need_val=False) as context:
         features = {
             name: (torch.cat(one), torch.cat(other))
-            for name, (one, other) in _views(session, images).items()
+            for name, (one, other) in _views(context, images).items()
         }
         found: dict[str, Any] = {
-            name: asdict(collapse_figures(one)) | {"alignment": alignment(one, other)}
+            name: asdict(collapse_metrics(one)) | {"alignment": alignment(one, other)}
             for name, (one, other) in features.items()
         }
         last = found.get("z", found["h"])
         return found | {
-            "verdict": verdict(last["std"]),
+            "verdict": diagnosis(last["std"]),
             "checkpoint": str(checkpoint),
-            "step": session.frozen.step,
+            "step": context.pretrained.step,
             "data": str(data),
-            "bad_images": session.bad_images,
+            "bad_images": context.bad_images,
         }
 
 
-def verdict(std: float) -> str:
+def diagnosis(std: float) -> str:
     """What the collapse figure means."""
     if std < _COLLAPSED_STD:
         return "collapsed: all images get nearly the same output"
@@ -75,38 +75,38 @@ def verdict(std: float) -> str:
     return "healthy: outputs are spread over the sphere"
 
 
-def _views(session: Session, images: int) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+def _views(context: EvalContext, images: int) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
     """Features of two views, batch by batch: `h`, and `z` where there is a projector."""
-    storage, loader = session.splits[session.last], session.loader(session.last)
+    storage, loader = context.splits[context.eval_split], context.loader(context.eval_split)
     count = min(images, len(storage))
     if count < 2:
         raise UserError(
-            f"{session.config.data} has {count} image to look at: two or more are needed"
+            f"{context.config.data} has {count} image to look at: two or more are needed"
         )
     batch_size = min(_BATCH, count)
     plan = TrainPlan(
         label=storage.label,
         sizes=storage.sizes,
-        seed=session.config.seed,
-        specs=session.config.views[:2],
-        image_size=session.config.image_size,
+        seed=context.config.seed,
+        specs=context.config.views[:2],
+        image_size=context.config.image_size,
         batch_size=batch_size,
     )
-    photometric = Photometric(plan.specs, plan.view_sizes, session.dtype)
-    projector = _projector(session)
+    photometric = Photometric(plan.specs, plan.view_sizes, context.dtype)
+    projector = _projector(context)
     found: dict[str, tuple[list[Tensor], list[Tensor]]] = {"h": ([], [])}
     if projector:
         found["z"] = ([], [])
     batches = loader.iterate(plan)
-    enabled = session.dtype != torch.float32
+    enabled = context.dtype != torch.float32
     with (
         torch.no_grad(),
-        torch.autocast(session.device.type, session.dtype, enabled=enabled),
+        torch.autocast(context.device.type, context.dtype, enabled=enabled),
         ImageProgress("features") as progress,
     ):
         for number, batch in zip(range(count // batch_size), batches, strict=False):
             for side, view in enumerate(photometric(batch.crops, batch.photometric)):
-                h = session.frozen.backbone(view).flatten(1)
+                h = context.pretrained.backbone(view).flatten(1)
                 found["h"][side].append(h.float())
                 if projector:
                     found["z"][side].append(projector(h).float())
@@ -114,14 +114,14 @@ def _views(session: Session, images: int) -> dict[str, tuple[list[Tensor], list[
     return found
 
 
-def _projector(session: Session) -> Callable[[Tensor], Tensor] | None:
+def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
     """The trained projector, where the file is one of ours and its method has one."""
-    if session.frozen.config is None:
+    if context.pretrained.config is None:
         return None
-    method = build_method(session.frozen.config)
-    method.load_state_dict(load(session.frozen.path).method)
+    method = build_method(context.pretrained.config)
+    method.load_state_dict(load(context.pretrained.path).method)
     projector = getattr(method, "projector", None)
-    return None if projector is None else projector.eval().to(session.device)
+    return None if projector is None else projector.eval().to(context.device)
 
 
 HEALTHY = {
@@ -138,7 +138,7 @@ HEALTHY = {
 """Field -> its name in the table, and what healthy looks like."""
 
 
-def in_words(found: dict[str, Any]) -> str:
+def format_report(found: dict[str, Any]) -> str:
     """The figures as a table."""
     names = [name for name in ("h", "z") if name in found]
     titles = {"h": "h backbone", "z": "z projection"}

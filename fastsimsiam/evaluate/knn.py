@@ -10,7 +10,7 @@ from torch import nn
 from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import KnnConfig
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import Session, evaluating
+from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.evaluate.neighbors import knn_accuracy
 from fastsimsiam.loaders.base import Loader
@@ -112,7 +112,7 @@ def knn(
     """KNN top-1 on a validation split, training split as the bank.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        checkpoint: a file, or the folder of a run; see `load_pretrained` for what is read.
         data: folder with train/ and val/.
         k: numbers of neighbors.
         temperature: neighbors are weighted by exp(cosine similarity / temperature).
@@ -128,40 +128,40 @@ def knn(
         raise UserError(f"--k is {tuple(k)}: give numbers from 1 up")
     if temperature <= 0:
         raise UserError(f"--temperature is {temperature}: give more than 0")
-    with evaluating(checkpoint, data, options or EvalOptions()) as session:
-        if max(k) > len(session.train):
+    with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
+        if max(k) > len(context.train):
             raise UserError(
-                f"--k {max(k)} is more than the {len(session.train)} training images: lower it"
+                f"--k {max(k)} is more than the {len(context.train)} training images: lower it"
             )
-        backbones = {"untrained": session.untrained(), "trained": session.frozen.backbone}
+        backbones = {"untrained": context.untrained(), "trained": context.pretrained.backbone}
         scores: dict[str, Any] = {
-            state: _scores(session, backbone, k, temperature)
+            state: _scores(context, backbone, k, temperature)
             for state, backbone in backbones.items()
         }
         return scores | {
-            "bad_images": session.bad_images,
+            "bad_images": context.bad_images,
             "checkpoint": str(checkpoint),
-            "step": session.frozen.step,
+            "step": context.pretrained.step,
             "data": str(data),
             "temperature": temperature,
-            "bank": len(session.train),
-            "queries": len(session.splits["val"]),
+            "bank": len(context.train),
+            "queries": len(context.splits["val"]),
         }
 
 
 def _scores(
-    session: Session, backbone: nn.Module, k: Sequence[int], temperature: float
+    context: EvalContext, backbone: nn.Module, k: Sequence[int], temperature: float
 ) -> dict[int, float]:
     sides = []
-    for split in session.splits:
+    for split in context.splits:
         with ImageProgress("features", unit="batches") as progress:
             sides.append(
                 extract(
                     backbone,
-                    session.loader(split),
-                    session.centered(split),
-                    device=session.device,
-                    dtype=session.dtype,
+                    context.loader(split),
+                    context.centered(split),
+                    device=context.device,
+                    dtype=context.dtype,
                     report=progress,
                 )
             )
@@ -173,6 +173,6 @@ def _scores(
         query_label,
         k=k,
         temperature=temperature,
-        num_classes=len(session.train.classes),
+        num_classes=len(context.train.classes),
     )
     return {count: 100.0 * share for count, share in shares.items()}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import CACHED, EvalOptions, LinearConfig
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import Session, evaluating
+from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.evaluate.features import centered_features
 from fastsimsiam.evaluate.linear import (
     TRAINING_VIEW,
@@ -42,7 +42,7 @@ def linear(
     """Trains a linear layer on frozen features; top-1 and top-5 after the last epoch.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        checkpoint: a file, or the folder of a run; see `load_pretrained` for what is read.
         data: folder with train/ and val/.
         config: of the layer's training; None: the published one, or `CACHED`.
         cached: features of centered crops, computed once: quick, and not the published protocol.
@@ -59,15 +59,15 @@ def linear(
     config = config or (CACHED if cached else LinearConfig())
     if resume and out is None:
         raise UserError("--resume needs --out, the folder of what is to be resumed")
-    with evaluating(checkpoint, data, options or EvalOptions()) as session:
-        require_a_batch(len(session.train), config.batch_size)
-        backbone = session.frozen.backbone
+    with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
+        require_a_batch(len(context.train), config.batch_size)
+        backbone = context.pretrained.backbone
         backbone.requires_grad_(False)
         before = _digest(backbone)
         state = new_state(
-            session.frozen.feature_dim, len(session.train.classes), config, session.device
+            context.pretrained.feature_dim, len(context.train.classes), config, context.device
         )
-        identity = _identity(config, cached, before, session)
+        identity = _identity(config, cached, before, context)
         file = out / "linear.pt" if out else None
         if resume and file:
             _restore(state, file, identity)
@@ -77,7 +77,7 @@ def linear(
                 "another --out"
             )
         started = time.perf_counter()
-        features = _training(session, config, cached)
+        features = _training(context, config, cached)
         with ImageProgress("epochs", unit="epochs") as progress:
 
             def after_epoch(now: LinearState) -> None:
@@ -86,7 +86,7 @@ def linear(
                     write_atomically(file, {"identity": identity, **now.state_dict()})
 
             train(state, features, config, after_epoch)
-        top1, top5 = accuracy(state.layer, _validation(session))
+        top1, top5 = accuracy(state.layer, _validation(context))
         assert _digest(backbone) == before, "the frozen backbone has changed"
         return {
             "protocol": _protocol(config, cached),
@@ -95,13 +95,13 @@ def linear(
             "losses": state.losses,
             "seconds": time.perf_counter() - started,
             "config": asdict(config),
-            "bad_images": session.bad_images,
+            "bad_images": context.bad_images,
             "checkpoint": str(checkpoint),
-            "step": session.frozen.step,
+            "step": context.pretrained.step,
             "data": str(data),
-            "train_images": len(session.train),
-            "val_images": len(session.splits["val"]),
-            "image_size": session.config.image_size,
+            "train_images": len(context.train),
+            "val_images": len(context.splits["val"]),
+            "image_size": context.config.image_size,
         }
 
 
@@ -118,39 +118,39 @@ def _protocol(config: LinearConfig, cached: bool) -> str:
     return "random crops, the published protocol"
 
 
-def _training(session: Session, config: LinearConfig, cached: bool) -> Features:
-    backbone, size = session.frozen.backbone, session.config.image_size
+def _training(context: EvalContext, config: LinearConfig, cached: bool) -> Features:
+    backbone, size = context.pretrained.backbone, context.config.image_size
     if not cached:
         plan = TrainPlan(
-            label=session.train.label,
-            sizes=session.train.sizes,
+            label=context.train.label,
+            sizes=context.train.sizes,
             seed=config.seed,
             specs=(TRAINING_VIEW,),
             image_size=size,
             batch_size=config.batch_size,
         )
         return random_crop_features(
-            backbone, session.loader("train"), plan, device=session.device, dtype=session.dtype
+            backbone, context.loader("train"), plan, device=context.device, dtype=context.dtype
         )
-    centered = session.centered("train")
+    centered = context.centered("train")
     h, label = [], []
     with ImageProgress("features", unit="batches") as progress:
         for found, batch in centered_features(
-            backbone, session.loader("train"), centered, device=session.device, dtype=session.dtype
+            backbone, context.loader("train"), centered, device=context.device, dtype=context.dtype
         ):
-            h.append(found.half() if session.device.type == "cuda" else found)
+            h.append(found.half() if context.device.type == "cuda" else found)
             label.append(batch.label)
             progress(len(h), centered.num_batches)
     return cached_features(torch.cat(h), torch.cat(label), config)
 
 
-def _validation(session: Session) -> Iterator[tuple[Tensor, Tensor]]:
+def _validation(context: EvalContext) -> Iterator[tuple[Tensor, Tensor]]:
     for h, batch in centered_features(
-        session.frozen.backbone,
-        session.loader("val"),
-        session.centered("val"),
-        device=session.device,
-        dtype=session.dtype,
+        context.pretrained.backbone,
+        context.loader("val"),
+        context.centered("val"),
+        device=context.device,
+        dtype=context.dtype,
     ):
         yield h, batch.label
 
@@ -166,15 +166,15 @@ def _digest(module: nn.Module) -> str:
 
 
 def _identity(
-    config: LinearConfig, cached: bool, backbone: str, session: Session
+    config: LinearConfig, cached: bool, backbone: str, context: EvalContext
 ) -> dict[str, Any]:
     """What must be the same for a resumed evaluation."""
     return {
         "config": asdict(config),
         "cached": cached,
         "backbone": backbone,
-        "images": len(session.train),
-        "image_size": session.config.image_size,
+        "images": len(context.train),
+        "image_size": context.config.image_size,
     }
 
 

@@ -27,7 +27,7 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen:
+class PretrainedBackbone:
     """A trained backbone and what is known of it.
 
     Attributes:
@@ -53,9 +53,9 @@ class Frozen:
     config: Config | None
 
 
-def load_frozen(
+def load_pretrained(
     path: Path, *, arch: str | None = None, stem: Stem | None = None, image_size: int | None = None
-) -> Frozen:
+) -> PretrainedBackbone:
     """Reads a backbone.
 
     Args:
@@ -89,7 +89,7 @@ def load_frozen(
     arch, stem = _fitting(path, tensors, arch or (named if isinstance(named, str) else None), stem)
     backbone, feature_dim = feature_extractor(arch, stem)
     _fill(backbone, tensors, arch, path)
-    return Frozen(
+    return PretrainedBackbone(
         backbone=backbone.eval(),
         arch=arch,
         stem=stem,
@@ -119,7 +119,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _ours(
     checkpoint: Checkpoint, path: Path, arch: str | None, stem: str | None, image_size: int | None
-) -> Frozen:
+) -> PretrainedBackbone:
     config = checkpoint.config
     for key, asked, own in (("arch", arch, config.arch), ("stem", stem, config.stem)):
         if asked not in (None, own):
@@ -133,7 +133,7 @@ def _ours(
             if key.startswith(prefix)
         }
     )
-    return Frozen(
+    return PretrainedBackbone(
         backbone=backbone.eval(),
         arch=config.arch,
         stem=config.stem,
@@ -220,4 +220,4 @@ def load_backbone(
     Raises:
         UserError: the file cannot be read, or its keys are not those of the network.
     """
-    return load_frozen(Path(path), arch=arch, stem=stem).backbone
+    return load_pretrained(Path(path), arch=arch, stem=stem).backbone

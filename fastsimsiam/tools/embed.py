@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import Session, evaluating
+from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.evaluate.features import centered_features
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require
@@ -36,7 +36,7 @@ def embed(
     and `path`. Features pass through memory a batch at a time.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        checkpoint: a file, or the folder of a run; see `load_pretrained` for what is read.
         data: the data set.
         out: file to write, .npz or .parquet.
         split: of it.
@@ -55,26 +55,28 @@ def embed(
         require("pyarrow", f"--out {out}", "pip install 'fastsimsiam[embed]'")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    with evaluating(checkpoint, data, options or EvalOptions(), need_val=split == "val") as session:
+    with open_eval_context(
+        checkpoint, data, options or EvalOptions(), need_val=split == "val"
+    ) as context:
         write = _write_npz if out.suffix == ".npz" else _write_parquet
         with written_whole(out, "--out") as file:
-            count = write(file, session, split)
+            count = write(file, context, split)
     return count
 
 
 def _chunks(
-    session: Session, split: Split
+    context: EvalContext, split: Split
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Features (B, D) of the next images, and their numbers; broken images are left out."""
-    plan = session.centered(split)
+    plan = context.centered(split)
     with ImageProgress("features") as progress:
         for step, (h, batch) in enumerate(
             centered_features(
-                session.frozen.backbone,
-                session.loader(split),
+                context.pretrained.backbone,
+                context.loader(split),
                 plan,
-                device=session.device,
-                dtype=session.dtype,
+                device=context.device,
+                dtype=context.dtype,
             )
         ):
             planned = plan.index(0, step)
@@ -88,22 +90,24 @@ def _to_numpy(h: Tensor) -> npt.NDArray[np.float32]:
     return h.to(device="cpu", dtype=torch.float32).numpy()
 
 
-def _about(session: Session, split: Split) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
+def _about(
+    context: EvalContext, split: Split
+) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
     """Paths, labels and names of classes."""
-    storage = session.splits[split]
+    storage = context.splits[split]
     return list(storage.paths), storage.label, list(storage.classes)
 
 
-def _write_npz(file: Path, session: Session, split: Split) -> int:
-    paths, label, classes = _about(session, split)
+def _write_npz(file: Path, context: EvalContext, split: Split) -> int:
+    paths, label, classes = _about(context, split)
     # Made in files of their own: NumPy can write into an archive only what is complete.
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         raw = np.lib.format.open_memmap(
-            Path(folder) / "raw.npy", "w+", np.float32, (len(paths), session.frozen.feature_dim)
+            Path(folder) / "raw.npy", "w+", np.float32, (len(paths), context.pretrained.feature_dim)
         )
         kept: list[npt.NDArray[np.int64]] = []
         count = 0
-        for h, index in _chunks(session, split):
+        for h, index in _chunks(context, split):
             raw[count : count + len(h)] = h
             kept.append(index)
             count += len(h)
@@ -122,12 +126,12 @@ def _write_npz(file: Path, session: Session, split: Split) -> int:
     return count
 
 
-def _write_parquet(file: Path, session: Session, split: Split) -> int:
+def _write_parquet(file: Path, context: EvalContext, split: Split) -> int:
     import pyarrow as pa
     from pyarrow import parquet
 
-    paths, label, classes = _about(session, split)
-    dim = session.frozen.feature_dim
+    paths, label, classes = _about(context, split)
+    dim = context.pretrained.feature_dim
     schema = pa.schema(
         [
             ("path", pa.string()),
@@ -138,7 +142,7 @@ def _write_parquet(file: Path, session: Session, split: Split) -> int:
     )
     count = 0
     with parquet.ParquetWriter(file, schema) as writer:
-        for h, index in _chunks(session, split):
+        for h, index in _chunks(context, split):
             columns = {
                 "path": [paths[number] for number in index],
                 "label": label[index],

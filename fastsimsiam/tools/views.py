@@ -32,7 +32,7 @@ _TITLE = 24
 _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
 
 
-def show_views(
+def write_views(
     path: Path, out: Path, *, recipe: str, image_size: int | None, num_images: int, seed: int
 ) -> None:
     """Writes a grid of originals and views.
