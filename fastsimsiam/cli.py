@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fastsimsiam.errors import UserError
 from fastsimsiam.version import __version__
 
-_COMMANDS = (
+COMMANDS = (
     "pretrain",
     "knn",
     "linear",
@@ -66,8 +66,8 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"fastsimsiam {__version__}")
         return 0
-    if argv[0] not in _COMMANDS:
-        raise UserError(f"there is no command {argv[0]!r}: choose one of {', '.join(_COMMANDS)}")
+    if argv[0] not in COMMANDS:
+        raise UserError(f"there is no command {argv[0]!r}: choose one of {', '.join(COMMANDS)}")
     # Imported when needed: --help and a mistyped command should answer at once.
     command = importlib.import_module(f"fastsimsiam.commands.{argv[0]}")
     code: int = command.run(argv[1:])

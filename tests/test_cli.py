@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastsimsiam.cli import main
+from fastsimsiam.cli import COMMANDS, main
 from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import differing_keys, from_dict, to_dict
@@ -118,6 +118,51 @@ def test_help_ends_well(capsys: pytest.CaptureFixture[str], argv: list[str]) -> 
     with contextlib.suppress(SystemExit):  # code 0, or the next line fails
         assert main(argv) == 0
     assert "usage" in capsys.readouterr().out
+
+
+REQUIRED = {
+    "pretrain": ["demo"],
+    "knn": ["run", "--data", "data"],
+    "linear": ["run", "--data", "data"],
+    "inspect": ["run", "--data", "data"],
+    "embed": ["run", "--data", "data", "--out", "features.npz"],
+    "export": ["run", "weights.safetensors"],
+    "report": ["run"],
+    "views": ["data", "--out", "views.png"],
+    "pack": ["data", "data.beton"],
+    "doctor": [],
+    "recipes": [],
+}
+"""Command -> arguments without which it would complain of these first."""
+HELP_AND_TYPO = """
+import sys
+from fastsimsiam.cli import COMMANDS, main
+command, *required = sys.argv[1:]
+for argv in (["--help"], [command, "--help"], [command, *required, "--help"]):
+    try:
+        assert main(argv) == 0
+    except SystemExit as stop:
+        assert not stop.code
+assert main([command, *required, "--mistyped", "1"]) == 2
+loaded = {"torch", "numpy", "numba"} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_typos_load_no_torch(command: str, tmp_path: Path) -> None:
+    """They answer within half a second; torch alone takes several, and a gigabyte."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELP_AND_TYPO, command, *REQUIRED[command]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+    assert "--mistyped" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_recipes_are_listed_with_what_they_promise(capsys: pytest.CaptureFixture[str]) -> None:
