@@ -27,6 +27,7 @@ from fastsimsiam.evaluate.linear import (
     train,
 )
 from fastsimsiam.optim.lars import Lars
+from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.train.pretrain import pretrain
 
 ON_CPU = EvalOptions(device="cpu", precision="fp32", workers=1)
@@ -72,6 +73,22 @@ def test_the_layer_learns_what_can_be_learned() -> None:
     assert before[0] < 40 < 95 < top1 <= top5
     assert state.losses[-1] < state.losses[0] / 2
     assert len(state.losses) == 30
+
+
+def test_cached_features_come_in_an_order_of_seed_and_epoch() -> None:
+    """Row and label stay together; the last, incomplete batch is dropped."""
+    h = torch.arange(30.0)[:, None]
+
+    def order(seed: int, epoch: int) -> list[int]:
+        features = cached_features(h, torch.arange(30), LinearConfig(seed=seed, batch_size=8))
+        batches = list(features(epoch))
+        assert [len(label) for _, label in batches] == [8, 8, 8]
+        assert all(torch.equal(rows[:, 0].long(), label) for rows, label in batches)
+        return torch.cat([label for _, label in batches]).tolist()
+
+    assert order(3, 2) == order(3, 2) == epoch_order(30, 3, 2)[:24].tolist()
+    assert len(set(order(3, 2))) == 24
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
 def test_accuracy_counts_by_hand() -> None:

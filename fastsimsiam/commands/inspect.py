@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse, write_json
-from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.evaluation import INSPECT_IMAGES, EvalOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class _Inspect:
     """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
     data: Path
     """A data set; its val/ is looked at where it has one."""
-    images: int = 5000
+    images: int = INSPECT_IMAGES
     """Images to look at, at most."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
     json: Path | None = None

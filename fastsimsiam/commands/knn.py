@@ -7,7 +7,8 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse, write_json
-from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.evaluation import KNN_K, EvalOptions
+from fastsimsiam.config.run import KnnConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +19,9 @@ class _Knn:
     """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
     data: Path
     """Folder with train/ (the bank) and val/ (the queries)."""
-    k: tuple[int, ...] = (10, 20, 100, 200)
+    k: tuple[int, ...] = KNN_K
     """Numbers of neighbors."""
-    temperature: float = 0.1
+    temperature: float = KnnConfig.temperature
     """Neighbors are weighted by exp(cosine similarity / temperature)."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
     json: Path | None = None

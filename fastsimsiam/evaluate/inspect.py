@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.evaluation import INSPECT_IMAGES, EvalOptions
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.collapse import alignment, collapse_metrics
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
+from fastsimsiam.methods.collapse import COLLAPSED_STD
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import load
 from fastsimsiam.system.progress import ImageProgress
 
 _BATCH = 128
-_COLLAPSED_STD = 0.1
 _WEAK_STD = 0.5
 
 
@@ -27,7 +27,7 @@ def inspect(
     checkpoint: Path | str,
     data: Path | str,
     *,
-    images: int = 5000,
+    images: int = INSPECT_IMAGES,
     options: EvalOptions | None = None,
 ) -> dict[str, Any]:
     """Figures of the features of two random views of each of some images.
@@ -68,7 +68,7 @@ def inspect(
 
 def diagnosis(std: float) -> str:
     """What the collapse figure means."""
-    if std < _COLLAPSED_STD:
+    if std < COLLAPSED_STD:
         return "collapsed: all images get nearly the same output"
     if std < _WEAK_STD:
         return "half collapsed: outputs differ less than they should"

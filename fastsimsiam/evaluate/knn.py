@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.evaluation import KNN_K, EvalOptions
 from fastsimsiam.config.run import KnnConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
@@ -105,8 +105,8 @@ def knn(
     checkpoint: Path | str,
     data: Path | str,
     *,
-    k: Sequence[int] = (10, 20, 100, 200),
-    temperature: float = 0.1,
+    k: Sequence[int] = KNN_K,
+    temperature: float = KnnConfig.temperature,
     options: EvalOptions | None = None,
 ) -> dict[str, Any]:
     """KNN top-1 on a validation split, training split as the bank.

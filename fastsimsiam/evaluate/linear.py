@@ -21,6 +21,7 @@ from fastsimsiam.evaluate.features import features_of
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.optim.lars import Lars
 from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.plan.order import epoch_order
 
 TRAINING_VIEW = ViewSpec(area=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)
 """RandomResizedCrop as torchvision has it, and a flip."""
@@ -182,8 +183,7 @@ def cached_features(h: Tensor, label: Tensor, config: LinearConfig) -> Features:
     """Batches of features that have been computed once, shuffled anew in each epoch."""
 
     def features(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(h), generator=generator).to(h.device)
+        order = torch.tensor(epoch_order(len(h), config.seed, epoch), device=h.device)
         # The last, incomplete batch is dropped, as in training from images.
         for first in range(0, len(h) - config.batch_size + 1, config.batch_size):
             rows = order[first : first + config.batch_size]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import Stem
-from fastsimsiam.config.run import Config
+from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.models.backbones import classifier_name, feature_extractor
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, from_stored, read_stored
@@ -94,8 +94,8 @@ def load_pretrained(
         arch=arch,
         stem=stem,
         feature_dim=feature_dim,
-        image_size=image_size or 224,
-        crop_fraction=224 / 256,
+        image_size=image_size or Config.image_size,
+        crop_fraction=KnnConfig.crop_fraction,
         path=path,
         step=None,
         config=None,
