@@ -254,7 +254,12 @@ def test_pretrain_then_knn(
     assert "untrained" in table
     assert len(table.splitlines()) == 3
     stored = json.loads(scores.read_text())
+    assert list(stored) == [
+        *("untrained", "trained", "bad_images", "checkpoint", "step", "data"),
+        *("temperature", "bank", "queries"),
+    ]
     assert set(stored["trained"]) == {"5", "20"}
+    assert (stored["checkpoint"], stored["data"]) == (str(tiny_config.out), str(tiny_config.data))
     assert stored["bank"] == 96
     assert all(0 <= value <= 100 for value in stored["trained"].values())
     assert "--k 500 is more than the 96 training images" in fails(
@@ -267,9 +272,9 @@ def test_knn_agrees_with_the_evaluation_during_training(
 ) -> None:
     summary = pretrain(replace(tiny_config, knn=replace(tiny_config.knn, every_epochs=2, k=(7,))))
     options = EvalOptions(device="cpu", precision="fp32")
-    scores = knn(tiny_config.out, tiny_config.data, k=(7,), options=options)
-    assert scores["untrained"][7] == pytest.approx(summary.first["knn_top1_k7"])
-    assert scores["trained"][7] == pytest.approx(summary.last["knn_top1_k7"])
+    result = knn(tiny_config.out, tiny_config.data, k=(7,), options=options)
+    assert result.untrained[7] == pytest.approx(summary.first["knn_top1_k7"])
+    assert result.trained[7] == pytest.approx(summary.last["knn_top1_k7"])
 
 
 @pytest.mark.parametrize("single", [False, True])

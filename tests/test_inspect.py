@@ -2,18 +2,26 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 
 from fastsimsiam.cli import main
+from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
-from fastsimsiam.evaluate.collapse import alignment, collapse_metrics, effective_rank, uniformity
-from fastsimsiam.evaluate.inspect import diagnosis
+from fastsimsiam.evaluate.collapse import (
+    CollapseMetrics,
+    alignment,
+    collapse_metrics,
+    effective_rank,
+    uniformity,
+)
+from fastsimsiam.evaluate.inspect import diagnosis, format_report, inspect
 from fastsimsiam.train.pretrain import pretrain
 
 
@@ -78,11 +86,28 @@ def test_inspect_a_run(
     assert "z projection" in table
     assert "effective rank" in table
     found = json.loads(file.read_text())
+    assert list(found) == ["h", "z", "verdict", "checkpoint", "step", "data", "bad_images"]
+    assert list(found["h"]) == [field.name for field in fields(CollapseMetrics)]
     assert found["h"]["images"] == found["z"]["images"] == 24
     assert found["z"]["dim"] == 64
     assert found["verdict"] == diagnosis(found["z"]["std"])
     assert 0 < found["h"]["alignment"] < 2
     assert main(["inspect", str(tiny_config.out), *argv, "--images", "1"]) == 2
+
+
+def test_weights_without_a_projector_have_no_z(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "weights.pth")
+    options = EvalOptions(device="cpu", precision="fp32", image_size=32)
+    result = inspect(tmp_path / "weights.pth", tiny_config.data, images=8, options=options)
+    assert result.z is None
+    assert result.diagnosis == diagnosis(result.h.std)
+    assert list(result.as_dict()) == ["h", "verdict", "checkpoint", "step", "data", "bad_images"]
+    table = format_report(result)
+    assert "h backbone" in table
+    assert "z projection" not in table
+    assert "8 images, dimensions: h 512. " in table
 
 
 def test_one_image_is_too_few(

@@ -135,6 +135,12 @@ def test_from_a_run_to_a_score(
     assert ("cached" in said) == cached
     assert ("epochs 6, batch_size 32" in said) != cached
     found = json.loads(file.read_text())
+    assert list(found) == [
+        *("protocol", "top1", "top5", "losses", "seconds", "config", "bad_images", "checkpoint"),
+        *("step", "data", "train_images", "val_images", "image_size"),
+    ]
+    assert found["config"]["epochs"] == 6
+    assert (found["step"], found["checkpoint"]) == (2, str(tiny_config.out))
     assert 0 < found["top1"] < found["top5"] == 100  # three classes, of textures drawn alike
     assert len(found["losses"]) == 6
     assert all(0.5 < loss < 3 for loss in found["losses"])
@@ -144,7 +150,7 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(tiny_config: Config, tmp_
     pretrain(replace(tiny_config, max_steps=2))
     config = LinearConfig(epochs=4, batch_size=32)
 
-    def run(out: Path, *, resume: bool = False) -> dict[str, object]:
+    def run(out: Path, *, resume: bool = False) -> linear_probe.LinearResult:
         return linear_probe.linear(
             tiny_config.out, tiny_config.data, config=config, out=out, resume=resume, options=ON_CPU
         )
@@ -177,8 +183,8 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(tiny_config: Config, tmp_
         patch.setattr(linear_probe, "train", counted)
         resumed = run(tmp_path / "parts", resume=True)
     assert trained == [2, 3]  # it goes on, and does not start anew
-    assert resumed["losses"] == whole["losses"]
-    assert resumed["top1"] == whole["top1"]
+    assert resumed.losses == whole.losses
+    assert resumed.top1 == whole.top1
     (tmp_path / "parts" / "linear.pt").write_bytes(b"cut short")
     with pytest.raises(UserError, match="damaged or no checkpoint"):
         run(tmp_path / "parts", resume=True)

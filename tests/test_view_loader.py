@@ -42,8 +42,8 @@ def test_pretrain_score_and_use(tiny_config: Config) -> None:
     )
     summary = fastsimsiam.pretrain(config)
     assert summary.steps == 6
-    scores = fastsimsiam.knn(config.out, config.data, k=(5,))
-    assert set(scores["trained"]) == {5}
+    result = fastsimsiam.knn(config.out, config.data, k=(5,))
+    assert set(result.trained) == {5}
     backbone = fastsimsiam.load_backbone(config.out)
     assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
 

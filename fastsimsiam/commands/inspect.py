@@ -31,10 +31,10 @@ def run(argv: list[str]) -> int:
     arguments = parse(_Inspect, argv, "fastsimsiam inspect", about=about)
     from fastsimsiam.evaluate.inspect import format_report, inspect
 
-    found = inspect(
+    result = inspect(
         arguments.checkpoint, arguments.data, images=arguments.images, options=arguments.options
     )
-    print(format_report(found))
+    print(format_report(result))
     if arguments.json:
-        write_json(arguments.json, found)
+        write_json(arguments.json, result.as_dict())
     return 0

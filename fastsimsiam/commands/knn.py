@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
     arguments = parse(_Knn, argv, "fastsimsiam knn", about=about)
     from fastsimsiam.evaluate.knn import knn
 
-    scores = knn(
+    result = knn(
         arguments.checkpoint,
         arguments.data,
         k=arguments.k,
@@ -42,10 +42,10 @@ def run(argv: list[str]) -> int:
         options=arguments.options,
     )
     print(f"{'k':>6}  {'untrained':>9}  {'trained':>9}   (kNN top-1, %)")
-    for k in scores["trained"]:
-        print(f"{k:>6}  {scores['untrained'][k]:>9.2f}  {scores['trained'][k]:>9.2f}")
-    if scores["bad_images"]:
-        print(f"{len(scores['bad_images'])} broken images were replaced by others")
+    for k, top1 in result.trained.items():
+        print(f"{k:>6}  {result.untrained[k]:>9.2f}  {top1:>9.2f}")
+    if result.bad_images:
+        print(f"{len(result.bad_images)} broken images were replaced by others")
     if arguments.json:
-        write_json(arguments.json, scores)
+        write_json(arguments.json, result.as_dict())
     return 0

@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
     arguments = parse(_Linear, argv, "fastsimsiam linear", default=usual, about=about)
     from fastsimsiam.evaluate.linear_probe import linear
 
-    found = linear(
+    result = linear(
         arguments.checkpoint,
         arguments.data,
         config=arguments.config,
@@ -51,11 +51,9 @@ def run(argv: list[str]) -> int:
         resume=arguments.resume,
         options=arguments.options,
     )
-    print(
-        f"linear top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %   ({found['protocol']})"
-    )
-    if found["bad_images"]:
-        print(f"{len(found['bad_images'])} broken images were replaced by others")
+    print(f"linear top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %   ({result.protocol})")
+    if result.bad_images:
+        print(f"{len(result.bad_images)} broken images were replaced by others")
     if arguments.json:
-        write_json(arguments.json, found)
+        write_json(arguments.json, result.as_dict())
     return 0

@@ -30,6 +30,7 @@ class CollapseMetrics:
         variance_low, variance_median, variance_high: tenth, fiftieth and ninetieth percentile over
             dimensions of the variance of features of length 1, times D; 1 is an even share.
         dead: share of dimensions with hardly any variance.
+        alignment: see `alignment`; None where the features are of one view.
     """
 
     images: int
@@ -42,13 +43,15 @@ class CollapseMetrics:
     variance_median: float
     variance_high: float
     dead: float
+    alignment: float | None = None
 
 
-def collapse_metrics(features: Tensor) -> CollapseMetrics:
-    """Looks at the features of different images.
+def collapse_metrics(features: Tensor, other_view: Tensor | None = None) -> CollapseMetrics:
+    """Measures how far the features of different images are from collapse.
 
     Args:
         features: (N, D), two images or more.
+        other_view: (N, D), features of another view of the same images, for `alignment` alone.
     """
     unit = F.normalize(features.float(), dim=1)
     images, dim = unit.shape
@@ -67,6 +70,7 @@ def collapse_metrics(features: Tensor) -> CollapseMetrics:
         variance_median=median,
         variance_high=high,
         dead=(share < _DEAD).float().mean().item(),
+        alignment=None if other_view is None else alignment(features, other_view),
     )
 
 

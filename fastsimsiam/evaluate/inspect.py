@@ -1,7 +1,7 @@
 """`fastsimsiam inspect`: is a representation healthy, or has it collapsed?"""
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.evaluation import INSPECT_IMAGES, EvalOptions
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.collapse import alignment, collapse_metrics
+from fastsimsiam.evaluate.collapse import CollapseMetrics, collapse_metrics
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.methods.collapse import COLLAPSED_STD
 from fastsimsiam.methods.registry import build_method
@@ -23,14 +23,52 @@ _BATCH = 128
 _WEAK_STD = 0.5
 
 
+@dataclass(frozen=True, kw_only=True)
+class InspectResult:
+    """How far the outputs of a network are from collapse.
+
+    Attributes:
+        h: metrics of the backbone's features.
+        z: metrics of the projector's outputs; None for weights without a projector.
+        diagnosis: a sentence on `z`, or on `h` where there is no `z`.
+        checkpoint: the file or folder that was inspected.
+        step: optimizer steps of the checkpoint; None where the file does not record them.
+        data: the data set.
+        bad_images: path -> what is wrong with it, of images that were replaced by others.
+    """
+
+    h: CollapseMetrics
+    z: CollapseMetrics | None
+    diagnosis: str
+    checkpoint: Path
+    step: int | None
+    data: Path
+    bad_images: Mapping[str, str]
+
+    @property
+    def metrics(self) -> dict[str, CollapseMetrics]:
+        """The metrics by name: `h`, and `z` where there is one."""
+        return {"h": self.h} if self.z is None else {"h": self.h, "z": self.z}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return {name: asdict(metrics) for name, metrics in self.metrics.items()} | {
+            "verdict": self.diagnosis,
+            "checkpoint": str(self.checkpoint),
+            "step": self.step,
+            "data": str(self.data),
+            "bad_images": dict(self.bad_images),
+        }
+
+
 def inspect(
     checkpoint: Path | str,
     data: Path | str,
     *,
     images: int = INSPECT_IMAGES,
     options: EvalOptions | None = None,
-) -> dict[str, Any]:
-    """Figures of the features of two random views of each of some images.
+) -> InspectResult:
+    """Measures collapse on the features of two random views of each image.
 
     Args:
         checkpoint: a file, or the folder of a run; see `load_pretrained` for what is read.
@@ -38,32 +76,25 @@ def inspect(
         images: how many, at most.
         options: see there.
 
-    Returns:
-        `h` (the backbone's features) and, for checkpoints of this package that have a projector, `z`:
-        each the fields of `CollapseMetrics` and `alignment`. `verdict` is a sentence.
-
     Raises:
         UserError: something in the arguments or the data has to be mended.
     """
     if images < 2:
         raise UserError(f"--images is {images}: give 2 or more")
     with open_eval_context(checkpoint, data, options or EvalOptions(), need_val=False) as context:
-        features = {
-            name: (torch.cat(one), torch.cat(other))
-            for name, (one, other) in _views(context, images).items()
+        metrics = {
+            name: collapse_metrics(torch.cat(one), torch.cat(other))
+            for name, (one, other) in _features(context, images).items()
         }
-        found: dict[str, Any] = {
-            name: asdict(collapse_metrics(one)) | {"alignment": alignment(one, other)}
-            for name, (one, other) in features.items()
-        }
-        last = found.get("z", found["h"])
-        return found | {
-            "verdict": diagnosis(last["std"]),
-            "checkpoint": str(checkpoint),
-            "step": context.pretrained.step,
-            "data": str(data),
-            "bad_images": context.bad_images,
-        }
+        return InspectResult(
+            h=metrics["h"],
+            z=metrics.get("z"),
+            diagnosis=diagnosis(metrics.get("z", metrics["h"]).std),
+            checkpoint=Path(checkpoint),
+            step=context.pretrained.step,
+            data=Path(data),
+            bad_images=context.bad_images,
+        )
 
 
 def diagnosis(std: float) -> str:
@@ -75,7 +106,7 @@ def diagnosis(std: float) -> str:
     return "healthy: outputs are spread over the sphere"
 
 
-def _views(context: EvalContext, images: int) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+def _features(context: EvalContext, images: int) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
     """Features of two views, batch by batch: `h`, and `z` where there is a projector."""
     storage, loader = context.splits[context.eval_split], context.loader(context.eval_split)
     count = min(images, len(storage))
@@ -138,15 +169,14 @@ HEALTHY = {
 """Field -> its name in the table, and what healthy looks like."""
 
 
-def format_report(found: dict[str, Any]) -> str:
-    """The figures as a table."""
-    names = [name for name in ("h", "z") if name in found]
+def format_report(result: InspectResult) -> str:
+    """The metrics as a table, and the diagnosis."""
+    columns = {name: asdict(metrics) for name, metrics in result.metrics.items()}
     titles = {"h": "h backbone", "z": "z projection"}
-    lines = [f"{'':26}" + "".join(f"{titles[name]:>14}" for name in names) + "   healthy"]
+    lines = [f"{'':26}" + "".join(f"{titles[name]:>14}" for name in columns) + "   healthy"]
     for field, (title, healthy) in HEALTHY.items():
-        values = "".join(f"{found[name][field]:>14.3f}" for name in names)
+        values = "".join(f"{column[field]:>14.3f}" for column in columns.values())
         lines.append(f"{title:26}{values}   {healthy}")
-    size = found["h"]
-    dims = ", ".join(f"{name} {found[name]['dim']}" for name in names)
-    lines += ["", f"{size['images']} images, dimensions: {dims}. {found['verdict']}."]
+    dims = ", ".join(f"{name} {column['dim']}" for name, column in columns.items())
+    lines += ["", f"{result.h.images} images, dimensions: {dims}. {result.diagnosis}."]
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """kNN top-1 of a backbone: as a command, and as what the trainer calls between epochs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,37 @@ def build_knn(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnnResult:
+    """Weighted kNN classification of a validation split.
+
+    Attributes:
+        untrained: number of neighbors -> top-1 in percent, of the network before training.
+        trained: number of neighbors -> top-1 in percent, of the checkpoint.
+        bad_images: path -> what is wrong with it, of images that were replaced by others.
+        checkpoint: the file or folder that was evaluated.
+        step: optimizer steps of the checkpoint; None where the file does not record them.
+        data: the data set.
+        temperature: temperature of the neighbors' weights.
+        bank: number of training images.
+        queries: number of validation images.
+    """
+
+    untrained: Mapping[int, float]
+    trained: Mapping[int, float]
+    bad_images: Mapping[str, str]
+    checkpoint: Path
+    step: int | None
+    data: Path
+    temperature: float
+    bank: int
+    queries: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return asdict(self) | {"checkpoint": str(self.checkpoint), "data": str(self.data)}
+
+
 def knn(
     checkpoint: Path | str,
     data: Path | str,
@@ -108,8 +140,8 @@ def knn(
     k: Sequence[int] = KNN_K,
     temperature: float = KnnConfig.temperature,
     options: EvalOptions | None = None,
-) -> dict[str, Any]:
-    """KNN top-1 on a validation split, training split as the bank.
+) -> KnnResult:
+    """Classifies a validation split by the nearest neighbors among the training images.
 
     Args:
         checkpoint: a file, or the folder of a run; see `load_pretrained` for what is read.
@@ -117,9 +149,6 @@ def knn(
         k: numbers of neighbors.
         temperature: neighbors are weighted by exp(cosine similarity / temperature).
         options: see there.
-
-    Returns:
-        `trained` and `untrained`, each k -> percent, and what they were measured on.
 
     Raises:
         UserError: something in the arguments or the data has to be mended.
@@ -133,25 +162,23 @@ def knn(
             raise UserError(
                 f"--k {max(k)} is more than the {len(context.train)} training images: lower it"
             )
-        backbones = {"untrained": context.untrained(), "trained": context.pretrained.backbone}
-        scores: dict[str, Any] = {
-            state: _scores(context, backbone, k, temperature)
-            for state, backbone in backbones.items()
-        }
-        return scores | {
-            "bad_images": context.bad_images,
-            "checkpoint": str(checkpoint),
-            "step": context.pretrained.step,
-            "data": str(data),
-            "temperature": temperature,
-            "bank": len(context.train),
-            "queries": len(context.splits["val"]),
-        }
+        return KnnResult(
+            untrained=_top1(context, context.untrained(), k, temperature),
+            trained=_top1(context, context.pretrained.backbone, k, temperature),
+            bad_images=context.bad_images,
+            checkpoint=Path(checkpoint),
+            step=context.pretrained.step,
+            data=Path(data),
+            temperature=temperature,
+            bank=len(context.train),
+            queries=len(context.splits["val"]),
+        )
 
 
-def _scores(
+def _top1(
     context: EvalContext, backbone: nn.Module, k: Sequence[int], temperature: float
 ) -> dict[int, float]:
+    """Number of neighbors -> top-1 in percent of a backbone."""
     sides = []
     for split in context.splits:
         with ImageProgress("features", unit="batches") as progress:

@@ -2,8 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,48 @@ from fastsimsiam.runs.checkpoint import read_stored, write_atomically
 from fastsimsiam.system.progress import ImageProgress
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinearResult:
+    """Linear evaluation of a frozen backbone.
+
+    Attributes:
+        protocol: how the layer was trained, and whether scores compare with published ones.
+        top1: validation accuracy in percent after the last epoch.
+        top5: likewise, of the five likeliest classes.
+        losses: mean training loss of each epoch.
+        seconds: duration of training and validation.
+        config: options of the layer's training.
+        bad_images: path -> what is wrong with it, of images that were replaced by others.
+        checkpoint: the file or folder that was evaluated.
+        step: optimizer steps of the checkpoint; None where the file does not record them.
+        data: the data set.
+        train_images, val_images: number of images of each split.
+        image_size: side of the crops in pixels.
+    """
+
+    protocol: str
+    top1: float
+    top5: float
+    losses: tuple[float, ...]
+    seconds: float
+    config: LinearConfig
+    bad_images: Mapping[str, str]
+    checkpoint: Path
+    step: int | None
+    data: Path
+    train_images: int
+    val_images: int
+    image_size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return asdict(self) | {
+            "losses": list(self.losses),
+            "checkpoint": str(self.checkpoint),
+            "data": str(self.data),
+        }
+
+
 def linear(
     checkpoint: Path | str,
     data: Path | str,
@@ -38,8 +80,8 @@ def linear(
     out: Path | None = None,
     resume: bool = False,
     options: EvalOptions | None = None,
-) -> dict[str, Any]:
-    """Trains a linear layer on frozen features; top-1 and top-5 after the last epoch.
+) -> LinearResult:
+    """Trains a linear layer on frozen features and scores it after the last epoch.
 
     Args:
         checkpoint: a file, or the folder of a run; see `load_pretrained` for what is read.
@@ -49,9 +91,6 @@ def linear(
         out: folder that receives the layer after each epoch.
         resume: continue from what is in `out`.
         options: see there.
-
-    Returns:
-        `top1` and `top5` in percent, `losses` of the epochs, the protocol and what it was measured on.
 
     Raises:
         UserError: something in the arguments or the data has to be mended.
@@ -88,21 +127,21 @@ def linear(
             train(state, features, config, after_epoch)
         top1, top5 = accuracy(state.layer, _validation(context))
         assert _digest(backbone) == before, "the frozen backbone has changed"
-        return {
-            "protocol": _protocol(config, cached),
-            "top1": top1,
-            "top5": top5,
-            "losses": state.losses,
-            "seconds": time.perf_counter() - started,
-            "config": asdict(config),
-            "bad_images": context.bad_images,
-            "checkpoint": str(checkpoint),
-            "step": context.pretrained.step,
-            "data": str(data),
-            "train_images": len(context.train),
-            "val_images": len(context.splits["val"]),
-            "image_size": context.config.image_size,
-        }
+        return LinearResult(
+            protocol=_protocol(config, cached),
+            top1=top1,
+            top5=top5,
+            losses=tuple(state.losses),
+            seconds=time.perf_counter() - started,
+            config=config,
+            bad_images=context.bad_images,
+            checkpoint=Path(checkpoint),
+            step=context.pretrained.step,
+            data=Path(data),
+            train_images=len(context.train),
+            val_images=len(context.splits["val"]),
+            image_size=context.config.image_size,
+        )
 
 
 def _protocol(config: LinearConfig, cached: bool) -> str:
