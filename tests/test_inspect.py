@@ -14,6 +14,8 @@ import torchvision
 from fastsimsiam.cli import main
 from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
+from fastsimsiam.config.views import ViewSpec
+from fastsimsiam.evaluate import inspect as inspect_module
 from fastsimsiam.evaluate.collapse import (
     CollapseMetrics,
     alignment,
@@ -22,6 +24,7 @@ from fastsimsiam.evaluate.collapse import (
     uniformity,
 )
 from fastsimsiam.evaluate.inspect import diagnosis, format_report, inspect
+from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.train.pretrain import pretrain
 
 
@@ -93,6 +96,38 @@ def test_inspect_a_run(
     assert found["verdict"] == diagnosis(found["z"]["std"])
     assert 0 < found["h"]["alignment"] < 2
     assert main(["inspect", str(tiny_config.out), *argv, "--images", "1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "inspected"),
+    [
+        ((16, 32, 16, 32), (1, 3)),  # 2 x 32 + 2 x 16, the large ones not in front
+        ((16, None, 16, None), (1, 3)),  # None: the training's image size, 32
+        ((32, 16, 16), (0, 1)),  # one large view: the first two
+        ((32, 32), (0, 1)),
+    ],
+)
+def test_the_first_two_large_views_are_inspected(
+    sizes: tuple[int | None, ...],
+    inspected: tuple[int, int],
+    tiny_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    views = tuple(ViewSpec(size=size, hue=number / 100) for number, size in enumerate(sizes))
+    pretrain(replace(tiny_config, max_steps=2, views=views))
+    plans: list[TrainPlan] = []
+
+    def recorded(**fields: object) -> TrainPlan:
+        plans.append(TrainPlan(**fields))
+        return plans[-1]
+
+    monkeypatch.setattr(inspect_module, "TrainPlan", recorded)
+    options = EvalOptions(
+        device="cpu", precision="fp32", image_size=8
+    )  # smaller than the small views
+    result = inspect(tiny_config.out, tiny_config.data, options=options)
+    assert plans[0].specs == tuple(views[view] for view in inspected)
+    assert result.h.alignment is not None
 
 
 def test_weights_without_a_projector_have_no_z(

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.evaluation import INSPECT_IMAGES, EvalOptions
+from fastsimsiam.config.run import Config
+from fastsimsiam.config.views import ViewSpec, view_sizes
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.collapse import CollapseMetrics, collapse_metrics
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.methods.collapse import COLLAPSED_STD
-from fastsimsiam.methods.registry import build_method
+from fastsimsiam.methods.registry import METHODS, build_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import load
 from fastsimsiam.system.progress import ImageProgress
@@ -119,7 +121,7 @@ def _features(context: EvalContext, images: int) -> dict[str, tuple[list[Tensor]
         label=storage.label,
         sizes=storage.sizes,
         seed=context.config.seed,
-        specs=context.config.views[:2],
+        specs=_two_views(context.pretrained.config or context.config),
         image_size=context.config.image_size,
         batch_size=batch_size,
     )
@@ -143,6 +145,17 @@ def _features(context: EvalContext, images: int) -> dict[str, tuple[list[Tensor]
                     found["z"][side].append(projector(h).float())
             progress((number + 1) * batch_size, count)
     return found
+
+
+def _two_views(config: Config) -> tuple[ViewSpec, ...]:
+    """The first two views of whole images; the first two of all where a method has fewer.
+
+    Args:
+        config: the network's training. Its image size decides which views are large.
+    """
+    large = METHODS[type(config.method)].large_views(view_sizes(config.views, config.image_size))
+    first_two = large[:2] if len(large) >= 2 else (0, 1)
+    return tuple(config.views[view] for view in first_two)
 
 
 def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
