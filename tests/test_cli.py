@@ -74,6 +74,36 @@ def test_wrong_input_is_one_line(
     assert message in fails(capsys, *argv)
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("pretrain demo --loader folder", "--loader folder is now --loader cpu"),
+        ("pretrain demo --epochs 3 --loader=folder", "--loader folder is now --loader cpu"),
+        ("knn run --data x --loader folder", "--loader folder is now --loader cpu"),
+        ("doctor --recipe demo --loader folder", "--loader folder is now --loader cpu"),
+        ("pretrain demo --compile colour", "--compile colour is now --compile color"),
+        ("pretrain demo --compile=colour", "--compile colour is now --compile color"),
+        ("pretrain demo --views.0.grey 0.2", "--views.0.grey is now --views.0.grayscale"),
+        ("pretrain demo --views.1.grey=0.2", "--views.1.grey is now --views.1.grayscale"),
+        (
+            "pretrain demo --folder.decoder nvjpeg",
+            "--folder.decoder is now --loader (cpu or nvjpeg)",
+        ),
+        ("pretrain demo --folder.crops=device", "--folder.crops is now --cpu.crops"),
+    ],
+)
+def test_what_was_renamed_is_told_its_name(
+    capsys: pytest.CaptureFixture[str], argv: str, message: str
+) -> None:
+    assert f"error: {message}; see fastsimsiam " in fails(capsys, *argv.split())
+
+
+def test_a_folder_may_have_the_name_of_a_renamed_loader(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "data folder folder does not exist" in fails(
+        capsys, *"pretrain demo --data folder --out colour --loader cpu".split()
+    )
+
+
 def test_exit_code_reaches_the_shell() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fastsimsiam", "pretrain", "imagenot"],
