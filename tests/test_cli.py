@@ -98,7 +98,10 @@ def test_what_was_renamed_is_told_its_name(
     assert f"error: {message}; see fastsimsiam " in fails(capsys, *argv.split())
 
 
-def test_a_folder_may_have_the_name_of_a_renamed_loader(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_may_have_the_name_of_a_renamed_loader(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert "data folder folder does not exist" in fails(
         capsys, *"pretrain demo --data folder --out colour --loader cpu".split()
     )
