@@ -1,13 +1,13 @@
-"""The one exception that means "the user can mend this"."""
+"""Errors that the user can fix."""
 
 
 class UserError(ValueError):
-    """Wrong input: a file, a key or a value, with the mend, in one line.
+    """Wrong input; the message is one line that names the file, key or value and the fix.
 
-    The command line prints the message alone and exits with code 2. Broken invariants of our own
-    are `assert`s and keep their traceback.
+    The command line prints the message without a traceback and exits with code 2. Broken invariants
+    of the package are `assert`s and keep their traceback.
     """
 
 
 class BadImageError(UserError):
-    """A file that is not a whole image; the message names the file and what is wrong with it."""
+    """A file that is not an intact image; the message names the file and the reason."""

@@ -1,4 +1,4 @@
-"""The command line as a newcomer types it."""
+"""The command line: help, errors in one line, and the commands from end to end."""
 
 import contextlib
 import json
@@ -92,7 +92,7 @@ def test_wrong_input_is_one_line(
         ("pretrain demo --folder.crops=device", "--folder.crops is now --cpu.crops"),
     ],
 )
-def test_what_was_renamed_is_told_its_name(
+def test_renamed_options_and_values_are_answered_with_their_new_name(
     capsys: pytest.CaptureFixture[str], argv: str, message: str
 ) -> None:
     assert f"error: {message}; see fastsimsiam " in fails(capsys, *argv.split())
@@ -118,19 +118,19 @@ def test_exit_code_reaches_the_shell() -> None:
 
 
 def config_keys(kind: object, prefix: str = "") -> list[str]:
-    """Every key of a config, as the command line spells it."""
-    found = []
+    """Every key of a config in the spelling of the command line."""
+    keys = []
     for item in fields(kind):
         value = getattr(kind, item.name)
         name = prefix + item.name.replace("_", "-")
         if is_dataclass(value):
-            found += config_keys(value, name + ".")
+            keys += config_keys(value, name + ".")
         elif isinstance(value, tuple) and value and is_dataclass(value[0]):
             for number, member in enumerate(value):
-                found += config_keys(member, f"{name}.{number}.")
+                keys += config_keys(member, f"{name}.{number}.")
         else:
-            found.append(name)
-    return found
+            keys.append(name)
+    return keys
 
 
 @pytest.mark.parametrize("name", catalogue.RECIPES)
@@ -147,7 +147,7 @@ def test_help_shows_every_key(capsys: pytest.CaptureFixture[str], name: str) -> 
 @pytest.mark.parametrize(
     "argv", [["--help"], ["knn", "--help"], ["views", "--help"], ["pretrain", "--help"]]
 )
-def test_help_ends_well(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+def test_help_exits_with_code_0(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     with contextlib.suppress(SystemExit):  # code 0, or the next line fails
         assert main(argv) == 0
     assert "usage" in capsys.readouterr().out
@@ -166,7 +166,7 @@ REQUIRED = {
     "doctor": [],
     "recipes": [],
 }
-"""Command -> arguments without which it would complain of these first."""
+"""Command -> the required arguments."""
 HELP_AND_TYPO = """
 import sys
 from fastsimsiam.cli import COMMANDS, main
@@ -198,7 +198,7 @@ def test_help_and_typos_load_no_torch(command: str, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_recipes_are_listed_with_what_they_promise(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_are_listed_with_source_score_and_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     text = capsys.readouterr().out
     for name in (
@@ -320,7 +320,7 @@ def test_views_draws_a_grid(class_folders: Path, tmp_path: Path, single: bool) -
         assert len(grid.getcolors(1 << 20) or []) > 1000
 
 
-def test_views_into_an_impossible_place(
+def test_views_to_an_unwritable_file_is_one_line(
     capsys: pytest.CaptureFixture[str], class_folders: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -331,7 +331,7 @@ def test_views_into_an_impossible_place(
 
 
 @pytest.mark.parametrize("command", ["knn", "linear", "inspect", "doctor"])
-def test_a_json_that_cannot_be_written_is_said_before_the_work(
+def test_a_json_that_cannot_be_written_is_refused_before_the_work(
     capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     argv = [] if command == "doctor" else ["no-checkpoint.pt", "--data", "x"]

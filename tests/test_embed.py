@@ -1,4 +1,4 @@
-"""Embedded features are those of the evaluation, image by image, in both formats."""
+"""`embed` writes the features of the evaluation, image by image, in both formats."""
 
 import shutil
 from dataclasses import replace
@@ -50,8 +50,8 @@ def test_features_are_those_of_the_evaluation(run: Config, tmp_path: Path) -> No
         dtype=torch.float32,
     )
     loader.close()
-    found = F.normalize(torch.from_numpy(stored["features"]), dim=1)
-    torch.testing.assert_close(found, unit, atol=1e-5, rtol=1e-4)
+    embedded = F.normalize(torch.from_numpy(stored["features"]), dim=1)
+    torch.testing.assert_close(embedded, unit, atol=1e-5, rtol=1e-4)
     assert stored["label"].tolist() == label.tolist()
     assert stored["path"].tolist() == list(val.paths)
     assert stored["classes"].tolist() == ["ant", "bee", "cow"]
@@ -83,7 +83,7 @@ def test_wrong_input_is_one_line(run: Config, capsys: pytest.CaptureFixture[str]
         assert message in capsys.readouterr().err
 
 
-def test_only_what_is_asked_for_is_opened(
+def test_only_the_requested_split_is_opened(
     run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loader `resident` decodes all of a split when it is opened."""

@@ -15,19 +15,19 @@ class _Inspect:
     """Arguments of `inspect`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
     data: Path
-    """A data set; its val/ is looked at where it has one."""
+    """The data set; its val/ is used where there is one."""
     images: int = INSPECT_IMAGES
-    """Images to look at, at most."""
+    """Largest number of images to use."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
     json: Path | None = None
-    """File that receives the figures."""
+    """JSON file for the metrics."""
 
 
 def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Figures that tell a healthy representation from a collapsed one."
+    about = "Measures whether the representation is healthy or has collapsed."
     arguments = parse(_Inspect, argv, "fastsimsiam inspect", about=about)
     from fastsimsiam.evaluate.inspect import format_report, inspect
 

@@ -16,7 +16,7 @@ class _Knn:
     """Arguments of `knn`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
     data: Path
     """Folder with train/ (the bank) and val/ (the queries)."""
     k: tuple[int, ...] = KNN_K
@@ -25,12 +25,12 @@ class _Knn:
     """Neighbors are weighted by exp(cosine similarity / temperature)."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
     json: Path | None = None
-    """File that receives the scores."""
+    """JSON file for the scores."""
 
 
 def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Weighted kNN top-1 of frozen features, beside the untrained network's."
+    about = "Weighted kNN top-1 of frozen features, compared with the untrained network."
     arguments = parse(_Knn, argv, "fastsimsiam knn", about=about)
     from fastsimsiam.evaluate.knn import knn
 

@@ -15,31 +15,31 @@ class _Linear:
     """Arguments of `linear`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
     data: Path
     """Folder with train/ and val/."""
     config: Annotated[LinearConfig, tyro.conf.arg(name="")]
     cached: bool = False
-    """Train on features of centered crops, computed once, by SGD in batches of 256: minutes instead of
-    hours, and a figure that is not comparable with published ones."""
+    """Train on features of centered crops, computed once, by SGD in batches of 256. Takes minutes
+    instead of hours; the score does not compare with published ones."""
     out: Path | None = None
-    """Folder that receives the layer after each epoch, for --resume."""
+    """Folder to which the layer is saved after each epoch, for --resume."""
     resume: bool = False
-    """Continue from what is in --out."""
+    """Continue the evaluation in --out."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
     json: Path | None = None
-    """File that receives the scores."""
+    """JSON file for the scores."""
 
 
 def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Linear evaluation of a frozen backbone; top-1 and top-5 of the last epoch."
-    usual = _Linear(
+    about = "Linear evaluation of a frozen backbone: top-1 and top-5 after the last epoch."
+    defaults = _Linear(
         checkpoint=tyro.MISSING,
         data=tyro.MISSING,
         config=CACHED if "--cached" in argv else LinearConfig(),
     )
-    arguments = parse(_Linear, argv, "fastsimsiam linear", default=usual, about=about)
+    arguments = parse(_Linear, argv, "fastsimsiam linear", default=defaults, about=about)
     from fastsimsiam.evaluate.linear_probe import linear
 
     result = linear(

@@ -19,7 +19,7 @@ class _Pretrain:
     resume: bool = False
     """Continue from the newest checkpoint in --out."""
     profile: int = 0
-    """Record so many steps with torch's profiler: OUT/trace.json, and the most expensive kernels."""
+    """Steps to profile with torch: writes OUT/trace.json and prints the most expensive kernels."""
 
 
 def run(argv: list[str]) -> int:

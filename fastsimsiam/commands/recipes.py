@@ -11,7 +11,7 @@ class _Recipes:
     """Arguments of `recipes`."""
 
     names: bool = field(default=False)
-    """Print the names alone."""
+    """Print only the names."""
 
 
 def run(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""A frozen backbone beside a data set: what every evaluation of a checkpoint starts from."""
+"""A pretrained backbone and a data set, opened together: the start of every evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,16 +27,17 @@ from fastsimsiam.system.progress import ImageProgress
 
 @dataclass(frozen=True, kw_only=True)
 class EvalContext:
-    """Everything an evaluation needs.
+    """A backbone on its device, and the data set to evaluate it on.
 
     Attributes:
-        pretrained: the backbone and what is known of it; on the device.
-        config: of its training, or the ImageNet recipe's for weights of elsewhere; with this data,
-            image size, loader, device.
-        splits: `train`, and `val` where the data set is not flat.
-        device, dtype: of the backbone, and of its arithmetic.
-        open_loader: makes the loader of a split.
-        opened: the loaders that have been asked for so far, by split.
+        pretrained: the backbone and its metadata.
+        config: the training's configuration (the ImageNet recipe's for weights of other packages)
+            with the data, image size, loader and device of this evaluation.
+        splits: `train`, and `val` unless the data set is flat.
+        device: device of the backbone.
+        dtype: data type of the backbone's arithmetic.
+        open_loader: opens the loader of a split.
+        opened: loaders opened so far, by split.
     """
 
     pretrained: PretrainedBackbone
@@ -54,29 +55,29 @@ class EvalContext:
 
     @property
     def eval_split(self) -> Split:
-        """The split to look at: `val` where there is one."""
+        """The split to evaluate on: `val` if there is one."""
         return "val" if "val" in self.splits else "train"
 
     def loader(self, split: Split) -> Loader:
-        """The loader of a split, opened when first asked for: some decode all of it then."""
+        """The loader of a split, opened on first use: some loaders decode the whole split then."""
         if split not in self.opened:
             self.opened[split] = self.open_loader(self.splits[split])
         return self.opened[split]
 
     def centered(self, split: Split) -> CenterPlan:
-        """Every image of a split, centered."""
+        """The plan of centered crops of every image of a split."""
         fraction = self.pretrained.crop_fraction
         return center_plan(self.splits[split], self.config.image_size, fraction)
 
     @property
     def bad_images(self) -> dict[str, str]:
-        """Path -> what is wrong with it, of images that were replaced so far."""
+        """Path -> reason, for broken images that have been replaced so far."""
         return {
             path: why for loader in self.opened.values() for path, why in loader.bad_images.items()
         }
 
     def untrained(self) -> nn.Module:
-        """The same network with the weights it had before training, or might have had."""
+        """The same network with the weights it had before training; random ones if unknown."""
         torch.manual_seed(self.config.seed)
         backbone, _ = feature_extractor(self.pretrained.arch, self.pretrained.stem)
         return backbone.eval().to(self.device).to(memory_format=torch.channels_last)
@@ -86,16 +87,16 @@ class EvalContext:
 def open_eval_context(
     checkpoint: Path | str, data: Path | str, options: EvalOptions, *, need_val: bool = True
 ) -> Iterator[EvalContext]:
-    """Opens a checkpoint and a data set, and closes what was opened.
+    """Opens a checkpoint and a data set, and closes the loaders at the end.
 
     Args:
-        checkpoint: whatever `load_pretrained` reads.
+        checkpoint: any file or folder that `load_pretrained` reads.
         data: folder with train/ and val/, or flat.
-        options: see there.
+        options: how to evaluate.
         need_val: whether there must be a val/.
 
     Raises:
-        UserError: something in the arguments, the file or the data has to be mended.
+        UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     data = Path(data)
     pretrained = load_pretrained(
@@ -139,7 +140,7 @@ def open_eval_context(
         yield context
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "the GPU's memory is too small for what lies there: free it, or pass --device cpu"
+            "the GPU's memory is too small: stop other programs that use it, or pass --device cpu"
         ) from error
     finally:
         for loader in context.opened.values():

@@ -1,4 +1,4 @@
-"""`fastsimsiam inspect`: is a representation healthy, or has it collapsed?"""
+"""`fastsimsiam inspect`: whether a representation is healthy or has collapsed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +23,7 @@ from fastsimsiam.system.progress import ImageProgress
 
 _BATCH = 128
 _WEAK_STD = 0.5
+"""Below it, features of different images differ less than they should."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class InspectResult:
         checkpoint: the file or folder that was inspected.
         step: optimizer steps of the checkpoint; None where the file does not record them.
         data: the data set.
-        bad_images: path -> what is wrong with it, of images that were replaced by others.
+        bad_images: path -> reason, for broken images that were replaced by others.
     """
 
     h: CollapseMetrics
@@ -73,13 +74,13 @@ def inspect(
     """Measures collapse on the features of two random views of each image.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `load_pretrained` for what is read.
-        data: a data set; its validation split is taken where it has one.
-        images: how many, at most.
-        options: see there.
+        checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
+        data: the data set; its validation split is used where there is one.
+        images: largest number of images to use.
+        options: how to evaluate.
 
     Raises:
-        UserError: something in the arguments or the data has to be mended.
+        UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     if images < 2:
         raise UserError(f"--images is {images}: give 2 or more")
@@ -91,7 +92,7 @@ def inspect(
         return InspectResult(
             h=metrics["h"],
             z=metrics.get("z"),
-            diagnosis=diagnosis(metrics.get("z", metrics["h"]).std),
+            diagnosis=describe_std(metrics.get("z", metrics["h"]).std),
             checkpoint=Path(checkpoint),
             step=context.pretrained.step,
             data=Path(data),
@@ -99,8 +100,8 @@ def inspect(
         )
 
 
-def diagnosis(std: float) -> str:
-    """What the collapse figure means."""
+def describe_std(std: float) -> str:
+    """What `CollapseMetrics.std` says about a network, in a sentence."""
     if std < COLLAPSED_STD:
         return "collapsed: all images get nearly the same output"
     if std < _WEAK_STD:
@@ -109,12 +110,12 @@ def diagnosis(std: float) -> str:
 
 
 def _features(context: EvalContext, images: int) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-    """Features of two views, batch by batch: `h`, and `z` where there is a projector."""
+    """Features of two views per batch, by name: `h`, and `z` where there is a projector."""
     storage, loader = context.splits[context.eval_split], context.loader(context.eval_split)
     count = min(images, len(storage))
     if count < 2:
         raise UserError(
-            f"{context.config.data} has {count} image to look at: two or more are needed"
+            f"{context.config.data} has {count} image to inspect: give a data set of two or more"
         )
     batch_size = min(_BATCH, count)
     plan = TrainPlan(
@@ -127,9 +128,9 @@ def _features(context: EvalContext, images: int) -> dict[str, tuple[list[Tensor]
     )
     photometric = Photometric(plan.specs, plan.view_sizes, context.dtype)
     projector = _projector(context)
-    found: dict[str, tuple[list[Tensor], list[Tensor]]] = {"h": ([], [])}
+    features: dict[str, tuple[list[Tensor], list[Tensor]]] = {"h": ([], [])}
     if projector:
-        found["z"] = ([], [])
+        features["z"] = ([], [])
     batches = loader.iterate(plan)
     enabled = context.dtype != torch.float32
     with (
@@ -140,18 +141,18 @@ def _features(context: EvalContext, images: int) -> dict[str, tuple[list[Tensor]
         for number, batch in zip(range(count // batch_size), batches, strict=False):
             for side, view in enumerate(photometric(batch.crops, batch.photometric)):
                 h = context.pretrained.backbone(view).flatten(1)
-                found["h"][side].append(h.float())
+                features["h"][side].append(h.float())
                 if projector:
-                    found["z"][side].append(projector(h).float())
+                    features["z"][side].append(projector(h).float())
             progress((number + 1) * batch_size, count)
-    return found
+    return features
 
 
 def _two_views(config: Config) -> tuple[ViewSpec, ...]:
-    """The first two views of whole images; the first two of all where a method has fewer.
+    """The first two views of whole images; the first two of all if fewer views are large.
 
     Args:
-        config: the network's training. Its image size decides which views are large.
+        config: the training's configuration; its image size decides which views are large.
     """
     large = METHODS[type(config.method)].large_views(view_sizes(config.views, config.image_size))
     first_two = large[:2] if len(large) >= 2 else (0, 1)
@@ -159,7 +160,7 @@ def _two_views(config: Config) -> tuple[ViewSpec, ...]:
 
 
 def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
-    """The trained projector, where the file is one of ours and its method has one."""
+    """The trained projector, if the checkpoint is of this package and its method has one."""
     if context.pretrained.config is None:
         return None
     method = build_method(context.pretrained.config)
@@ -170,16 +171,16 @@ def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
 
 HEALTHY = {
     "std": ("std x sqrt(D)", "about 1 (collapsed: 0)"),
-    "mean_cosine": ("mean cosine", "near 0; after a ReLU, as h is, a half (collapsed: 1)"),
+    "mean_cosine": ("mean cosine", "near 0; 0.5 for h, which follows a ReLU (collapsed: 1)"),
     "effective_rank": ("effective rank", "tens to hundreds (collapsed: 1 or a few)"),
     "uniformity": ("uniformity", "-4 at best (collapsed: 0)"),
-    "alignment": ("alignment", "well below 2, as of unrelated views; 0 where collapsed"),
+    "alignment": ("alignment", "well below 2, that of unrelated views (collapsed: 0)"),
     "variance_median": ("variance, median", "near 1"),
     "variance_low": ("variance, 10th percentile", "not far below the median"),
     "variance_high": ("variance, 90th percentile", "a few at most"),
     "dead": ("dead dimensions", "0 (ReLU features of a backbone: some)"),
 }
-"""Field -> its name in the table, and what healthy looks like."""
+"""Field of `CollapseMetrics` -> its name in the table, and healthy values."""
 
 
 def format_report(result: InspectResult) -> str:

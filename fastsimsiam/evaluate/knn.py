@@ -1,4 +1,4 @@
-"""kNN top-1 of a backbone: as a command, and as what the trainer calls between epochs."""
+"""kNN top-1 of a backbone: the command `knn`, and the evaluator that the trainer calls."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from fastsimsiam.system.progress import ImageProgress
 
 
 class KnnEvaluator:
-    """kNN top-1 of the backbone's features, training split as the bank."""
+    """Evaluator: kNN top-1 of the backbone's features, with the training split as the bank."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class KnnEvaluator:
         dtype: torch.dtype,
         report: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Takes loaders and plans of both splits; the rest as in `knn_accuracy` and `extract`."""
+        """Takes loader and plan of each split; for the rest see `knn_accuracy` and `extract`."""
         self._bank = bank
         self._queries = queries
         self._k = k
@@ -75,7 +75,7 @@ class KnnEvaluator:
 
 
 def usable_k(k: Sequence[int], bank_size: int) -> list[int]:
-    """The numbers of neighbors that a bank has; all of it where none fits."""
+    """The numbers of neighbors that do not exceed the bank; the whole bank if all do."""
     return [count for count in k if count <= bank_size] or [bank_size]
 
 
@@ -89,7 +89,16 @@ def build_knn(
     dtype: torch.dtype,
     report: Report | None = None,
 ) -> KnnEvaluator:
-    """KNN of a validation split against a training split, each given as its loader and storage."""
+    """Builds the evaluator of a validation split against a training split.
+
+    Args:
+        train, val: loader and storage of each split.
+        knn: numbers of neighbors, temperature and crop.
+        image_size: side of the crops in pixels.
+        device: device of the backbone.
+        dtype: data type of its arithmetic.
+        report: called with (batches done, batches in all).
+    """
     return KnnEvaluator(
         bank=(train[0], center_plan(train[1], image_size, knn.crop_fraction)),
         queries=(val[0], center_plan(val[1], image_size, knn.crop_fraction)),
@@ -109,7 +118,7 @@ class KnnResult:
     Attributes:
         untrained: number of neighbors -> top-1 in percent, of the network before training.
         trained: number of neighbors -> top-1 in percent, of the checkpoint.
-        bad_images: path -> what is wrong with it, of images that were replaced by others.
+        bad_images: path -> reason, for broken images that were replaced by others.
         checkpoint: the file or folder that was evaluated.
         step: optimizer steps of the checkpoint; None where the file does not record them.
         data: the data set.
@@ -144,14 +153,14 @@ def knn(
     """Classifies a validation split by the nearest neighbors among the training images.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `load_pretrained` for what is read.
+        checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
         data: folder with train/ and val/.
         k: numbers of neighbors.
         temperature: neighbors are weighted by exp(cosine similarity / temperature).
-        options: see there.
+        options: how to evaluate.
 
     Raises:
-        UserError: something in the arguments or the data has to be mended.
+        UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     if not k or min(k) < 1:
         raise UserError(f"--k is {tuple(k)}: give numbers from 1 up")

@@ -1,4 +1,4 @@
-"""Linear evaluation of a checkpoint, from images or from cached features."""
+"""`fastsimsiam linear`: linear evaluation of a checkpoint, on images or on cached features."""
 
 import hashlib
 import time
@@ -40,7 +40,7 @@ class LinearResult:
         losses: mean training loss of each epoch.
         seconds: duration of training and validation.
         config: options of the layer's training.
-        bad_images: path -> what is wrong with it, of images that were replaced by others.
+        bad_images: path -> reason, for broken images that were replaced by others.
         checkpoint: the file or folder that was evaluated.
         step: optimizer steps of the checkpoint; None where the file does not record them.
         data: the data set.
@@ -84,20 +84,20 @@ def linear(
     """Trains a linear layer on frozen features and scores it after the last epoch.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `load_pretrained` for what is read.
+        checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
         data: folder with train/ and val/.
-        config: of the layer's training; None: the published one, or `CACHED`.
-        cached: features of centered crops, computed once: quick, and not the published protocol.
-        out: folder that receives the layer after each epoch.
-        resume: continue from what is in `out`.
-        options: see there.
+        config: options of the layer's training; None: the published ones, or `CACHED`.
+        cached: train on features of centered crops, computed once: fast, not the published protocol.
+        out: folder to which the layer is saved after each epoch.
+        resume: continue the evaluation in `out`.
+        options: how to evaluate.
 
     Raises:
-        UserError: something in the arguments or the data has to be mended.
+        UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     config = config or (CACHED if cached else LinearConfig())
     if resume and out is None:
-        raise UserError("--resume needs --out, the folder of what is to be resumed")
+        raise UserError("--resume needs --out: pass the folder of the evaluation to resume")
     with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
         require_a_batch(len(context.train), config.batch_size)
         backbone = context.pretrained.backbone
@@ -112,17 +112,17 @@ def linear(
             _restore(state, file, identity)
         elif file and file.exists():
             raise UserError(
-                f"--out {out} already holds a linear evaluation: pass --resume to go on with it, or "
+                f"--out {out} already holds a linear evaluation: pass --resume to continue it, or "
                 "another --out"
             )
         started = time.perf_counter()
         features = _training(context, config, cached)
         with ImageProgress("epochs", unit="epochs") as progress:
 
-            def after_epoch(now: LinearState) -> None:
-                progress(now.epoch, config.epochs)
+            def after_epoch(current: LinearState) -> None:
+                progress(current.epoch, config.epochs)
                 if file:
-                    write_atomically(file, {"identity": identity, **now.state_dict()})
+                    write_atomically(file, {"identity": identity, **current.state_dict()})
 
             train(state, features, config, after_epoch)
         top1, top5 = accuracy(state.layer, _validation(context))
@@ -145,7 +145,7 @@ def linear(
 
 
 def _protocol(config: LinearConfig, cached: bool) -> str:
-    """What was done, and whether the figure compares with published ones."""
+    """How the layer was trained, and whether the score compares with published ones."""
     if cached:
         return "cached features of centered crops: quick, not the published protocol"
     published = LinearConfig(seed=config.seed)
@@ -174,10 +174,10 @@ def _training(context: EvalContext, config: LinearConfig, cached: bool) -> Featu
     centered = context.centered("train")
     h, label = [], []
     with ImageProgress("features", unit="batches") as progress:
-        for found, batch in centered_features(
+        for chunk, batch in centered_features(
             backbone, context.loader("train"), centered, device=context.device, dtype=context.dtype
         ):
-            h.append(found.half() if context.device.type == "cuda" else found)
+            h.append(chunk.half() if context.device.type == "cuda" else chunk)
             label.append(batch.label)
             progress(len(h), centered.num_batches)
     return cached_features(torch.cat(h), torch.cat(label), config)
@@ -195,7 +195,7 @@ def _validation(context: EvalContext) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _digest(module: nn.Module) -> str:
-    """Of every bit of a module's state."""
+    """Hash of every bit of a module's state."""
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(name.encode())
@@ -207,7 +207,7 @@ def _digest(module: nn.Module) -> str:
 def _identity(
     config: LinearConfig, cached: bool, backbone: str, context: EvalContext
 ) -> dict[str, Any]:
-    """What must be the same for a resumed evaluation."""
+    """Everything that must be equal when an evaluation is resumed."""
     return {
         "config": asdict(config),
         "cached": cached,
@@ -219,14 +219,14 @@ def _identity(
 
 def _restore(state: LinearState, file: Path, identity: dict[str, Any]) -> None:
     if not file.is_file():
-        raise UserError(f"--resume: there is no {file}: drop --resume to start")
+        raise UserError(f"--resume: there is no {file}: drop --resume to start a new evaluation")
     stored = read_stored(file)
     if "identity" not in stored:
-        raise UserError(f"--resume: {file} is no linear evaluation: pass another --out")
+        raise UserError(f"--resume: {file} is not a linear evaluation: pass another --out")
     differing = [key for key, value in identity.items() if stored["identity"].get(key) != value]
     if differing:
         raise UserError(
-            f"--resume: {file} was made with another {', '.join(differing)}: give the old one, or "
+            f"--resume: {file} was made with another {', '.join(differing)}: pass the old one, or "
             "another --out"
         )
     state.load_state_dict(stored)

@@ -11,7 +11,7 @@ from typing import Any
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import from_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.inspect import diagnosis
+from fastsimsiam.evaluate.inspect import describe_std
 from fastsimsiam.methods.collapse import collapse_threshold
 from fastsimsiam.methods.registry import METHODS
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
@@ -188,7 +188,7 @@ def verdict(run: Run) -> tuple[str, str]:
     loss = (run.values("loss") or [(0.0, 0.0)])[-1][1]
     method = METHODS[type(run.config.method)]
     warning = method.warning({"loss": loss, "collapse_std": std}, batch)
-    text = diagnosis(0.0 if warning else std)
+    text = describe_std(0.0 if warning else std)
     figure = (
         f"the last std of z/|z| times \u221aD is {std:.2f}; 1 is healthy, below "
         f"{collapse_threshold(batch):.2f} is collapsed at batch {batch}"

@@ -1,4 +1,4 @@
-"""`fastsimsiam export`: a trained backbone for other people's code, with a model card beside it."""
+"""`fastsimsiam export`: writes a backbone for other libraries, with a model card."""
 
 import json
 from collections.abc import Mapping
@@ -37,22 +37,23 @@ def export(
     stem: Stem | None = None,
     image_size: int | None = None,
 ) -> tuple[Path, Path]:
-    """Writes a backbone and its card.
+    """Writes a backbone and its model card.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `load_pretrained` for what is read.
+        checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
         out: file to write; its suffix is .safetensors, or .onnx.
-        format: `torchvision`: keys as torchvision's own weights have them, without the last layer.
-            `timm`: as `timm.create_model(ARCH, checkpoint_path=...)` reads them: with a last layer of
-            1,000 zeros, which it insists on.
-            `onnx`: a graph from images (B, 3, S, S), normalized, to features (B, D), any B.
-        arch, stem, image_size: see `load_pretrained`.
+        format: `torchvision`: the keys of torchvision's weights, without the last layer.
+            `timm`: weights for `timm.create_model(ARCH, checkpoint_path=...)`, which requires a last
+            layer: 1,000 classes, all zeros.
+            `onnx`: a graph from normalized images (B, 3, S, S) to features (B, D), for any B.
+        arch, stem: network of a state dict that does not record it; None: detected, for ResNets.
+        image_size: side of the images in pixels; None: that of the training, else 224.
 
     Returns:
         The file and its card, FILE.md.
 
     Raises:
-        UserError: something in the arguments or the checkpoint has to be mended.
+        UserError: an argument or the checkpoint is wrong; the message says what to change.
     """
     out = Path(out)
     if out.suffix != _SUFFIX[format]:
@@ -74,31 +75,34 @@ def export(
             _require_timm_knows(pretrained)
             state["fc.weight"] = torch.zeros(_TIMM_CLASSES, pretrained.feature_dim)
             state["fc.bias"] = torch.zeros(_TIMM_CLASSES)
-        about = {
+        metadata = {
             "format": "pt",
             "arch": pretrained.arch,
             "stem": pretrained.stem,
             "fastsimsiam": __version__,
         }
-        # Not by its `save_file`, whose files nobody else may read.
+        # safetensors' `save_file` makes files that only their owner may read.
         with written_whole(out, "DST") as file:
-            file.write_bytes(save(state, metadata=about))
-    beside = out.with_name(out.name + ".md")
-    with written_whole(beside, "card") as file:
+            file.write_bytes(save(state, metadata=metadata))
+    card_file = out.with_name(out.name + ".md")
+    with written_whole(card_file, "card") as file:
         file.write_text(card)
-    return out, beside
+    return out, card_file
 
 
 def _require_timm_knows(pretrained: PretrainedBackbone) -> None:
-    """Refuses networks whose keys or arithmetic differ from timm's of the same name."""
+    """Refuses networks that differ from timm's of the same name in keys or arithmetic.
+
+    Raises:
+        UserError: says which format fits instead.
+    """
     if pretrained.stem != "imagenet":
         raise UserError(
-            "--format timm: a network with the CIFAR stem is none of timm's: export it as torchvision "
-            "or onnx"
+            "--format timm: timm has no network with the CIFAR stem: export it as torchvision or onnx"
         )
     if not pretrained.arch.startswith(("resnet", "resnext", "wide_resnet")):
         raise UserError(
-            f"--format timm: only ResNets have the same keys in timm as in torchvision, and this is a "
+            f"--format timm: only ResNets have the same keys in timm and torchvision, not "
             f"{pretrained.arch}: export it as torchvision or onnx"
         )
 
@@ -126,14 +130,14 @@ def _write_onnx(pretrained: PretrainedBackbone, out: Path) -> None:
 
 
 class _Features(nn.Module):
-    """A backbone whose output is always flat."""
+    """A backbone with its output flattened to (B, D)."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) to (B, D)."""
+        """Images (B, 3, S, S) to features (B, D)."""
         h: Tensor = self.backbone(images).flatten(1)
         return h
 
@@ -166,7 +170,7 @@ model.maxpool = torch.nn.Identity()
 
 
 def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str:
-    """What the weights are, in Markdown: use, recipe, data, scores, versions."""
+    """The model card in Markdown: use, recipe, data, scores, versions."""
     stem = ""
     if pretrained.stem == "cifar":
         stem = _CIFAR_STEM.format(width=pretrained.backbone.get_submodule("conv1").out_channels)
@@ -189,9 +193,9 @@ def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str
         "",
     ]
     if pretrained.stem == "cifar":
-        lines += ["The stem is a 3x3 convolution of stride 1, and there is no max-pooling.", ""]
+        lines += ["The stem is a 3x3 convolution of stride 1; there is no max-pooling.", ""]
     if pretrained.config is None:
-        lines += [f"Made from {pretrained.path.name}; how it was trained is not recorded there."]
+        lines += [f"Exported from {pretrained.path.name}, which does not record the training."]
         return "\n".join(lines) + "\n"
     config = to_dict(pretrained.config)
     lines += [
@@ -209,7 +213,7 @@ def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str
 
 
 def _run_lines(pretrained: PretrainedBackbone) -> list[str]:
-    """Scores and versions of the run that a checkpoint lies in, where its summary is there."""
+    """Lines on scores and versions of a checkpoint's run; none if its summary is missing."""
     summary = pretrained.path.parent.parent / "summary.json"
     if not summary.is_file():
         return []
