@@ -3,9 +3,9 @@
     pip install lightning
     python examples/lightning_loop.py --data data/digits --epochs 2
 
-`fastsimsiam.Loader` stands where a DataLoader stands. Its views lie on the device already, cut,
-jittered and normalized. It is made in `train_dataloader`, when Lightning has started torch.distributed:
-then every rank gets its own share, without Lightning's sampler.
+`fastsimsiam.Loader` takes the place of a DataLoader. Its views are on the device already: cropped,
+jittered and normalized. It is opened in `train_dataloader`, after Lightning has started
+torch.distributed, and gives every rank its share of each batch without Lightning's sampler.
 """
 
 import argparse
@@ -18,37 +18,34 @@ import torch
 from torch import Tensor
 
 import fastsimsiam
-from fastsimsiam.config.run import Config, DeviceName
-from fastsimsiam.methods.registry import build_method
 
 
 class SimSiamModule(lightning.LightningModule):
-    """Any module that takes a tuple of views will do; this one trains fastsimsiam's SimSiam."""
+    """Trains the method of a config; any module that takes a tuple of views works alike."""
 
-    def __init__(self, config: Config, device: DeviceName) -> None:
-        """Makes the network that `config` describes; the views will lie on `device`."""
+    def __init__(self, config: fastsimsiam.Config) -> None:
+        """Builds the network of a config, with fresh weights."""
         super().__init__()
         self.config = config
-        self.views_on = device
-        self.method = build_method(config)
+        self.method = fastsimsiam.build_method(config)
 
     def train_dataloader(self) -> fastsimsiam.Loader:
-        """The fast loader; `batch_size` is of all ranks together."""
+        """Opens the fast loader; its batch size is that of all ranks together."""
         self.loader = fastsimsiam.Loader(
             self.config.data,
             batch_size=self.config.batch_size,
             image_size=self.config.image_size,
             views=self.config.views,
-            device=self.views_on,
+            device=self.config.device,
         )
         return self.loader
 
     def teardown(self, stage: str) -> None:
-        """Ends the loader's threads."""
+        """Stops the loader's threads."""
         self.loader.close()
 
     def training_step(self, batch: tuple[tuple[Tensor, ...], Tensor], _: int) -> Tensor:
-        """The loss of a batch: its views, one tensor (B, 3, S, S) each, and labels (B,)."""
+        """Returns the loss of a batch: views, a tensor (B, 3, S, S) each, and labels (B,)."""
         views, labels = batch
         loss, metrics = self.method(views, labels)
         self.log_dict(
@@ -62,13 +59,13 @@ class SimSiamModule(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """The paper's: lr times batch / 256, a cosine by epoch, the predictor's lr constant."""
-        chosen, groups = self.config.optimizer, self.method.parameter_groups()
+        """The paper's SGD: lr * batch / 256, a cosine by epoch, a constant lr for the predictor."""
+        options, groups = self.config.optimizer, self.method.parameter_groups()
         optimizer = torch.optim.SGD(
             [{"params": group.parameters} for group in groups],
-            lr=chosen.lr * self.config.batch_size / 256,
-            momentum=chosen.momentum,
-            weight_decay=chosen.weight_decay,
+            lr=options.lr * self.config.batch_size / 256,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
         )
 
         def cosine(epoch: int) -> float:
@@ -93,7 +90,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1, help="GPUs, or processes on a CPU (1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(auto)")
     args = parser.parse_args()
-    config = fastsimsiam.recipe(args.recipe, data=args.data, epochs=args.epochs)
+    config = fastsimsiam.recipe(args.recipe, data=args.data, epochs=args.epochs, device=args.device)
     trainer = lightning.Trainer(
         max_epochs=args.epochs,
         logger=False,
@@ -101,7 +98,7 @@ def main() -> None:
         devices=args.devices,
         accelerator=args.device,
     )
-    trainer.fit(SimSiamModule(config, args.device))
+    trainer.fit(SimSiamModule(config))
     if trainer.is_global_zero:
         print({name: round(float(value), 4) for name, value in trainer.callback_metrics.items()})
 

@@ -1,13 +1,13 @@
-"""fastsimsiam: the fastest exact trainer for SimSiam and its siblings.
+"""fastsimsiam: self-supervised pretraining of image backbones, with fast loaders.
 
-    from pathlib import Path
     import fastsimsiam
 
-    config = fastsimsiam.recipe("imagenette", data=Path("data/imagenette"), epochs=200)
+    config = fastsimsiam.recipe("imagenette", data="data/imagenette", out="runs/a", epochs=200)
     summary = fastsimsiam.pretrain(config)
-    print(fastsimsiam.knn(config.out, config.data, k=(20,)))
+    print(fastsimsiam.knn(config.out, config.data, k=(20,)).trained)
 
-Everything that the command line does is a function here; what an argument means is in its docstring.
+This module is the whole public API: functions, their options and results, and what the author of a
+method needs. Other modules may change between versions.
 """
 
 import importlib
@@ -16,19 +16,56 @@ from typing import TYPE_CHECKING, Any
 from fastsimsiam.version import __version__
 
 if TYPE_CHECKING:
-    from fastsimsiam.evaluate.inspect import inspect
-    from fastsimsiam.evaluate.knn import knn
-    from fastsimsiam.evaluate.linear_probe import linear
+    from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
+    from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
+    from fastsimsiam.config.run import (
+        CheckpointConfig,
+        Config,
+        CpuConfig,
+        DaliConfig,
+        KnnConfig,
+        OptimizerConfig,
+    )
+    from fastsimsiam.config.views import ViewSpec
+    from fastsimsiam.errors import BadImageError, UserError
+    from fastsimsiam.evaluate.collapse import CollapseMetrics
+    from fastsimsiam.evaluate.inspect import InspectResult, inspect
+    from fastsimsiam.evaluate.knn import KnnResult, knn
+    from fastsimsiam.evaluate.linear_probe import LinearResult, linear
     from fastsimsiam.evaluate.pretrained import load_backbone
+    from fastsimsiam.methods.base import Method, ParameterGroup, Progress
+    from fastsimsiam.methods.registry import build_method
     from fastsimsiam.recipes.catalogue import recipe
     from fastsimsiam.tools.embed import embed
     from fastsimsiam.tools.export import export
-    from fastsimsiam.train.pretrain import pretrain
+    from fastsimsiam.train.pretrain import Summary, pretrain
     from fastsimsiam.view_loader import Loader
 
 __all__ = [
+    "BadImageError",
+    "CheckpointConfig",
+    "CollapseMetrics",
+    "Config",
+    "CpuConfig",
+    "DaliConfig",
+    "EvalOptions",
+    "InspectResult",
+    "KnnConfig",
+    "KnnResult",
+    "LinearConfig",
+    "LinearResult",
     "Loader",
+    "Method",
+    "MethodConfig",
+    "OptimizerConfig",
+    "ParameterGroup",
+    "Progress",
+    "SimSiamConfig",
+    "Summary",
+    "UserError",
+    "ViewSpec",
     "__version__",
+    "build_method",
     "embed",
     "export",
     "inspect",
@@ -38,21 +75,41 @@ __all__ = [
     "pretrain",
     "recipe",
 ]
-_WHERE = {
-    "Loader": "view_loader",
-    "load_backbone": "evaluate.pretrained",
-    "recipe": "recipes.catalogue",
-    "embed": "tools.embed",
-    "export": "tools.export",
-    "inspect": "evaluate.inspect",
-    "knn": "evaluate.knn",
-    "linear": "evaluate.linear_probe",
-    "pretrain": "train.pretrain",
+_MODULES = {
+    "config.evaluation": ("EvalOptions", "LinearConfig"),
+    "config.methods": ("MethodConfig", "SimSiamConfig"),
+    "config.run": (
+        "CheckpointConfig",
+        "Config",
+        "CpuConfig",
+        "DaliConfig",
+        "KnnConfig",
+        "OptimizerConfig",
+    ),
+    "config.views": ("ViewSpec",),
+    "errors": ("BadImageError", "UserError"),
+    "evaluate.collapse": ("CollapseMetrics",),
+    "evaluate.inspect": ("InspectResult", "inspect"),
+    "evaluate.knn": ("KnnResult", "knn"),
+    "evaluate.linear_probe": ("LinearResult", "linear"),
+    "evaluate.pretrained": ("load_backbone",),
+    "methods.base": ("Method", "ParameterGroup", "Progress"),
+    "methods.registry": ("build_method",),
+    "recipes.catalogue": ("recipe",),
+    "tools.embed": ("embed",),
+    "tools.export": ("export",),
+    "train.pretrain": ("Summary", "pretrain"),
+    "view_loader": ("Loader",),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: `fastsimsiam --help` should not wait for torch.
-    if name not in _WHERE:
+    # Imported on first use: importing the package must not load torch.
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'fastsimsiam' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fastsimsiam.{_WHERE[name]}"), name)
+    return getattr(importlib.import_module(f"fastsimsiam.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""`python -m fastsimsiam` is the command line."""
+"""The command line as `python -m fastsimsiam`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command line. Wrong input ends in one line on stderr and exit code 2."""
+"""The command line. Wrong input gives one line on stderr and exit code 2."""
 
 import importlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fastsimsiam.errors import UserError
 from fastsimsiam.version import __version__
 
-_COMMANDS = (
+COMMANDS = (
     "pretrain",
     "knn",
     "linear",
@@ -25,29 +25,36 @@ _HELP = """usage: fastsimsiam COMMAND ...
 
 commands:
   pretrain RECIPE       pretrain a backbone on a folder of images
-  knn CHECKPOINT        score a checkpoint by k nearest neighbors
-  linear CHECKPOINT     train a linear layer on its frozen features: top-1 and top-5
-  inspect CHECKPOINT    is the representation healthy, or has it collapsed?
+  knn CHECKPOINT        score a checkpoint by its k nearest neighbors
+  linear CHECKPOINT     train a linear classifier on frozen features: top-1 and top-5
+  inspect CHECKPOINT    tell a healthy representation from a collapsed one
   embed CHECKPOINT      write the features of a data set to a file
   export CHECKPOINT DST write the backbone for torchvision, timm or onnxruntime
-  report RUN ...        write one HTML file on runs: curves, neighbors, a map, how to repeat them
-  views PATH            draw what a recipe's views look like
+  report RUN ...        write an HTML report on runs: curves, neighbors, a map, commands
+  views PATH            draw the views of a recipe
   pack SRC DST          pack class folders into one file for FFCV
-  doctor                measure this machine: what holds it back, how long a recipe takes
+  doctor                measure this machine: its bottleneck, and the time a recipe takes
   recipes               list the recipes
 
-fastsimsiam COMMAND --help tells more; fastsimsiam --version prints the version."""
+fastsimsiam COMMAND --help lists all options; fastsimsiam --version prints the version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Runs the command line.
+
+    Args:
+        argv: arguments without the program's name; None: those of the process.
+
+    Returns:
+        The exit code: 0, 2 for wrong input, 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        return _dispatch(argv)
     except UserError as error:
         print(f"fastsimsiam: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader, a pager say, has gone
+    except BrokenPipeError:  # the reader, a pager for example, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -59,16 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
         print(_HELP)
         return 0
-    if words[0] == "--version":
+    if argv[0] == "--version":
         print(f"fastsimsiam {__version__}")
         return 0
-    if words[0] not in _COMMANDS:
-        raise UserError(f"there is no command {words[0]!r}: choose one of {', '.join(_COMMANDS)}")
-    # Imported when needed: --help and a mistyped command should answer at once.
-    command = importlib.import_module(f"fastsimsiam.commands.{words[0]}")
-    code: int = command.run(words[1:])
+    if argv[0] not in COMMANDS:
+        raise UserError(f"there is no command {argv[0]!r}: choose one of {', '.join(COMMANDS)}")
+    # Imported on use: --help and a mistyped command answer without loading the others.
+    command = importlib.import_module(f"fastsimsiam.commands.{argv[0]}")
+    code: int = command.run(argv[1:])
     return code

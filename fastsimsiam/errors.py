@@ -10,4 +10,4 @@ class UserError(ValueError):
 
 
 class BadImageError(UserError):
-    """A file that is not a whole image; the message names the file and what is wrong with it."""
+    """A file that is not an intact image; the message names the file and the reason."""

@@ -1,4 +1,4 @@
-"""What Python code uses that brings its own loop: recipes, a trained backbone, the fast loaders."""
+"""`fastsimsiam.Loader`: the fast loaders for training loops outside this package."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,20 +19,20 @@ from fastsimsiam.system.device import choose_device
 
 
 class Loader:
-    """Batches of views for a loop of your own, by the fast loaders and the color part.
+    """Loads batches of augmented views, on the device; takes the place of a DataLoader.
 
-    Each iteration over it is the next epoch, so that it can stand where a DataLoader stands::
+    Each iteration over the loader is the next epoch::
 
         with fastsimsiam.Loader("data/imagenette", batch_size=256, image_size=128) as loader:
             for epoch in range(100):
                 for views, label in loader:     # two tensors (B, 3, 128, 128), and (B,)
                     ...
 
-    Under torch.distributed every rank gets its own share of every batch.
+    Under torch.distributed every rank gets its share of every batch.
 
     Attributes:
-        epoch: number of the next epoch. Set it to resume.
-        classes: names of the classes; labels are positions in it.
+        epoch: number of the next epoch; set it to resume.
+        classes: names of the classes, indexed by label.
     """
 
     def __init__(
@@ -54,21 +54,21 @@ class Loader:
         """Opens a data set.
 
         Args:
-            data: folder of class folders with train/ and val/, or flat; or packed files.
+            data: folder of class folders, with train/ and val/ or flat; or packed files.
             batch_size: images per batch, all ranks together.
-            image_size: side of the views in pixels, of specs that name none.
-            views: one spec per view; SimSiam's two by default, one is fine.
+            image_size: side in pixels of views without a size in their spec.
+            views: one spec per view, at least one; two views of SimSiam by default.
             split: `train` or `val`.
-            seed: of the order and the views.
-            loader: as of `pretrain`.
-            device: where the views are.
-            dtype: of the views.
+            seed: seed of the order and the views.
+            loader: see `Config.loader`.
+            device: device of the views.
+            dtype: data type of the views.
             workers: loader threads; None: one per CPU core.
-            on_bad_image: `error`, or `skip`: another image stands in.
-            compile: compile the color part; pays from some hundred batches on.
+            on_bad_image: `error`, or `skip`: a broken image is replaced by another.
+            compile: compile the color operations; saves time from some hundred batches on.
 
         Raises:
-            UserError: something in the arguments or the data has to be mended.
+            UserError: an argument or the data is wrong; the message says what to change.
         """
         if image_size < 1:
             raise UserError(f"image_size is {image_size}: give 1 or more")
@@ -82,12 +82,12 @@ class Loader:
         data = Path(data)
         classes = None
         if split != "train" and has_split(data, "train"):
-            classes = open_split(data, "train").classes  # labels mean the same in both
+            classes = open_split(data, "train").classes  # the same labels in both splits
         storage = open_split(data, split, classes=classes)
         self.classes = list(storage.classes)
         self.epoch = 0
-        where, _ = choose_device(device, rank % max(1, torch.cuda.device_count()))
-        name, _ = choose_loader(loader, storage, where, world_size)
+        resolved, _ = choose_device(device, rank % max(1, torch.cuda.device_count()))
+        name, _ = choose_loader(loader, storage, resolved, world_size)
         self._plan = TrainPlan(
             label=storage.label,
             sizes=storage.sizes,
@@ -102,15 +102,17 @@ class Loader:
         if compile:
             self._photometric.compile_alone()
         self._loader = build_loader(
-            name, storage, LoaderOptions(device=where, workers=workers, on_bad_image=on_bad_image)
+            name,
+            storage,
+            LoaderOptions(device=resolved, workers=workers, on_bad_image=on_bad_image),
         )
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         return self._plan.num_batches
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        """Batches of the next epoch: a tensor (B, 3, S, S) per view, normalized; labels (B,)."""
+        """Yields the next epoch: per batch a normalized tensor (B, 3, S, S) per view, labels (B,)."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         for batch in self._loader.iterate(self._plan, epoch):
             with torch.no_grad():
@@ -119,15 +121,14 @@ class Loader:
 
     @property
     def bad_images(self) -> dict[str, str]:
-        """Path -> what is wrong with it, of images that were replaced so far."""
+        """Path -> reason, for broken images that have been replaced so far."""
         return self._loader.bad_images
 
     def close(self) -> None:
-        """Ends all threads and frees memory."""
+        """Stops all threads and frees memory."""
         self._loader.close()
 
     def __enter__(self) -> "Loader":
-        """Itself."""
         return self
 
     def __exit__(
@@ -136,5 +137,4 @@ class Loader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Closes."""
         self.close()

@@ -1,4 +1,4 @@
-"""The command line as a newcomer types it."""
+"""The command line: help, errors in one line, and the commands from end to end."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastsimsiam.cli import main
+from fastsimsiam.cli import COMMANDS, main
 from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import differing_keys, from_dict, to_dict
@@ -20,9 +20,9 @@ from fastsimsiam.recipes import catalogue
 from fastsimsiam.train.pretrain import pretrain
 
 
-def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """Runs a command that must end in one line on stderr and code 2."""
-    assert main(words) == 2
+    assert main(argv) == 2
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
     assert len(lines) == 1
@@ -31,7 +31,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["pretrian"], "no command 'pretrian': choose one of pretrain, knn, linear,"),
         (["pretrain"], "needs a recipe first: one of imagenet-100ep"),
@@ -63,15 +63,48 @@ def test_wrong_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    words: list[str],
+    argv: list[str],
     message: str,
     class_folders: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [word.format(images=class_folders) for word in words]
-    if "cuda" in words:
+    argv = [argument.format(images=class_folders) for argument in argv]
+    if "cuda" in argv:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert message in fails(capsys, *words)
+    assert message in fails(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("pretrain demo --loader folder", "--loader folder is now --loader cpu"),
+        ("pretrain demo --epochs 3 --loader=folder", "--loader folder is now --loader cpu"),
+        ("knn run --data x --loader folder", "--loader folder is now --loader cpu"),
+        ("doctor --recipe demo --loader folder", "--loader folder is now --loader cpu"),
+        ("pretrain demo --compile colour", "--compile colour is now --compile color"),
+        ("pretrain demo --compile=colour", "--compile colour is now --compile color"),
+        ("pretrain demo --views.0.grey 0.2", "--views.0.grey is now --views.0.grayscale"),
+        ("pretrain demo --views.1.grey=0.2", "--views.1.grey is now --views.1.grayscale"),
+        (
+            "pretrain demo --folder.decoder nvjpeg",
+            "--folder.decoder is now --loader (cpu or nvjpeg)",
+        ),
+        ("pretrain demo --folder.crops=device", "--folder.crops is now --cpu.crops"),
+    ],
+)
+def test_renamed_options_and_values_are_answered_with_their_new_name(
+    capsys: pytest.CaptureFixture[str], argv: str, message: str
+) -> None:
+    assert f"error: {message}; see fastsimsiam " in fails(capsys, *argv.split())
+
+
+def test_a_folder_may_have_the_name_of_a_renamed_loader(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "data folder folder does not exist" in fails(
+        capsys, *"pretrain demo --data folder --out colour --loader cpu".split()
+    )
 
 
 def test_exit_code_reaches_the_shell() -> None:
@@ -85,19 +118,19 @@ def test_exit_code_reaches_the_shell() -> None:
 
 
 def config_keys(kind: object, prefix: str = "") -> list[str]:
-    """Every key of a config, as the command line spells it."""
-    found = []
+    """Every key of a config in the spelling of the command line."""
+    keys = []
     for item in fields(kind):
         value = getattr(kind, item.name)
         name = prefix + item.name.replace("_", "-")
         if is_dataclass(value):
-            found += config_keys(value, name + ".")
+            keys += config_keys(value, name + ".")
         elif isinstance(value, tuple) and value and is_dataclass(value[0]):
             for number, member in enumerate(value):
-                found += config_keys(member, f"{name}.{number}.")
+                keys += config_keys(member, f"{name}.{number}.")
         else:
-            found.append(name)
-    return found
+            keys.append(name)
+    return keys
 
 
 @pytest.mark.parametrize("name", catalogue.RECIPES)
@@ -112,15 +145,60 @@ def test_help_shows_every_key(capsys: pytest.CaptureFixture[str], name: str) -> 
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["knn", "--help"], ["views", "--help"], ["pretrain", "--help"]]
+    "argv", [["--help"], ["knn", "--help"], ["views", "--help"], ["pretrain", "--help"]]
 )
-def test_help_ends_well(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+def test_help_exits_with_code_0(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
     with contextlib.suppress(SystemExit):  # code 0, or the next line fails
-        assert main(words) == 0
+        assert main(argv) == 0
     assert "usage" in capsys.readouterr().out
 
 
-def test_recipes_are_listed_with_what_they_promise(capsys: pytest.CaptureFixture[str]) -> None:
+REQUIRED = {
+    "pretrain": ["demo"],
+    "knn": ["run", "--data", "data"],
+    "linear": ["run", "--data", "data"],
+    "inspect": ["run", "--data", "data"],
+    "embed": ["run", "--data", "data", "--out", "features.npz"],
+    "export": ["run", "weights.safetensors"],
+    "report": ["run"],
+    "views": ["data", "--out", "views.png"],
+    "pack": ["data", "data.beton"],
+    "doctor": [],
+    "recipes": [],
+}
+"""Command -> the required arguments."""
+HELP_AND_TYPO = """
+import sys
+from fastsimsiam.cli import COMMANDS, main
+command, *required = sys.argv[1:]
+for argv in (["--help"], [command, "--help"], [command, *required, "--help"]):
+    try:
+        assert main(argv) == 0
+    except SystemExit as stop:
+        assert not stop.code
+assert main([command, *required, "--mistyped", "1"]) == 2
+loaded = {"torch", "numpy", "numba"} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_typos_load_no_torch(command: str, tmp_path: Path) -> None:
+    """They answer within half a second; torch alone takes several, and a gigabyte."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELP_AND_TYPO, command, *REQUIRED[command]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
+    assert "--mistyped" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_recipes_are_listed_with_source_score_and_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     text = capsys.readouterr().out
     for name in (
@@ -193,7 +271,7 @@ def test_pretrain_then_knn(
     pretrain(tiny_config)
     capsys.readouterr()
     scores = tmp_path / "scores.json"
-    words = [
+    argv = [
         "--data",
         str(tiny_config.data),
         "--k",
@@ -204,12 +282,17 @@ def test_pretrain_then_knn(
         "--json",
         str(scores),
     ]
-    assert main(["knn", str(tiny_config.out), *words]) == 0
+    assert main(["knn", str(tiny_config.out), *argv]) == 0
     table = capsys.readouterr().out
     assert "untrained" in table
     assert len(table.splitlines()) == 3
     stored = json.loads(scores.read_text())
+    assert list(stored) == [
+        *("untrained", "trained", "bad_images", "checkpoint", "step", "data"),
+        *("temperature", "bank", "queries"),
+    ]
     assert set(stored["trained"]) == {"5", "20"}
+    assert (stored["checkpoint"], stored["data"]) == (str(tiny_config.out), str(tiny_config.data))
     assert stored["bank"] == 96
     assert all(0 <= value <= 100 for value in stored["trained"].values())
     assert "--k 500 is more than the 96 training images" in fails(
@@ -222,9 +305,9 @@ def test_knn_agrees_with_the_evaluation_during_training(
 ) -> None:
     summary = pretrain(replace(tiny_config, knn=replace(tiny_config.knn, every_epochs=2, k=(7,))))
     options = EvalOptions(device="cpu", precision="fp32")
-    scores = knn(tiny_config.out, tiny_config.data, k=(7,), options=options)
-    assert scores["untrained"][7] == pytest.approx(summary.first["knn_top1_k7"])
-    assert scores["trained"][7] == pytest.approx(summary.last["knn_top1_k7"])
+    result = knn(tiny_config.out, tiny_config.data, k=(7,), options=options)
+    assert result.untrained[7] == pytest.approx(summary.first["knn_top1_k7"])
+    assert result.trained[7] == pytest.approx(summary.last["knn_top1_k7"])
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -237,7 +320,7 @@ def test_views_draws_a_grid(class_folders: Path, tmp_path: Path, single: bool) -
         assert len(grid.getcolors(1 << 20) or []) > 1000
 
 
-def test_views_into_an_impossible_place(
+def test_views_to_an_unwritable_file_is_one_line(
     capsys: pytest.CaptureFixture[str], class_folders: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -248,9 +331,9 @@ def test_views_into_an_impossible_place(
 
 
 @pytest.mark.parametrize("command", ["knn", "linear", "inspect", "doctor"])
-def test_a_json_that_cannot_be_written_is_said_before_the_work(
+def test_a_json_that_cannot_be_written_is_refused_before_the_work(
     capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    words = [] if command == "doctor" else ["no-checkpoint.pt", "--data", "x"]
-    words += ["--json", "/no/such/folder/x.json"]
-    assert "--json /no/such/folder/x.json: there is no folder" in fails(capsys, command, *words)
+    argv = [] if command == "doctor" else ["no-checkpoint.pt", "--data", "x"]
+    argv += ["--json", "/no/such/folder/x.json"]
+    assert "--json /no/such/folder/x.json: there is no folder" in fails(capsys, command, *argv)

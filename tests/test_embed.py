@@ -1,4 +1,4 @@
-"""Embedded features are those of the evaluation, image by image, in both formats."""
+"""`embed` writes the features of the evaluation, image by image, in both formats."""
 
 import shutil
 from dataclasses import replace
@@ -17,7 +17,7 @@ from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
 from fastsimsiam.evaluate import context
 from fastsimsiam.evaluate.features import center_plan, extract
-from fastsimsiam.evaluate.pretrained import load_frozen
+from fastsimsiam.evaluate.pretrained import load_pretrained
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.storage.base import Storage
@@ -36,22 +36,22 @@ def run(tiny_config: Config) -> Config:
 
 def test_features_are_those_of_the_evaluation(run: Config, tmp_path: Path) -> None:
     npz, table = tmp_path / "a.npz", tmp_path / "a.parquet"
-    words = ["--data", str(run.data), "--split", "val", "--device", "cpu", "--precision", "fp32"]
-    assert main(["embed", str(run.out), "--out", str(npz), *words]) == 0
+    argv = ["--data", str(run.data), "--split", "val", "--device", "cpu", "--precision", "fp32"]
+    assert main(["embed", str(run.out), "--out", str(npz), *argv]) == 0
     assert embed(run.out, run.data, table, split="val", options=ON_CPU) == 24
     stored = np.load(npz)
     val = open_split(run.data, "val")
     loader = build_loader("cpu", val, LoaderOptions(device=CPU, workers=1, on_bad_image="error"))
     unit, label = extract(
-        load_frozen(run.out).backbone,
+        load_pretrained(run.out).backbone,
         loader,
         center_plan(val, run.image_size, run.knn.crop_fraction),
         device=CPU,
         dtype=torch.float32,
     )
     loader.close()
-    found = F.normalize(torch.from_numpy(stored["features"]), dim=1)
-    torch.testing.assert_close(found, unit, atol=1e-5, rtol=1e-4)
+    embedded = F.normalize(torch.from_numpy(stored["features"]), dim=1)
+    torch.testing.assert_close(embedded, unit, atol=1e-5, rtol=1e-4)
     assert stored["label"].tolist() == label.tolist()
     assert stored["path"].tolist() == list(val.paths)
     assert stored["classes"].tolist() == ["ant", "bee", "cow"]
@@ -83,15 +83,15 @@ def test_wrong_input_is_one_line(run: Config, capsys: pytest.CaptureFixture[str]
         assert message in capsys.readouterr().err
 
 
-def test_only_what_is_asked_for_is_opened(
+def test_only_the_requested_split_is_opened(
     run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loader `resident` decodes all of a split when it is opened."""
     opened: list[int] = []
 
-    def counting(name: str, storage: Storage, **options: object) -> Loader:
+    def counting(name: str, storage: Storage, options: LoaderOptions) -> Loader:
         opened.append(len(storage))
-        return build_loader(name, storage, **options)  # type: ignore[arg-type]
+        return build_loader(name, storage, options)
 
     monkeypatch.setattr(context, "build_loader", counting)
     embed(run.out, run.data, tmp_path / "a.npz", split="val", options=ON_CPU)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastsimsiam.cli import main
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.pretrained import load_frozen
+from fastsimsiam.evaluate.pretrained import load_pretrained
 from fastsimsiam.tools.export import export
 from fastsimsiam.train.pretrain import pretrain
 
@@ -32,32 +32,32 @@ def run(tiny_config: Config) -> Path:
 
 @pytest.fixture
 def images() -> Tensor:
-    """Three of them."""
+    """Three images (3, 3, 32, 32)."""
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
 def expected(run: Path, images: Tensor) -> Tensor:
     """Features of the checkpoint itself."""
     with torch.no_grad():
-        found: Tensor = load_frozen(run).backbone(images)
-    return found
+        features: Tensor = load_pretrained(run).backbone(images)
+    return features
 
 
 def run_card(card: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Runs a card's code as it is printed, where its file lies."""
+    """Runs the code of a card in the folder of its file."""
     monkeypatch.chdir(folder)
     (block,) = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
-    found: dict[str, Any] = {}
-    exec(block, found)
-    return found
+    namespace: dict[str, Any] = {}
+    exec(block, namespace)
+    return namespace
 
 
 def card_mode(file: Path) -> int:
-    """Permissions of the card beside a file: those of any new file."""
+    """Permissions of the card of a file, which are those of any new file."""
     return file.with_name(file.name + ".md").stat().st_mode
 
 
-def test_torchvision_takes_it(
+def test_torchvision_loads_the_weights(
     run: Path, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "weights.safetensors"
@@ -79,16 +79,16 @@ def test_torchvision_takes_it(
     with torch.no_grad():
         assert torch.equal(model(images), expected(run, images))
     assert file.stat().st_mode & 0o444 == card_mode(file) & 0o444
-    # What was exported can be read again.
-    assert load_frozen(file).arch == "resnet18"
+    # The exported file is a format that this package reads.
+    assert load_pretrained(file).arch == "resnet18"
 
 
-def test_a_network_with_the_small_stem_can_be_read_again(
+def test_a_network_with_the_cifar_stem_can_be_loaded_again(
     tiny_config: Config, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretrain(replace(tiny_config, arch="resnet18", stem="cifar", max_steps=2, batch_size=8))
     file, card = export(tiny_config.out, tmp_path / "small.safetensors")
-    again = load_frozen(file)
+    again = load_pretrained(file)
     assert (again.arch, again.stem) == ("resnet18", "cifar")
     with torch.no_grad():
         assert torch.equal(again.backbone(images), expected(tiny_config.out, images))
@@ -97,30 +97,30 @@ def test_a_network_with_the_small_stem_can_be_read_again(
     assert "no max-pooling" in card.read_text()
 
 
-def test_timm_takes_it(
+def test_timm_loads_the_weights(
     run: Path, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, card = export(run, tmp_path / "weights.safetensors", format="timm")
     model = timm.create_model("resnet18", checkpoint_path=str(file))
     model.reset_classifier(0)
     with torch.no_grad():
-        found = model.eval()(images)
+        features = model.eval()(images)
         again = run_card(card, tmp_path, monkeypatch)["model"](images)
-    for features in (found, again):
-        torch.testing.assert_close(features, expected(run, images), atol=1e-5, rtol=1e-5)
+    for result in (features, again):
+        torch.testing.assert_close(result, expected(run, images), atol=1e-5, rtol=1e-5)
 
 
-def test_onnxruntime_takes_it(run: Path, images: Tensor, tmp_path: Path) -> None:
+def test_onnxruntime_runs_the_graph(run: Path, images: Tensor, tmp_path: Path) -> None:
     file, card = export(run, tmp_path / "net.onnx", format="onnx")
     session = onnxruntime.InferenceSession(file)
     for batch in (images, images[:1]):
-        (found,) = session.run(None, {"images": batch.numpy()})
-        np.testing.assert_allclose(found, expected(run, batch).numpy(), atol=1e-4)
+        (features,) = session.run(None, {"images": batch.numpy()})
+        np.testing.assert_allclose(features, expected(run, batch).numpy(), atol=1e-4)
     assert 'InferenceSession("net.onnx")' in card.read_text()
     assert sorted(path.name for path in tmp_path.glob("net*")) == ["net.onnx", "net.onnx.md"]
 
 
-def test_the_card_tells_scores_data_and_commit(run: Path, tmp_path: Path) -> None:
+def test_the_card_holds_scores_data_and_commit(run: Path, tmp_path: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     summary |= {"commit": "abc1234", "last": {"knn_top1_k5": 12.345}}
     (run / "summary.json").write_text(json.dumps(summary))
@@ -129,7 +129,7 @@ def test_the_card_tells_scores_data_and_commit(run: Path, tmp_path: Path) -> Non
         assert f"{line}\n" in card.read_text()
 
 
-def test_a_damaged_summary_leaves_no_half_an_export(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_summary_leaves_no_partial_export(run: Path, tmp_path: Path) -> None:
     (run / "summary.json").write_text('{"config": {')
     with pytest.raises(UserError, match=r"summary\.json is damaged"):
         export(run, tmp_path / "x.safetensors")
@@ -141,7 +141,7 @@ def test_what_cannot_be_exported_is_one_line(
 ) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     run = str(tiny_config.out)
-    for words, message in (
+    for argv, message in (
         ([run, str(tmp_path / "x.pth")], "name it NAME.safetensors"),
         ([run, str(tmp_path / "x.safetensors"), "--format", "onnx"], "name it NAME.onnx"),
         ([run, "/no/such/x.safetensors"], "there is no folder /no/such"),
@@ -149,7 +149,7 @@ def test_what_cannot_be_exported_is_one_line(
         ([run, str(tmp_path / "x.safetensors"), "--image-size", "0"], "--image-size is 0"),
         (["/no/run", str(tmp_path / "x.safetensors")], "there is no checkpoint /no/run"),
     ):
-        assert main(["export", *words]) == 2
+        assert main(["export", *argv]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1

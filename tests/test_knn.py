@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import CPU
 from torch import nn
 
-from fastsimsiam.evaluate import knn
+from fastsimsiam.evaluate import neighbors
 from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.evaluate.knn import usable_k
 from fastsimsiam.loaders.base import LoaderOptions
@@ -22,7 +22,7 @@ from fastsimsiam.storage.class_folder import open_split
 def brute_force(
     bank: np.ndarray, label: np.ndarray, queries: np.ndarray, k: int, temperature: float
 ) -> list[int]:
-    """One query at a time, votes summed in float64."""
+    """Predictions query by query, with votes summed in float64."""
     answers = []
     for query in queries:
         similarity = bank @ query
@@ -49,9 +49,11 @@ def features() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
-def test_accuracy_is_brute_forces(features: tuple[torch.Tensor, ...], temperature: float) -> None:
+def test_accuracy_equals_brute_force(
+    features: tuple[torch.Tensor, ...], temperature: float
+) -> None:
     bank, label, queries, query_label = features
-    found = knn.knn_accuracy(
+    accuracy = neighbors.knn_accuracy(
         bank, label, queries, query_label, k=(200, 1, 10), temperature=temperature, num_classes=5
     )
     for k in (1, 10, 200):
@@ -59,19 +61,19 @@ def test_accuracy_is_brute_forces(features: tuple[torch.Tensor, ...], temperatur
             bank.double().numpy(), label.numpy(), queries.double().numpy(), k, temperature
         )
         expected = np.mean(np.array(answers) == query_label.numpy())
-        assert found[k] == pytest.approx(expected, abs=1e-6)
-    assert list(found) == [200, 1, 10]
-    assert 0.5 < found[10] < 1.0
+        assert accuracy[k] == pytest.approx(expected, abs=1e-6)
+    assert list(accuracy) == [200, 1, 10]
+    assert 0.5 < accuracy[10] < 1.0
 
 
-def test_chunks_change_nothing(
+def test_chunk_sizes_change_nothing(
     features: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bank, _, queries, _ = features
-    whole = knn.nearest(queries, bank, 20)
-    monkeypatch.setattr(knn, "_QUERY_CHUNK", 9)
-    monkeypatch.setattr(knn, "_BANK_CHUNK", 13)
-    pieces = knn.nearest(queries, bank, 20)
+    whole = neighbors.nearest(queries, bank, 20)
+    monkeypatch.setattr(neighbors, "_QUERY_CHUNK", 9)
+    monkeypatch.setattr(neighbors, "_BANK_CHUNK", 13)
+    pieces = neighbors.nearest(queries, bank, 20)
     torch.testing.assert_close(pieces[0], whole[0])
     assert torch.equal(pieces[1], whole[1])
 
@@ -81,7 +83,7 @@ def test_usable_k() -> None:
     assert usable_k((200,), 50) == [50]
 
 
-def test_features_are_in_order_and_leave_the_network_alone(class_folders: object) -> None:
+def test_features_are_in_order_and_the_network_is_unchanged(class_folders: object) -> None:
     storage = open_split(class_folders, "train")
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1))
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
@@ -101,7 +103,7 @@ def test_features_are_in_order_and_leave_the_network_alone(class_folders: object
 _LARGE = """
 import resource, torch
 import torch.nn.functional as F
-from fastsimsiam.evaluate.knn import knn_accuracy, nearest
+from fastsimsiam.evaluate.neighbors import knn_accuracy, nearest
 generator = torch.Generator().manual_seed(0)
 bank = torch.randn(200_000, 2048, generator=generator)
 bank /= bank.norm(dim=1, keepdim=True)
@@ -114,12 +116,12 @@ accuracy = knn_accuracy(
 assert all(0 <= share < 0.01 for share in accuracy.values()), accuracy
 similarity, position = nearest(queries[:40], bank, 200)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-# Against all of the bank, in float64 and piece by piece.
+# Compared with the whole bank, in float64 and in parts.
 exact = torch.cat([queries[:40].double() @ part.double().T for part in bank.split(10_000)], dim=1)
 value, index = exact.topk(200, dim=1)
 assert (similarity.double() - value).abs().max() < 1e-6
 wrong = position != index
-# Only where two similarities are closer than float32 tells apart may the order differ.
+# The order may differ only between similarities that are equal in float32.
 assert exact.gather(1, position)[wrong].sub(value[wrong]).abs().max() < 1e-6 if wrong.any() else True
 print(f"peak {peak:.2f} GiB")
 assert peak < 4, peak

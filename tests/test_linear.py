@@ -1,4 +1,4 @@
-"""Linear evaluation: LARS against NumPy, learning, resuming, and a backbone that stays as it is."""
+"""Linear evaluation: LARS against NumPy, learning, resuming, and an unchanged backbone."""
 
 import json
 from collections.abc import Iterator
@@ -17,22 +17,23 @@ from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate import linear_probe
-from fastsimsiam.evaluate.context import evaluating
+from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.evaluate.linear import (
     LinearState,
     accuracy,
     cached_features,
+    lr_of_epoch,
     new_state,
-    rate_of_epoch,
     train,
 )
 from fastsimsiam.optim.lars import Lars
+from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.train.pretrain import pretrain
 
 ON_CPU = EvalOptions(device="cpu", precision="fp32", workers=1)
 
 
-def test_lars_is_as_in_numpy() -> None:
+def test_lars_equals_numpy() -> None:
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(4, 3))
     bias = np.zeros(3)
@@ -56,14 +57,14 @@ def test_lars_is_as_in_numpy() -> None:
 
 
 def clusters(images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Features of seven classes that a line can tell apart."""
+    """Linearly separable features of seven classes, and labels."""
     centers = 3 * torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(0, 7, (images,), generator=generator)
     return centers[label] + torch.randn(images, 16, generator=generator), label
 
 
-def test_the_layer_learns_what_can_be_learned() -> None:
+def test_the_layer_learns_separable_features() -> None:
     config = LinearConfig(epochs=30, batch_size=64, lr=40.0)
     state = new_state(16, 7, config, CPU)
     before = accuracy(state.layer, iter([clusters(500, 2)]))
@@ -74,7 +75,23 @@ def test_the_layer_learns_what_can_be_learned() -> None:
     assert len(state.losses) == 30
 
 
-def test_accuracy_counts_by_hand() -> None:
+def test_cached_features_come_in_an_order_of_seed_and_epoch() -> None:
+    """Row and label stay together; the last, incomplete batch is dropped."""
+    h = torch.arange(30.0)[:, None]
+
+    def order(seed: int, epoch: int) -> list[int]:
+        features = cached_features(h, torch.arange(30), LinearConfig(seed=seed, batch_size=8))
+        batches = list(features(epoch))
+        assert [len(label) for _, label in batches] == [8, 8, 8]
+        assert all(torch.equal(rows[:, 0].long(), label) for rows, label in batches)
+        return torch.cat([label for _, label in batches]).tolist()
+
+    assert order(3, 2) == order(3, 2) == epoch_order(30, 3, 2)[:24].tolist()
+    assert len(set(order(3, 2))) == 24
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_accuracy_of_known_predictions() -> None:
     layer = nn.Linear(6, 6, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.eye(6))
@@ -83,15 +100,15 @@ def test_accuracy_counts_by_hand() -> None:
     assert accuracy(layer, iter([(h[:1], label[:1]), (h[1:], label[1:])])) == (25.0, 75.0)
 
 
-def test_the_rate_is_half_a_cosine_by_the_scaling_rule() -> None:
+def test_the_learning_rate_is_half_a_cosine_by_the_scaling_rule() -> None:
     config = LinearConfig()
-    assert rate_of_epoch(config, 0) == pytest.approx(1.6)
-    assert rate_of_epoch(config, 45) == pytest.approx(0.8)
-    assert rate_of_epoch(config, 90) == pytest.approx(0)
+    assert lr_of_epoch(config, 0) == pytest.approx(1.6)
+    assert lr_of_epoch(config, 45) == pytest.approx(0.8)
+    assert lr_of_epoch(config, 90) == pytest.approx(0)
     assert (config.epochs, config.batch_size, config.weight_decay) == (90, 4096, 0)
 
 
-def test_a_loss_that_is_not_finite_is_said() -> None:
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
     config = LinearConfig(epochs=3, batch_size=4)
     state = new_state(2, 2, config, CPU)
 
@@ -108,26 +125,32 @@ def test_from_a_run_to_a_score(
 ) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     file = tmp_path / "linear.json"
-    words = ["linear", str(tiny_config.out), "--data", str(tiny_config.data), "--epochs", "6"]
-    words += ["--batch-size", "32", "--lr", "1", "--device", "cpu", "--json", str(file)]
-    words += ["--optimizer", "sgd"]
+    argv = ["linear", str(tiny_config.out), "--data", str(tiny_config.data), "--epochs", "6"]
+    argv += ["--batch-size", "32", "--lr", "1", "--device", "cpu", "--json", str(file)]
+    argv += ["--optimizer", "sgd"]
     capsys.readouterr()
-    assert main([*words, *(["--cached"] if cached else [])]) == 0
-    said = capsys.readouterr().out
-    assert "not the published protocol" in said
-    assert ("cached" in said) == cached
-    assert ("epochs 6, batch_size 32" in said) != cached
-    found = json.loads(file.read_text())
-    assert 0 < found["top1"] < found["top5"] == 100  # three classes, of textures drawn alike
-    assert len(found["losses"]) == 6
-    assert all(0.5 < loss < 3 for loss in found["losses"])
+    assert main([*argv, *(["--cached"] if cached else [])]) == 0
+    printed = capsys.readouterr().out
+    assert "not the published protocol" in printed
+    assert ("cached" in printed) == cached
+    assert ("epochs 6, batch_size 32" in printed) != cached
+    result = json.loads(file.read_text())
+    assert list(result) == [
+        *("protocol", "top1", "top5", "losses", "seconds", "config", "bad_images", "checkpoint"),
+        *("step", "data", "train_images", "val_images", "image_size"),
+    ]
+    assert result["config"]["epochs"] == 6
+    assert (result["step"], result["checkpoint"]) == (2, str(tiny_config.out))
+    assert 0 < result["top1"] < result["top5"] == 100  # three classes of equal textures
+    assert len(result["losses"]) == 6
+    assert all(0.5 < loss < 3 for loss in result["losses"])
 
 
 def test_a_resumed_evaluation_is_the_uninterrupted_one(tiny_config: Config, tmp_path: Path) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     config = LinearConfig(epochs=4, batch_size=32)
 
-    def run(out: Path, *, resume: bool = False) -> dict[str, object]:
+    def run(out: Path, *, resume: bool = False) -> linear_probe.LinearResult:
         return linear_probe.linear(
             tiny_config.out, tiny_config.data, config=config, out=out, resume=resume, options=ON_CPU
         )
@@ -135,7 +158,7 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(tiny_config: Config, tmp_
     whole = run(tmp_path / "whole")
 
     class StoppedError(Exception):
-        """As by a signal."""
+        """Stands for a signal."""
 
     def stop(state: LinearState, features: object, config: LinearConfig, after: object) -> None:
         def interrupted(now: LinearState) -> None:
@@ -159,9 +182,9 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(tiny_config: Config, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(linear_probe, "train", counted)
         resumed = run(tmp_path / "parts", resume=True)
-    assert trained == [2, 3]  # it goes on, and does not start anew
-    assert resumed["losses"] == whole["losses"]
-    assert resumed["top1"] == whole["top1"]
+    assert trained == [2, 3]  # it continues instead of starting again
+    assert resumed.losses == whole.losses
+    assert resumed.top1 == whole.top1
     (tmp_path / "parts" / "linear.pt").write_bytes(b"cut short")
     with pytest.raises(UserError, match="damaged or no checkpoint"):
         run(tmp_path / "parts", resume=True)
@@ -171,16 +194,16 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(tiny_config: Config, tmp_
         run(tmp_path / "other", resume=True)
 
 
-def test_a_backbone_that_changes_is_noticed(
+def test_a_backbone_that_changes_is_an_error(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """BatchNorm in training mode would follow the data."""
+    """BatchNorm in training mode would update its statistics."""
     pretrain(replace(tiny_config, max_steps=2))
     training = linear_probe._training
     monkeypatch.setattr(
         linear_probe,
         "_training",
-        lambda session, *rest: (session.frozen.backbone.train(), training(session, *rest))[1],
+        lambda context, *rest: (context.pretrained.backbone.train(), training(context, *rest))[1],
     )
     with pytest.raises(AssertionError, match="the frozen backbone has changed"):
         linear_probe.linear(
@@ -200,20 +223,22 @@ def test_values_out_of_range_are_named(key: str, value: float) -> None:
         LinearConfig(**{key: value})
 
 
-def test_large_batches_pass_in_pieces(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_batches_pass_the_backbone_in_chunks(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     config = LinearConfig(batch_size=48)
 
     def first_batch() -> tuple[Tensor, Tensor]:
         options = EvalOptions(device="cpu", precision="fp32")
-        with evaluating(tiny_config.out, tiny_config.data, options) as session:
-            return next(linear_probe._training(session, config, cached=False)(0))
+        with open_eval_context(tiny_config.out, tiny_config.data, options) as context:
+            return next(linear_probe._training(context, config, cached=False)(0))
 
     whole, labels = first_batch()
-    monkeypatch.setattr("fastsimsiam.evaluate.linear._PIECE", 20)
-    pieces, same_labels = first_batch()
+    monkeypatch.setattr("fastsimsiam.evaluate.linear._CHUNK", 20)
+    chunks, same_labels = first_batch()
     assert whole.shape == (48, 128)
-    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(chunks, whole, rtol=1e-4, atol=1e-5)
     assert torch.equal(labels, same_labels)
 
 
@@ -227,8 +252,8 @@ def test_too_little_memory_is_one_line(
 
     monkeypatch.setattr(linear_probe, "train", full)
     capsys.readouterr()
-    words = ["--data", str(tiny_config.data), "--device", "cpu", "--batch-size", "16"]
-    assert main(["linear", str(tiny_config.out), *words]) == 2
+    argv = ["--data", str(tiny_config.data), "--device", "cpu", "--batch-size", "16"]
+    assert main(["linear", str(tiny_config.out), *argv]) == 2
     assert "the GPU's memory is too small" in capsys.readouterr().err
 
 
@@ -240,7 +265,7 @@ def test_too_large_a_batch_is_one_line(tiny_config: Config) -> None:
         linear_probe.linear(tiny_config.out, tiny_config.data, options=ON_CPU)
 
 
-def test_only_the_published_protocol_is_called_so() -> None:
+def test_only_the_published_options_are_called_the_published_protocol() -> None:
     assert (
         linear_probe._protocol(LinearConfig(seed=3), False)
         == "random crops, the published protocol"

@@ -11,7 +11,7 @@ from test_trainer import trainer
 from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
 from fastsimsiam.evaluate import context
-from fastsimsiam.evaluate.context import evaluating
+from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.train import build
 
 _LARGE_BLOCKS = """
@@ -71,5 +71,5 @@ def test_trainer_and_evaluation_keep_freed_memory(
     assert made.fit() == 0
     recorder.close()
     made.loader.close()
-    with evaluating(tiny_config.out, tiny_config.data, EvalOptions(device="cpu")):
+    with open_eval_context(tiny_config.out, tiny_config.data, EvalOptions(device="cpu")):
         assert asked == ["trainer", "evaluation"]

@@ -1,4 +1,4 @@
-"""Packing: verified copies, clear refusals, no half files."""
+"""Packing: verified copies, errors in one line, no partial files."""
 
 import json
 import resource
@@ -51,7 +51,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_jpegs_keep_their_bytes(images: Path, tmp_path: Path) -> None:
+def test_jpegs_are_copied_byte_by_byte(images: Path, tmp_path: Path) -> None:
     folder = open_split(images, "train")
     beton = packed(images, tmp_path / "a.beton")
     assert len(beton) == 12
@@ -69,18 +69,18 @@ def test_jpegs_keep_their_bytes(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "size"), [({"max_side": 40}, (30, 40)), ({"short_side": 30}, (30, 40))]
 )
-def test_larger_images_are_made_smaller(
+def test_larger_images_are_scaled_down(
     options: dict[str, int], size: tuple[int, int], images: Path, tmp_path: Path
 ) -> None:
     beton = packed(images, tmp_path / "a.beton", **options)
-    assert {tuple(found) for found in beton.sizes.tolist()} == {size}
+    assert {tuple(row) for row in beton.sizes.tolist()} == {size}
     original = open_with_pil(images / "k0" / "00.jpg").resize(size[::-1], Image.Resampling.BICUBIC)
     difference = np.abs(read_rgb(beton, 0).astype(int) - np.asarray(original, dtype=int))
     assert difference.mean() < 10  # JPEG halves the colors of a rough texture
 
 
 def nasty(folder: Path) -> Path:
-    """What turns up in data sets: 12 whole images, some odd, and three broken files."""
+    """A folder of 12 intact images, some of unusual formats and sizes, and three broken files."""
     rng = np.random.default_rng(1)
     place = folder / "nasty" / "k"
     place.mkdir(parents=True)
@@ -103,7 +103,7 @@ BROKEN = {"truncated.jpg", "empty.jpg", "text.jpg"}
 
 @pytest.fixture(scope="module")
 def nasty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once: the large image takes a second."""
+    """Written once: the large image takes a second."""
     return nasty(tmp_path_factory.mktemp("set"))
 
 
@@ -155,15 +155,15 @@ def test_every_loader_takes_the_same_folder(name: str, nasty_folder: Path) -> No
 
 
 def damage(beton: Beton, index: int) -> None:
-    """Ends a record at its half."""
+    """Truncates a record to half its length."""
     with open(beton.root, "r+b") as file:
         length = int(beton.length[index])
         file.seek(int(beton.pointer[index]) + length // 2)
         file.write(b"\xff\xd9" + bytes(length - length // 2 - 2))
 
 
-def test_a_bad_record_is_named_and_never_passed_on(images: Path, tmp_path: Path) -> None:
-    """FFCV alone would show the previous image's pixels in its place."""
+def test_a_broken_record_is_named_and_never_loaded(images: Path, tmp_path: Path) -> None:
+    """FFCV alone would return the pixels of the previous image instead."""
     beton = packed(images, tmp_path / "a.beton")
     damage(beton, 3)
     plan = TrainPlan(
@@ -207,7 +207,7 @@ def test_damaged_and_foreign_files_are_refused(images: Path, tmp_path: Path) -> 
         open_beton(target)
 
 
-def test_data_sets_are_opened_by_what_they_are(images: Path, tmp_path: Path) -> None:
+def test_data_sets_are_opened_by_their_format(images: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     packed(images, data / "train.beton")
     packed(images, data / "val.beton")
@@ -215,7 +215,7 @@ def test_data_sets_are_opened_by_what_they_are(images: Path, tmp_path: Path) -> 
     train = open_any(data, "train")
     assert isinstance(train, Beton)
     assert isinstance(open_any(data / "train.beton", "train"), Beton)
-    # Labels follow the classes of the training split, whatever the file's own order is.
+    # Labels follow the classes of the training split, whatever the order in the file.
     swapped = open_any(data, "val", classes=["k1", "k0"])
     np.testing.assert_array_equal(swapped.label, 1 - train.label)
     with pytest.raises(UserError, match="has a class k0"):
@@ -245,11 +245,11 @@ def test_a_killed_pack_leaves_no_file(images: Path, tmp_path: Path) -> None:
     assert not partial.exists()
 
 
-# Packs one image and then takes its time.
+# Packs one image and then waits.
 KILLED = """
 import sys, time
 from pathlib import Path
-from fastsimsiam.pack import PackOptions, pack
+from fastsimsiam.tools.pack import PackOptions, pack
 from fastsimsiam.storage.class_folder import open_split
 pack(open_split(Path(sys.argv[1]), "train"), Path(sys.argv[2]), PackOptions(), workers=1,
      report=lambda done, total: time.sleep(60))
@@ -282,11 +282,11 @@ def test_a_full_disk_is_one_line(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["{images}", "{out}/a.txt"], "ends in .beton"),
         (["{images}"], "needs SRC and DST.beton"),
-        (["{images}", "{out}/a.beton", "--max-side", "9", "--short-side", "9"], "not both"),
+        (["{images}", "{out}/a.beton", "--max-side", "9", "--short-side", "9"], "drop one of them"),
         (["{images}", "{out}/a.beton", "--quality", "0"], "--quality is 0"),
         (["{images}", "{out}/a.beton", "--workers", "-1"], "--workers is -1"),
         (["{out}", "{out}/a.beton"], "no .jpg"),
@@ -294,11 +294,11 @@ def test_a_full_disk_is_one_line(images: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_input_is_one_line(
-    words: list[str], message: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    argv: list[str], message: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    words = [word.format(images=images, out=tmp_path / "empty") for word in words]
-    assert main(["pack", *words]) == 2
+    argv = [argument.format(images=images, out=tmp_path / "empty") for argument in argv]
+    assert main(["pack", *argv]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

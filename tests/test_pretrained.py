@@ -1,4 +1,4 @@
-"""Backbones are read from files of many makers, to the bit, or refused by name."""
+"""Backbones are loaded from files of several packages, to the bit, or refused with the reason."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +14,12 @@ from fastsimsiam import load_backbone
 from fastsimsiam.cli import main
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.pretrained import load_frozen
+from fastsimsiam.evaluate.pretrained import load_pretrained
 from fastsimsiam.train.pretrain import pretrain
 
 
 def network(arch: str = "resnet18") -> nn.Module:
-    """A network of torchvision with weights and BatchNorm statistics of its own."""
+    """A network of torchvision with random weights and BatchNorm statistics."""
     torch.manual_seed(1)
     made: nn.Module = torchvision.models.get_model(arch, weights=None)
     for module in made.modules():
@@ -31,18 +31,18 @@ def network(arch: str = "resnet18") -> nn.Module:
 
 
 def features_of(made: nn.Module, images: Tensor) -> Tensor:
-    """What comes into the last layer."""
-    found: list[Tensor] = []
-    hook = made.fc.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    """The input of the last layer."""
+    inputs: list[Tensor] = []
+    hook = made.fc.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     with torch.no_grad():
         made(images)
     hook.remove()
-    return found[0]
+    return inputs[0]
 
 
 @pytest.fixture
 def images() -> Tensor:
-    """Three of them."""
+    """Three images (3, 3, 64, 64)."""
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(2))
 
 
@@ -76,49 +76,49 @@ def test_features_are_those_of_the_network(layout: str, tmp_path: Path, images: 
         torch.save({"state_dict": wrapped}, file)
     else:
         torch.save(state, file)
-    frozen = load_frozen(file)
-    assert (frozen.arch, frozen.stem, frozen.step) == (arch, "imagenet", None)
+    pretrained = load_pretrained(file)
+    assert (pretrained.arch, pretrained.stem, pretrained.step) == (arch, "imagenet", None)
     with torch.no_grad():
-        assert torch.equal(frozen.backbone(images), expected)
+        assert torch.equal(pretrained.backbone(images), expected)
 
 
-def test_our_own_run_is_read(tiny_config: Config, images: Tensor) -> None:
+def test_a_run_is_loaded(tiny_config: Config, images: Tensor) -> None:
     summary = pretrain(replace(tiny_config, max_steps=4))
     assert summary.checkpoint is not None
-    frozen = load_frozen(tiny_config.out)
-    assert (frozen.step, frozen.image_size, frozen.arch) == (4, 32, "tiny_resnet")
+    pretrained = load_pretrained(tiny_config.out)
+    assert (pretrained.step, pretrained.image_size, pretrained.arch) == (4, 32, "tiny_resnet")
     with pytest.raises(UserError, match="--arch is resnet18, but .* is tiny_resnet: drop --arch"):
-        load_frozen(tiny_config.out, arch="resnet18")
+        load_pretrained(tiny_config.out, arch="resnet18")
     backbone = load_backbone(str(summary.checkpoint))
     assert not backbone.training
     with torch.no_grad():
-        assert torch.equal(backbone(images), frozen.backbone(images))
+        assert torch.equal(backbone(images), pretrained.backbone(images))
 
 
-def test_the_stem_is_found_out(tmp_path: Path) -> None:
+def test_the_stem_is_detected(tmp_path: Path) -> None:
     made = network()
     made.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     torch.save(made.state_dict(), tmp_path / "cifar.pth")
-    assert load_frozen(tmp_path / "cifar.pth").stem == "cifar"
+    assert load_pretrained(tmp_path / "cifar.pth").stem == "cifar"
     with pytest.raises(UserError, match="--arch or --stem"):
-        load_frozen(tmp_path / "cifar.pth", stem="imagenet", arch="resnet18")
-    assert load_frozen(tmp_path / "cifar.pth", arch="resnet18").stem == "cifar"
+        load_pretrained(tmp_path / "cifar.pth", stem="imagenet", arch="resnet18")
+    assert load_pretrained(tmp_path / "cifar.pth", arch="resnet18").stem == "cifar"
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_that_do_not_fit_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "weights.pth"
     state = network().state_dict()
     torch.save({**state, "layer9.0.extra": torch.zeros(1)}, file)
     with pytest.raises(
-        UserError, match=r"weights.pth has keys that a resnet18 has not: layer9.0.extra"
+        UserError, match=r"weights.pth has keys that resnet18 does not have: layer9.0.extra"
     ):
-        load_frozen(file, arch="resnet18")
+        load_pretrained(file, arch="resnet18")
     torch.save({k: v for k, v in state.items() if "layer4.1" not in k}, file)
-    with pytest.raises(UserError, match=r"lacks keys of a resnet18: layer4\.1\.bn1\.bias, .* more"):
-        load_frozen(file, arch="resnet18")
+    with pytest.raises(UserError, match=r"lacks keys of resnet18: layer4\.1\.bn1\.bias, .* more"):
+        load_pretrained(file, arch="resnet18")
     with pytest.raises(UserError, match="fits none of resnet18, .*: pass --arch"):
-        load_frozen(file)
-    # The unpickler takes letters for orders: each of these fails in a way of its own.
+        load_pretrained(file)
+    # The unpickler reads letters as opcodes: each of these raises a different exception.
     for text in (b"no checkpoint at all", b"step 10/20 loss\n", b"", b"Report\n", b"buffer\n"):
         file.write_bytes(text)
         assert main(["knn", str(file), "--data", "x"]) == 2, text
@@ -127,10 +127,10 @@ def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert error.count("\n") == 1
     torch.save([1, 2], file)
     with pytest.raises(UserError, match="holds no weights"):
-        load_frozen(file)
+        load_pretrained(file)
     (tmp_path / "x.safetensors").write_bytes(b"12345678abc")
     with pytest.raises(UserError, match=r"x\.safetensors is damaged"):
-        load_frozen(tmp_path / "x.safetensors")
+        load_pretrained(tmp_path / "x.safetensors")
 
 
 class _Evil:
@@ -141,5 +141,5 @@ class _Evil:
 def test_no_code_of_a_file_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": network().state_dict(), "evil": _Evil()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="damaged or no checkpoint"):
-        load_frozen(tmp_path / "evil.pth")
+        load_pretrained(tmp_path / "evil.pth")
     assert "was run" not in capsys.readouterr().out

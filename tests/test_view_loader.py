@@ -1,4 +1,4 @@
-"""What Python code uses: the five-line examples run, and the loader serves a loop of one's own."""
+"""The Python API from end to end: the README's block, `Loader` in other loops, Lightning."""
 
 import re
 import shutil
@@ -21,14 +21,7 @@ from fastsimsiam.evaluate.linear_probe import LinearConfig
 ROOT = Path(__file__).parents[1]
 
 
-def test_everything_that_is_promised_is_there() -> None:
-    for name in fastsimsiam.__all__:
-        assert callable(getattr(fastsimsiam, name)), name
-    with pytest.raises(AttributeError, match="no attribute 'apex'"):
-        fastsimsiam.apex  # noqa: B018
-
-
-def test_pretrain_score_and_use(tiny_config: Config) -> None:
+def test_pretrain_evaluate_and_load(tiny_config: Config) -> None:
     config = fastsimsiam.recipe(
         "imagenette",
         data=tiny_config.data,
@@ -42,18 +35,18 @@ def test_pretrain_score_and_use(tiny_config: Config) -> None:
     )
     summary = fastsimsiam.pretrain(config)
     assert summary.steps == 6
-    scores = fastsimsiam.knn(config.out, config.data, k=(5,))
-    assert set(scores["trained"]) == {5}
+    result = fastsimsiam.knn(config.out, config.data, k=(5,))
+    assert set(result.trained) == {5}
     backbone = fastsimsiam.load_backbone(config.out)
     assert backbone(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
 
 
-def test_a_loop_of_ones_own(class_folders: Path) -> None:
-    """A plain PyTorch loop on the fast loader: SimSiam's loss falls."""
-    from fastsimsiam.methods.registry import build_method
-
+def test_a_plain_training_loop(class_folders: Path) -> None:
+    """PyTorch alone on the fast loader: SimSiam's loss falls."""
     config = fastsimsiam.recipe("imagenette", arch="tiny_resnet", image_size=32)
-    method = build_method(replace(config, method=replace(config.method, projector_layers=2)))
+    method = fastsimsiam.build_method(
+        replace(config, method=replace(config.method, projector_layers=2))
+    )
     optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
     losses = []
     with fastsimsiam.Loader(
@@ -88,8 +81,8 @@ def test_epochs_differ_and_repeat(class_folders: Path) -> None:
     assert abs(first[0][0][0].mean().item()) < 2
 
 
-def test_it_stands_where_a_dataloader_stands(class_folders: Path) -> None:
-    """Iterated afresh for every epoch, with a length, by code that knows nothing of it."""
+def test_the_loader_takes_the_place_of_a_dataloader(class_folders: Path) -> None:
+    """Code without knowledge of it asks for its length and iterates over it once per epoch."""
 
     def any_trainer(batches: object, module: nn.Module, epochs: int) -> int:
         count = 0
@@ -106,7 +99,7 @@ def test_it_stands_where_a_dataloader_stands(class_folders: Path) -> None:
         assert any_trainer(loader, nn.Conv2d(3, 4, 3), 2) == 6
 
 
-def test_labels_mean_the_same_in_both_splits(class_folders: Path, tmp_path: Path) -> None:
+def test_labels_are_the_same_in_both_splits(class_folders: Path, tmp_path: Path) -> None:
     shutil.copytree(class_folders, tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "val" / "bee")
     with fastsimsiam.Loader(
@@ -116,7 +109,7 @@ def test_labels_mean_the_same_in_both_splits(class_folders: Path, tmp_path: Path
         assert {int(label) for _, labels in loader for label in labels} == {0, 2}
 
 
-def test_wrong_arguments_are_said(class_folders: Path) -> None:
+def test_wrong_arguments_are_named(class_folders: Path) -> None:
     with pytest.raises(UserError, match="image_size is 0"):
         fastsimsiam.Loader(class_folders, batch_size=8, image_size=0)
     with pytest.raises(UserError, match="views is empty"):
@@ -128,7 +121,7 @@ def test_wrong_arguments_are_said(class_folders: Path) -> None:
 
 
 def test_the_readmes_python_runs(class_folders: Path, tmp_path: Path) -> None:
-    """The README's block itself, cut down to what a CPU does in seconds."""
+    """The README's block, reduced to a few seconds on a CPU."""
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     for written, small in (
         (
@@ -147,10 +140,10 @@ def test_the_readmes_python_runs(class_folders: Path, tmp_path: Path) -> None:
     ):
         assert written in block
         block = block.replace(written, small)
-    found: dict[str, object] = {"layer": LinearConfig(batch_size=16, epochs=2)}
-    exec(block, found)
-    assert isinstance(found["backbone"], nn.Module)
-    assert [tuple(view.shape) for view in found["views"]] == [(16, 3, 32, 32)] * 2  # type: ignore[attr-defined]
+    namespace: dict[str, object] = {"layer": LinearConfig(batch_size=16, epochs=2)}
+    exec(block, namespace)
+    assert isinstance(namespace["backbone"], nn.Module)
+    assert [tuple(view.shape) for view in namespace["views"]] == [(16, 3, 32, 32)] * 2  # type: ignore[attr-defined]
 
 
 def test_the_lightning_example_runs(class_folders: Path) -> None:

@@ -1,1 +1,4 @@
-"""The commands of the command line, a file each: its arguments, and `run(words)`."""
+"""The commands, one file each: a dataclass of the arguments, and `run(argv)`.
+
+Outside of `run` they import no torch and no NumPy, so help and errors appear at once.
+"""

@@ -18,18 +18,18 @@ class _Doctor:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     minutes: float = 1.0
-    """Minutes of measurement; starting and compiling come on top."""
+    """Minutes of measurement; start-up and compilation come on top."""
     json: Path | None = None
-    """File that receives all that was found."""
+    """JSON file for all measurements and the diagnosis."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    name, rest = _take_recipe(words)
+    name, rest = _take_recipe(argv)
     about = (
-        "Measures decoding, loader, color and step on this machine; says what holds it back, what to "
-        f"change, and how long --recipe NAME (now {name}) takes. Without --data: on synthetic images. "
-        "All options of pretrain may be given."
+        "Measures decoding, loader, color and training step on this machine; names the bottleneck, "
+        f"what to change, and how long --recipe NAME (here {name}) takes. Without --data: on synthetic "
+        "photographs. Takes all options of pretrain."
     )
     arguments = parse(
         _Doctor,
@@ -52,11 +52,11 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _take_recipe(words: list[str]) -> tuple[str, list[str]]:
-    """The value of `--recipe` and the other words: the defaults of all options depend on it."""
-    for at, word in enumerate(words):
-        if word.startswith("--recipe="):
-            return word.removeprefix("--recipe="), words[:at] + words[at + 1 :]
-        if word == "--recipe" and at + 1 < len(words):
-            return words[at + 1], words[:at] + words[at + 2 :]
-    return "imagenet-100ep", words
+def _take_recipe(argv: list[str]) -> tuple[str, list[str]]:
+    """Splits off the value of `--recipe`, on which the defaults of all other options depend."""
+    for position, argument in enumerate(argv):
+        if argument.startswith("--recipe="):
+            return argument.removeprefix("--recipe="), argv[:position] + argv[position + 1 :]
+        if argument == "--recipe" and position + 1 < len(argv):
+            return argv[position + 1], argv[:position] + argv[position + 2 :]
+    return "imagenet-100ep", argv

@@ -15,20 +15,20 @@ class _Embed:
     """Arguments of `embed`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
     data: Path
-    """A data set."""
+    """The data set."""
     out: Path
     """File to write: .npz or .parquet."""
     split: Literal["train", "val"] = "train"
-    """Which split; a flat data set is all train."""
+    """The split; a data set without train/ and val/ is all train."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Writes the features of every image: features, label, class, path."
-    arguments = parse(_Embed, words, "fastsimsiam embed", about=about)
+    about = "Writes features, label, class and path of every image of a data set."
+    arguments = parse(_Embed, argv, "fastsimsiam embed", about=about)
     from fastsimsiam.tools.embed import embed
 
     count = embed(

@@ -14,23 +14,23 @@ class _Export:
     """Arguments of `export`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
-    """File to write: NAME.safetensors, or NAME.onnx; its card is written to DST.md."""
+    """File to write, NAME.safetensors or NAME.onnx; its model card is written to DST.md."""
     format: Literal["torchvision", "timm", "onnx"] = "torchvision"
-    """Whose keys, or a graph for onnxruntime."""
+    """torchvision, timm: weights with the keys of that library. onnx: a graph for onnxruntime."""
     arch: str | None = None
-    """torchvision's name of the network, for weights that are not of this package; None: found out."""
+    """torchvision's name of the network, for weights of other packages; None: detected, for ResNets."""
     stem: Literal["imagenet", "cifar"] | None = None
-    """Stem of such a network; None: found out."""
+    """Stem of such a network, see pretrain --help; None: detected."""
     image_size: int | None = None
-    """Side of the images in pixels; None: as in training, or 224."""
+    """Side of the images in pixels; None: that of the training, else 224."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Writes a backbone for torchvision, timm or onnxruntime, and a model card beside it."
-    arguments = parse(_Export, words, "fastsimsiam export", about=about)
+    about = "Writes a backbone for torchvision, timm or onnxruntime, with a model card."
+    arguments = parse(_Export, argv, "fastsimsiam export", about=about)
     from fastsimsiam.tools.export import export
 
     for file in export(

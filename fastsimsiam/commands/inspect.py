@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse, write_json
-from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.evaluation import INSPECT_IMAGES, EvalOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,26 +15,26 @@ class _Inspect:
     """Arguments of `inspect`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
     data: Path
-    """A data set; its val/ is looked at where it has one."""
-    images: int = 5000
-    """Images to look at, at most."""
+    """The data set; its val/ is used where there is one."""
+    images: int = INSPECT_IMAGES
+    """Largest number of images to use."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
     json: Path | None = None
-    """File that receives the figures."""
+    """JSON file for the metrics."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Figures that tell a healthy representation from a collapsed one."
-    arguments = parse(_Inspect, words, "fastsimsiam inspect", about=about)
-    from fastsimsiam.evaluate.inspect import in_words, inspect
+    about = "Measures whether the representation is healthy or has collapsed."
+    arguments = parse(_Inspect, argv, "fastsimsiam inspect", about=about)
+    from fastsimsiam.evaluate.inspect import format_report, inspect
 
-    found = inspect(
+    result = inspect(
         arguments.checkpoint, arguments.data, images=arguments.images, options=arguments.options
     )
-    print(in_words(found))
+    print(format_report(result))
     if arguments.json:
-        write_json(arguments.json, found)
+        write_json(arguments.json, result.as_dict())
     return 0

@@ -7,7 +7,8 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse, write_json
-from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.evaluation import KNN_K, EvalOptions
+from fastsimsiam.config.run import KnnConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,25 +16,25 @@ class _Knn:
     """Arguments of `knn`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
     data: Path
     """Folder with train/ (the bank) and val/ (the queries)."""
-    k: tuple[int, ...] = (10, 20, 100, 200)
+    k: tuple[int, ...] = KNN_K
     """Numbers of neighbors."""
-    temperature: float = 0.1
+    temperature: float = KnnConfig.temperature
     """Neighbors are weighted by exp(cosine similarity / temperature)."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
     json: Path | None = None
-    """File that receives the scores."""
+    """JSON file for the scores."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Weighted kNN top-1 of frozen features, beside the untrained network's."
-    arguments = parse(_Knn, words, "fastsimsiam knn", about=about)
+    about = "Weighted kNN top-1 of frozen features, compared with the untrained network."
+    arguments = parse(_Knn, argv, "fastsimsiam knn", about=about)
     from fastsimsiam.evaluate.knn import knn
 
-    scores = knn(
+    result = knn(
         arguments.checkpoint,
         arguments.data,
         k=arguments.k,
@@ -41,10 +42,10 @@ def run(words: list[str]) -> int:
         options=arguments.options,
     )
     print(f"{'k':>6}  {'untrained':>9}  {'trained':>9}   (kNN top-1, %)")
-    for k in scores["trained"]:
-        print(f"{k:>6}  {scores['untrained'][k]:>9.2f}  {scores['trained'][k]:>9.2f}")
-    if scores["bad_images"]:
-        print(f"{len(scores['bad_images'])} broken images were replaced by others")
+    for k, top1 in result.trained.items():
+        print(f"{k:>6}  {result.untrained[k]:>9.2f}  {top1:>9.2f}")
+    if result.bad_images:
+        print(f"{len(result.bad_images)} broken images were replaced by others")
     if arguments.json:
-        write_json(arguments.json, scores)
+        write_json(arguments.json, result.as_dict())
     return 0

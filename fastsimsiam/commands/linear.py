@@ -15,34 +15,34 @@ class _Linear:
     """Arguments of `linear`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
     data: Path
     """Folder with train/ and val/."""
     config: Annotated[LinearConfig, tyro.conf.arg(name="")]
     cached: bool = False
-    """Train on features of centered crops, computed once, by SGD in batches of 256: minutes instead of
-    hours, and a figure that is not comparable with published ones."""
+    """Train on features of centered crops, computed once, by SGD in batches of 256. Takes minutes
+    instead of hours; the score does not compare with published ones."""
     out: Path | None = None
-    """Folder that receives the layer after each epoch, for --resume."""
+    """Folder to which the layer is saved after each epoch, for --resume."""
     resume: bool = False
-    """Continue from what is in --out."""
+    """Continue the evaluation in --out."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
     json: Path | None = None
-    """File that receives the scores."""
+    """JSON file for the scores."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Linear evaluation of a frozen backbone; top-1 and top-5 of the last epoch."
-    usual = _Linear(
+    about = "Linear evaluation of a frozen backbone: top-1 and top-5 after the last epoch."
+    defaults = _Linear(
         checkpoint=tyro.MISSING,
         data=tyro.MISSING,
-        config=CACHED if "--cached" in words else LinearConfig(),
+        config=CACHED if "--cached" in argv else LinearConfig(),
     )
-    arguments = parse(_Linear, words, "fastsimsiam linear", default=usual, about=about)
+    arguments = parse(_Linear, argv, "fastsimsiam linear", default=defaults, about=about)
     from fastsimsiam.evaluate.linear_probe import linear
 
-    found = linear(
+    result = linear(
         arguments.checkpoint,
         arguments.data,
         config=arguments.config,
@@ -51,11 +51,9 @@ def run(words: list[str]) -> int:
         resume=arguments.resume,
         options=arguments.options,
     )
-    print(
-        f"linear top-1 {found['top1']:.2f} %, top-5 {found['top5']:.2f} %   ({found['protocol']})"
-    )
-    if found["bad_images"]:
-        print(f"{len(found['bad_images'])} broken images were replaced by others")
+    print(f"linear top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %   ({result.protocol})")
+    if result.bad_images:
+        print(f"{len(result.bad_images)} broken images were replaced by others")
     if arguments.json:
-        write_json(arguments.json, found)
+        write_json(arguments.json, result.as_dict())
     return 0

@@ -16,35 +16,35 @@ class _Pack:
     """Arguments of `pack`."""
 
     source: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="SRC")] = None
-    """Folder with a folder of images for each class."""
+    """Folder with one subfolder of images per class."""
     target: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DST.beton")] = None
-    """File to write, NAME.beton; name it train.beton or val.beton for --data FOLDER."""
+    """File to write, NAME.beton; a folder with train.beton and val.beton is a data set."""
     max_side: int | None = None
-    """Make images smaller whose longest side is longer, in pixels."""
+    """Longest side of an image in pixels; larger images are scaled down."""
     short_side: int | None = None
-    """Make images smaller whose shortest side is longer, in pixels."""
+    """Shortest side of an image in pixels; larger images are scaled down."""
     quality: int = 90
-    """JPEG quality, 1 to 100, of images that cannot keep their own bytes."""
+    """JPEG quality, 1 to 100, of images that have to be encoded again."""
     workers: int | None = None
     """Threads; None: one per CPU core of this process."""
     on_bad_image: OnBadImage = "error"
-    """error: a broken image stops the command. skip: it is left out, and listed in the manifest."""
+    """error: a broken image stops the command. skip: it is left out and listed in the manifest."""
     verify: Path | None = None
-    """Check this packed file against its manifest and decode all of it, instead of packing."""
+    """Packed file to check against its manifest and to decode completely, instead of packing."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Packs class folders into one file for FFCV; every image is decoded on the way."
-    arguments = parse(_Pack, words, "fastsimsiam pack", about=about)
+    about = "Packs class folders into one file for FFCV, and decodes every image to check it."
+    arguments = parse(_Pack, argv, "fastsimsiam pack", about=about)
     from fastsimsiam.storage.class_folder import has_split, open_split
     from fastsimsiam.system.progress import ImageProgress
     from fastsimsiam.tools.pack import PackOptions, pack, verify
 
     if arguments.verify:
         with ImageProgress("verifying") as progress:
-            found = verify(arguments.verify, workers=arguments.workers, report=progress)
-        print(f"{arguments.verify}: {len(found)} images, whole and as packed")
+            beton = verify(arguments.verify, workers=arguments.workers, report=progress)
+        print(f"{arguments.verify}: {len(beton)} images, complete and as packed")
         return 0
     if arguments.source is None or arguments.target is None:
         raise UserError(
@@ -53,7 +53,7 @@ def run(words: list[str]) -> int:
     for split in ("train", "val"):
         if has_split(arguments.source, split):
             raise UserError(
-                f"{arguments.source} has a folder {split}/: pack each split by itself, "
+                f"{arguments.source} has a folder {split}/: pack each split separately, "
                 f"{arguments.source / split} first"
             )
     options = PackOptions(
@@ -72,7 +72,7 @@ def run(words: list[str]) -> int:
         )
     print(
         f"{arguments.target}: {manifest['images_total']} images of {len(manifest['classes'])} classes, "
-        f"{manifest['bytes'] / 1e6:.1f} MB; {manifest['images_with_their_own_bytes']} kept their own "
-        f"bytes, {len(manifest['left_out'])} broken ones left out"
+        f"{manifest['bytes'] / 1e6:.1f} MB; {manifest['images_with_their_own_bytes']} images copied as "
+        f"they are, {len(manifest['left_out'])} broken images left out"
     )
     return 0

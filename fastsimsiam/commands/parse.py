@@ -1,41 +1,74 @@
-"""Words of a command line into dataclasses, by tyro; and what commands write alike."""
+"""Command-line arguments to dataclasses, by tyro; and what several commands write."""
 
 import contextlib
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
+from fastsimsiam.config import renamed
 from fastsimsiam.errors import UserError
 
 _Args = TypeVar("_Args")
+_RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {
+    "--loader": renamed.LOADERS,
+    "--compile": renamed.COMPILE,
+}
 
 
 def parse(
-    kind: Callable[..., _Args], words: list[str], prog: str, *, default: Any = None, about: str
+    kind: Callable[..., _Args], argv: list[str], prog: str, *, default: Any = None, about: str
 ) -> _Args:
-    """tyro, with its boxes of error text folded into one line."""
+    """Parses the arguments of a command.
+
+    Args:
+        kind: dataclass of the arguments.
+        argv: the arguments, without the command's name.
+        prog: command, for the usage line.
+        default: instance of `kind` with the defaults of this call; None: those of the class.
+        about: description, for --help.
+
+    Raises:
+        UserError: tyro refuses an argument; its box of text becomes one line.
+    """
     printed = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(printed):
-            parsed: _Args = tyro.cli(kind, args=words, prog=prog, description=about, **options)
+            parsed: _Args = tyro.cli(kind, args=argv, prog=prog, description=about, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(f"{_one_line(printed.getvalue())}; see {prog} --help") from None
-    asked: Path | None = getattr(parsed, "json", None)
-    if asked and not asked.parent.is_dir():  # before hours of work, not after
-        raise UserError(f"--json {asked}: there is no folder {asked.parent}")
+        reason = _renamed(argv) or _one_line(printed.getvalue())
+        raise UserError(f"{reason}; see {prog} --help") from None
+    json_file: Path | None = getattr(parsed, "json", None)
+    if json_file and not json_file.parent.is_dir():  # before hours of work, not after
+        raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
     return parsed
 
 
+def _renamed(argv: list[str]) -> str | None:
+    """Today's name of the first argument that an earlier version took; None if there is none."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        option, equals, value = argument.partition("=")
+        value = value if equals else following
+        if option in renamed.OPTIONS:
+            return f"{option} is now {renamed.OPTIONS[option]}"
+        values = _RENAMED_VALUES.get(option, {})
+        if value in values:
+            return f"{option} {value} is now {option} {values[value]}"
+        view, _, field = option.rpartition(".")
+        if view.startswith("--views.") and field in renamed.VIEW_FIELDS:
+            return f"{option} is now {view}.{renamed.VIEW_FIELDS[field]}"
+    return None
+
+
 def _one_line(box: str) -> str:
-    """What a box of tyro's says: its first part, and the names of options it suggests."""
+    """The message in a box of tyro's: its first part, and the names of options it suggests."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     first, _, rest = "\n".join(lines).partition("\n───")
     text = " ".join(first.split())
@@ -44,7 +77,11 @@ def _one_line(box: str) -> str:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes what `--json` asks for."""
+    """Writes the file of `--json`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
         path.write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:

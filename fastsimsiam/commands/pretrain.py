@@ -19,25 +19,25 @@ class _Pretrain:
     resume: bool = False
     """Continue from the newest checkpoint in --out."""
     profile: int = 0
-    """Record so many steps with torch's profiler: OUT/trace.json, and the most expensive kernels."""
+    """Steps to profile with torch: writes OUT/trace.json and prints the most expensive kernels."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    if not words or words[0].startswith("-"):
+    if not argv or argv[0].startswith("-"):
         usage = "usage: fastsimsiam pretrain RECIPE --data PATH --out DIR [options]"
         names = "\n".join(f"  {name}" for name in catalogue.RECIPES)
-        if words and words[0] in ("-h", "--help"):
+        if argv and argv[0] in ("-h", "--help"):
             print(
                 f"{usage}\n\nrecipes:\n{names}\n\nfastsimsiam pretrain RECIPE --help lists all options."
             )
             return 0
         raise UserError(f"pretrain needs a recipe first: one of {', '.join(catalogue.RECIPES)}")
-    name = words[0]
+    name = argv[0]
     config = catalogue.recipe(name)
     arguments = parse(
         _Pretrain,
-        words[1:],
+        argv[1:],
         f"fastsimsiam pretrain {name}",
         default=_Pretrain(config=config),
         about=catalogue.find(name).description,

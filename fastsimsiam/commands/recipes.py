@@ -11,12 +11,12 @@ class _Recipes:
     """Arguments of `recipes`."""
 
     names: bool = field(default=False)
-    """Print the names alone."""
+    """Print only the names."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    arguments = parse(_Recipes, words, "fastsimsiam recipes", about="Lists the recipes.")
+    arguments = parse(_Recipes, argv, "fastsimsiam recipes", about="Lists the recipes.")
     for name, recipe in catalogue.RECIPES.items():
         print(name)
         if not arguments.names:

@@ -16,18 +16,20 @@ class _Report:
     """Arguments of `report`."""
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
-    """Folders of runs. Curves are of all of them, pictures of the first one."""
+    """Folders of runs. Curves show all of them, images the first one."""
     data: Path | None = None
-    """Data set for the pictures; None: that of the first run, if it is there."""
+    """Data set for the images; None: that of the first run, if it exists."""
     out: Path | None = None
     """HTML file to write; None: report.html in the first folder."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Writes one HTML file on runs: curves, views, neighbors, a map, and how to repeat them."
-    arguments = parse(_Report, words, "fastsimsiam report", about=about)
+    about = (
+        "Writes an HTML report on runs: curves, views, neighbors, a map, commands to repeat them."
+    )
+    arguments = parse(_Report, argv, "fastsimsiam report", about=about)
     if not arguments.runs:
         raise UserError("report needs RUN, the folder of a run; see fastsimsiam report --help")
     from fastsimsiam.report.report import report

@@ -13,26 +13,26 @@ class _Views:
     """Arguments of `views`."""
 
     path: tyro.conf.Positional[Path]
-    """An image, or a data set's folder."""
+    """An image, or the folder of a data set."""
     out: Path
     """PNG file to write."""
     recipe: str = "imagenet-100ep"
-    """Whose views to draw."""
+    """Recipe that defines the views."""
     image_size: int | None = None
-    """Side of the views in pixels; None: the recipe's."""
+    """Side of the views in pixels; None: that of the recipe."""
     images: int = 6
-    """Rows of the grid (images drawn from a folder)."""
+    """Rows of the grid: images sampled from a folder."""
     seed: int = 0
-    """Seed of the choice of images and of the views."""
+    """Seed of the sampled images and of the views."""
 
 
-def run(words: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Draws a grid: the original with the boxes of its views, then every view."
-    arguments = parse(_Views, words, "fastsimsiam views", about=about)
-    from fastsimsiam.tools.views import show_views
+    about = "Draws a grid: each image with the boxes of its views, then the views."
+    arguments = parse(_Views, argv, "fastsimsiam views", about=about)
+    from fastsimsiam.tools.views import write_views
 
-    show_views(
+    write_views(
         arguments.path,
         arguments.out,
         recipe=arguments.recipe,

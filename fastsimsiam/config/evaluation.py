@@ -4,11 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fastsimsiam.config.run import DeviceName, LoaderName, OnBadImage, PrecisionName
+from fastsimsiam.config.run import DeviceName, KnnConfig, LoaderName, OnBadImage, PrecisionName
 from fastsimsiam.errors import UserError
 
 Stem = Literal["imagenet", "cifar"]
 Split = Literal["train", "val"]
+KNN_K = tuple(sorted(KnnConfig.k))
+"""Numbers of neighbors of `knn` by default: those of the evaluation in training."""
+INSPECT_IMAGES = 5000
+"""Largest number of images of `inspect` by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

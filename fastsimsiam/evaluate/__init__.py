@@ -1,1 +1,1 @@
-"""What the frozen features are worth."""
+"""Evaluations of frozen features: kNN, linear, collapse."""

@@ -1,4 +1,4 @@
-"""Figures that tell a healthy representation from a collapsed one. Shapes: N images, D features."""
+"""Metrics that tell a healthy representation from a collapsed one. Shapes: N images, D features."""
 
 import math
 from dataclasses import dataclass
@@ -11,25 +11,26 @@ from fastsimsiam.methods.collapse import collapse_std
 
 _CHUNK = 1024
 _DEAD = 1e-3
-"""A dimension whose variance is a thousandth of an even share carries nothing."""
+"""A dimension with less than a thousandth of an even share of the variance carries nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollapseFigures:
-    """What features of different images are like.
+class CollapseMetrics:
+    """Collapse metrics of the features of different images.
 
     Attributes:
         images, dim: N and D.
-        std: mean over dimensions of the std of features of length 1, times sqrt(D); 1 where
-            directions are spread over the sphere, 0 where all are equal (arXiv 2011.10566, 4.1).
-        mean_cosine: between different images; 0 spread, 1 collapsed.
-        effective_rank: exp of the entropy of the singular values of the centered features: how many
-            directions are in use, at most D (Roy and Vetterli, EUSIPCO 2007).
+        std: mean over dimensions of the standard deviation of features of length 1, times sqrt(D);
+            1 for directions spread over the sphere, 0 for equal ones (arXiv 2011.10566, 4.1).
+        mean_cosine: mean cosine similarity of different images; 0 spread, 1 collapsed.
+        effective_rank: exp of the entropy of the singular values of the centered features: the
+            number of directions in use, at most D (Roy and Vetterli, EUSIPCO 2007).
         uniformity: log of the mean of exp(-2 |u - v|^2) over pairs of different images; -4 at best,
             0 collapsed (Wang and Isola, arXiv 2005.10242).
         variance_low, variance_median, variance_high: tenth, fiftieth and ninetieth percentile over
             dimensions of the variance of features of length 1, times D; 1 is an even share.
-        dead: share of dimensions with hardly any variance.
+        dead: share of dimensions with hardly any variance, 0 to 1.
+        alignment: see `alignment`; None if there is only one view of each image.
     """
 
     images: int
@@ -42,13 +43,15 @@ class CollapseFigures:
     variance_median: float
     variance_high: float
     dead: float
+    alignment: float | None = None
 
 
-def collapse_figures(features: Tensor) -> CollapseFigures:
-    """Looks at the features of different images.
+def collapse_metrics(features: Tensor, other_view: Tensor | None = None) -> CollapseMetrics:
+    """Computes the collapse metrics of the features of different images.
 
     Args:
         features: (N, D), two images or more.
+        other_view: (N, D), another view of the same images; only `alignment` uses it.
     """
     unit = F.normalize(features.float(), dim=1)
     images, dim = unit.shape
@@ -56,7 +59,7 @@ def collapse_figures(features: Tensor) -> CollapseFigures:
     total = unit.sum(dim=0)
     share = unit.var(dim=0, correction=0) * dim
     low, median, high = share.quantile(share.new_tensor([0.1, 0.5, 0.9])).tolist()
-    return CollapseFigures(
+    return CollapseMetrics(
         images=images,
         dim=dim,
         std=collapse_std(unit).item(),
@@ -67,25 +70,26 @@ def collapse_figures(features: Tensor) -> CollapseFigures:
         variance_median=median,
         variance_high=high,
         dead=(share < _DEAD).float().mean().item(),
+        alignment=None if other_view is None else alignment(features, other_view),
     )
 
 
 def effective_rank(features: Tensor) -> float:
-    """Exp of the entropy of the singular values of the centered features (N, D), as shares."""
+    """Effective rank of features (N, D), see `CollapseMetrics`."""
     centered = (features - features.mean(dim=0)).double()
-    # The smaller of the two products has the same eigenvalues.
-    small = centered.T @ centered if len(centered) > centered.shape[1] else centered @ centered.T
-    singular = torch.linalg.eigvalsh(small).clamp(min=0).sqrt()
+    # Both products have the same nonzero eigenvalues; the smaller one is cheaper.
+    gram = centered.T @ centered if len(centered) > centered.shape[1] else centered @ centered.T
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     total = singular.sum()
     if total < 1e-9 * math.sqrt(features.numel()):
-        return 1.0  # all are equal
+        return 1.0  # all features are equal
     share = singular / total
     rank: float = torch.special.entr(share).sum().exp().item()
     return rank
 
 
 def uniformity(unit: Tensor) -> float:
-    """Wang and Isola's uniformity of features (N, D) of length 1, over all pairs of different ones."""
+    """Wang and Isola's uniformity over all pairs of different images, features (N, D) of length 1."""
     total = torch.zeros((), dtype=torch.float64, device=unit.device)
     for first in range(0, len(unit), _CHUNK):
         cosine = unit[first : first + _CHUNK] @ unit.T
@@ -96,7 +100,7 @@ def uniformity(unit: Tensor) -> float:
 
 
 def alignment(one: Tensor, other: Tensor) -> float:
-    """Mean of |u - v|^2 over two views of the same images; 0 where both get the same features.
+    """Mean of |u - v|^2 between two views of an image, at length 1; 0 if they have equal features.
 
     Args:
         one, other: (N, D), a row per image; Wang and Isola, arXiv 2005.10242.

@@ -1,4 +1,4 @@
-"""A frozen backbone beside a data set: what every evaluation of a checkpoint starts from."""
+"""A pretrained backbone and a data set, opened together: the start of every evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import center_plan
-from fastsimsiam.evaluate.pretrained import Frozen, load_frozen
+from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.models.backbones import feature_extractor
@@ -26,20 +26,21 @@ from fastsimsiam.system.progress import ImageProgress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
-    """Everything an evaluation needs.
+class EvalContext:
+    """A backbone on its device, and the data set to evaluate it on.
 
     Attributes:
-        frozen: the backbone and what is known of it; on the device.
-        config: of its training, or the ImageNet recipe's for weights of elsewhere; with this data,
-            image size, loader, device.
-        splits: `train`, and `val` where the data set is not flat.
-        device, dtype: of the backbone, and of its arithmetic.
-        open_loader: makes the loader of a split.
-        opened: the loaders that have been asked for so far, by split.
+        pretrained: the backbone and its metadata.
+        config: the training's configuration (the ImageNet recipe's for weights of other packages)
+            with the data, image size, loader and device of this evaluation.
+        splits: `train`, and `val` unless the data set is flat.
+        device: device of the backbone.
+        dtype: data type of the backbone's arithmetic.
+        open_loader: opens the loader of a split.
+        opened: loaders opened so far, by split.
     """
 
-    frozen: Frozen
+    pretrained: PretrainedBackbone
     config: Config
     splits: Mapping[Split, Storage]
     device: torch.device
@@ -53,60 +54,60 @@ class Session:
         return self.splits["train"]
 
     @property
-    def last(self) -> Split:
-        """The split to look at: `val` where there is one."""
+    def eval_split(self) -> Split:
+        """The split to evaluate on: `val` if there is one."""
         return "val" if "val" in self.splits else "train"
 
     def loader(self, split: Split) -> Loader:
-        """The loader of a split, opened when first asked for: some decode all of it then."""
+        """The loader of a split, opened on first use: some loaders decode the whole split then."""
         if split not in self.opened:
             self.opened[split] = self.open_loader(self.splits[split])
         return self.opened[split]
 
     def centered(self, split: Split) -> CenterPlan:
-        """Every image of a split, centered."""
-        fraction = self.frozen.crop_fraction
+        """The plan of centered crops of every image of a split."""
+        fraction = self.pretrained.crop_fraction
         return center_plan(self.splits[split], self.config.image_size, fraction)
 
     @property
     def bad_images(self) -> dict[str, str]:
-        """Path -> what is wrong with it, of images that were replaced so far."""
+        """Path -> reason, for broken images that have been replaced so far."""
         return {
             path: why for loader in self.opened.values() for path, why in loader.bad_images.items()
         }
 
     def untrained(self) -> nn.Module:
-        """The same network with the weights it had before training, or might have had."""
+        """The same network with the weights it had before training; random ones if unknown."""
         torch.manual_seed(self.config.seed)
-        backbone, _ = feature_extractor(self.frozen.arch, self.frozen.stem)
+        backbone, _ = feature_extractor(self.pretrained.arch, self.pretrained.stem)
         return backbone.eval().to(self.device).to(memory_format=torch.channels_last)
 
 
 @contextmanager
-def evaluating(
+def open_eval_context(
     checkpoint: Path | str, data: Path | str, options: EvalOptions, *, need_val: bool = True
-) -> Iterator[Session]:
-    """Opens a checkpoint and a data set, and closes what was opened.
+) -> Iterator[EvalContext]:
+    """Opens a checkpoint and a data set, and closes the loaders at the end.
 
     Args:
-        checkpoint: whatever `frozen.load_frozen` reads.
+        checkpoint: any file or folder that `load_pretrained` reads.
         data: folder with train/ and val/, or flat.
-        options: see there.
+        options: how to evaluate.
         need_val: whether there must be a val/.
 
     Raises:
-        UserError: something in the arguments, the file or the data has to be mended.
+        UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     data = Path(data)
-    frozen = load_frozen(
+    pretrained = load_pretrained(
         Path(checkpoint), arch=options.arch, stem=options.stem, image_size=options.image_size
     )
     config = replace(
-        frozen.config or catalogue.recipe("imagenet-100ep"),
+        pretrained.config or catalogue.recipe("imagenet-100ep"),
         data=data,
-        arch=frozen.arch,
-        stem=frozen.stem,
-        image_size=frozen.image_size,
+        arch=pretrained.arch,
+        stem=pretrained.stem,
+        image_size=pretrained.image_size,
         loader=options.loader,
         on_bad_image=options.on_bad_image,
         device=options.device,
@@ -126,9 +127,9 @@ def evaluating(
     loader_options = LoaderOptions(
         device=device, workers=options.workers, on_bad_image=options.on_bad_image
     )
-    frozen.backbone.to(device).to(memory_format=torch.channels_last)
-    session = Session(
-        frozen=frozen,
+    pretrained.backbone.to(device).to(memory_format=torch.channels_last)
+    context = EvalContext(
+        pretrained=pretrained,
         config=config,
         splits=splits,
         device=device,
@@ -136,11 +137,11 @@ def evaluating(
         open_loader=lambda storage: build_loader(name, storage, loader_options),
     )
     try:
-        yield session
+        yield context
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "the GPU's memory is too small for what lies there: free it, or pass --device cpu"
+            "the GPU's memory is too small: stop other programs that use it, or pass --device cpu"
         ) from error
     finally:
-        for loader in session.opened.values():
+        for loader in context.opened.values():
             loader.close()

@@ -1,4 +1,4 @@
-"""Frozen features of a data set. Shapes: N images, D features."""
+"""Features of a data set by a frozen backbone. Shapes: N images, D features."""
 
 from collections.abc import Callable, Iterator
 
@@ -23,33 +23,33 @@ def extract(
     dtype: torch.dtype,
     report: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Runs the backbone in eval mode over a data set; the mode it had is restored.
+    """Runs the backbone in eval mode over a data set and restores its mode.
 
     Args:
         backbone: images (B, 3, S, S) to features (B, D).
         loader: source of the images.
-        plan: the centered crops to use.
-        device: where the backbone is.
-        dtype: of the backbone's arithmetic; float32 or bfloat16 (autocast).
-        report: told (batches done, batches in all).
+        plan: centered crops of the images.
+        device: device of the backbone.
+        dtype: data type of the backbone's arithmetic; float32 or bfloat16 (autocast).
+        report: called with (batches done, batches in all).
 
     Returns:
         Features (N, D) of length 1, float16 on a GPU and float32 on a CPU, and labels (N,).
     """
-    kept = torch.float16 if device.type == "cuda" else torch.float32
-    found: list[Tensor] = []
+    stored = torch.float16 if device.type == "cuda" else torch.float32
+    features: list[Tensor] = []
     labels: list[Tensor] = []
     was_training = backbone.training
     backbone.eval()
     try:
         for h, batch in centered_features(backbone, loader, plan, device=device, dtype=dtype):
-            found.append(F.normalize(h, dim=1).to(kept))
+            features.append(F.normalize(h, dim=1).to(stored))
             labels.append(batch.label)
             if report:
-                report(len(found), plan.num_batches)
+                report(len(features), plan.num_batches)
     finally:
         backbone.train(was_training)
-    return torch.cat(found), torch.cat(labels)
+    return torch.cat(features), torch.cat(labels)
 
 
 def centered_features(
@@ -60,10 +60,10 @@ def centered_features(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Features (B, D) in float32, as they are, and the batch, of every image once.
+    """Yields features (B, D) in float32, not normalized, and their batch; every image once.
 
     Args:
-        backbone: in the mode that it is to be used in; the rest as in `extract`.
+        backbone: images to features; used in the mode it is in.
         loader, plan, device, dtype: as in `extract`.
     """
     for batch in loader.iterate(plan):
@@ -81,7 +81,13 @@ def features_of(
 
 
 def center_plan(storage: Storage, image_size: int, fraction: float) -> CenterPlan:
-    """Every image of a split, centered, for evaluation."""
+    """The plan of centered crops of every image of a split.
+
+    Args:
+        storage: images of the split.
+        image_size: side of the crops in pixels.
+        fraction: side of the square that is cut out, over the image's shorter side.
+    """
     return CenterPlan(
         label=storage.label,
         sizes=storage.sizes,

@@ -1,7 +1,7 @@
-"""`fastsimsiam inspect`: is a representation healthy, or has it collapsed?"""
+"""`fastsimsiam inspect`: whether a representation is healthy or has collapsed."""
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,144 +9,188 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.evaluation import INSPECT_IMAGES, EvalOptions
+from fastsimsiam.config.run import Config
+from fastsimsiam.config.views import ViewSpec, view_sizes
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.collapse import alignment, collapse_figures
-from fastsimsiam.evaluate.context import Session, evaluating
-from fastsimsiam.methods.registry import build_method
+from fastsimsiam.evaluate.collapse import CollapseMetrics, collapse_metrics
+from fastsimsiam.evaluate.context import EvalContext, open_eval_context
+from fastsimsiam.methods.collapse import COLLAPSED_STD
+from fastsimsiam.methods.registry import METHODS, build_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import load
 from fastsimsiam.system.progress import ImageProgress
 
 _BATCH = 128
-_COLLAPSED_STD = 0.1
 _WEAK_STD = 0.5
+"""Below it, features of different images differ less than they should."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectResult:
+    """How far the outputs of a network are from collapse.
+
+    Attributes:
+        h: metrics of the backbone's features.
+        z: metrics of the projector's outputs; None for weights without a projector.
+        diagnosis: a sentence on `z`, or on `h` where there is no `z`.
+        checkpoint: the file or folder that was inspected.
+        step: optimizer steps of the checkpoint; None where the file does not record them.
+        data: the data set.
+        bad_images: path -> reason, for broken images that were replaced by others.
+    """
+
+    h: CollapseMetrics
+    z: CollapseMetrics | None
+    diagnosis: str
+    checkpoint: Path
+    step: int | None
+    data: Path
+    bad_images: Mapping[str, str]
+
+    @property
+    def metrics(self) -> dict[str, CollapseMetrics]:
+        """The metrics by name: `h`, and `z` where there is one."""
+        return {"h": self.h} if self.z is None else {"h": self.h, "z": self.z}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return {name: asdict(metrics) for name, metrics in self.metrics.items()} | {
+            "verdict": self.diagnosis,
+            "checkpoint": str(self.checkpoint),
+            "step": self.step,
+            "data": str(self.data),
+            "bad_images": dict(self.bad_images),
+        }
 
 
 def inspect(
     checkpoint: Path | str,
     data: Path | str,
     *,
-    images: int = 5000,
+    images: int = INSPECT_IMAGES,
     options: EvalOptions | None = None,
-) -> dict[str, Any]:
-    """Figures of the features of two random views of each of some images.
+) -> InspectResult:
+    """Measures collapse on the features of two random views of each image.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
-        data: a data set; its validation split is taken where it has one.
-        images: how many, at most.
-        options: see there.
-
-    Returns:
-        `h` (the backbone's features) and, for checkpoints of this package that have a projector, `z`:
-        each the fields of `CollapseFigures` and `alignment`. `verdict` is a sentence.
+        checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
+        data: the data set; its validation split is used where there is one.
+        images: largest number of images to use.
+        options: how to evaluate.
 
     Raises:
-        UserError: something in the arguments or the data has to be mended.
+        UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     if images < 2:
         raise UserError(f"--images is {images}: give 2 or more")
-    with evaluating(checkpoint, data, options or EvalOptions(), need_val=False) as session:
-        features = {
-            name: (torch.cat(one), torch.cat(other))
-            for name, (one, other) in _views(session, images).items()
+    with open_eval_context(checkpoint, data, options or EvalOptions(), need_val=False) as context:
+        metrics = {
+            name: collapse_metrics(torch.cat(one), torch.cat(other))
+            for name, (one, other) in _features(context, images).items()
         }
-        found: dict[str, Any] = {
-            name: asdict(collapse_figures(one)) | {"alignment": alignment(one, other)}
-            for name, (one, other) in features.items()
-        }
-        last = found.get("z", found["h"])
-        return found | {
-            "verdict": verdict(last["std"]),
-            "checkpoint": str(checkpoint),
-            "step": session.frozen.step,
-            "data": str(data),
-            "bad_images": session.bad_images,
-        }
+        return InspectResult(
+            h=metrics["h"],
+            z=metrics.get("z"),
+            diagnosis=describe_std(metrics.get("z", metrics["h"]).std),
+            checkpoint=Path(checkpoint),
+            step=context.pretrained.step,
+            data=Path(data),
+            bad_images=context.bad_images,
+        )
 
 
-def verdict(std: float) -> str:
-    """What the collapse figure means."""
-    if std < _COLLAPSED_STD:
+def describe_std(std: float) -> str:
+    """What `CollapseMetrics.std` says about a network, in a sentence."""
+    if std < COLLAPSED_STD:
         return "collapsed: all images get nearly the same output"
     if std < _WEAK_STD:
         return "half collapsed: outputs differ less than they should"
     return "healthy: outputs are spread over the sphere"
 
 
-def _views(session: Session, images: int) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-    """Features of two views, batch by batch: `h`, and `z` where there is a projector."""
-    storage, loader = session.splits[session.last], session.loader(session.last)
+def _features(context: EvalContext, images: int) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+    """Features of two views per batch, by name: `h`, and `z` where there is a projector."""
+    storage, loader = context.splits[context.eval_split], context.loader(context.eval_split)
     count = min(images, len(storage))
     if count < 2:
         raise UserError(
-            f"{session.config.data} has {count} image to look at: two or more are needed"
+            f"{context.config.data} has {count} image to inspect: give a data set of two or more"
         )
     batch_size = min(_BATCH, count)
     plan = TrainPlan(
         label=storage.label,
         sizes=storage.sizes,
-        seed=session.config.seed,
-        specs=session.config.views[:2],
-        image_size=session.config.image_size,
+        seed=context.config.seed,
+        specs=_two_views(context.pretrained.config or context.config),
+        image_size=context.config.image_size,
         batch_size=batch_size,
     )
-    photometric = Photometric(plan.specs, plan.view_sizes, session.dtype)
-    projector = _projector(session)
-    found: dict[str, tuple[list[Tensor], list[Tensor]]] = {"h": ([], [])}
+    photometric = Photometric(plan.specs, plan.view_sizes, context.dtype)
+    projector = _projector(context)
+    features: dict[str, tuple[list[Tensor], list[Tensor]]] = {"h": ([], [])}
     if projector:
-        found["z"] = ([], [])
+        features["z"] = ([], [])
     batches = loader.iterate(plan)
-    enabled = session.dtype != torch.float32
+    enabled = context.dtype != torch.float32
     with (
         torch.no_grad(),
-        torch.autocast(session.device.type, session.dtype, enabled=enabled),
+        torch.autocast(context.device.type, context.dtype, enabled=enabled),
         ImageProgress("features") as progress,
     ):
         for number, batch in zip(range(count // batch_size), batches, strict=False):
             for side, view in enumerate(photometric(batch.crops, batch.photometric)):
-                h = session.frozen.backbone(view).flatten(1)
-                found["h"][side].append(h.float())
+                h = context.pretrained.backbone(view).flatten(1)
+                features["h"][side].append(h.float())
                 if projector:
-                    found["z"][side].append(projector(h).float())
+                    features["z"][side].append(projector(h).float())
             progress((number + 1) * batch_size, count)
-    return found
+    return features
 
 
-def _projector(session: Session) -> Callable[[Tensor], Tensor] | None:
-    """The trained projector, where the file is one of ours and its method has one."""
-    if session.frozen.config is None:
+def _two_views(config: Config) -> tuple[ViewSpec, ...]:
+    """The first two views of whole images; the first two of all if fewer views are large.
+
+    Args:
+        config: the training's configuration; its image size decides which views are large.
+    """
+    large = METHODS[type(config.method)].large_views(view_sizes(config.views, config.image_size))
+    first_two = large[:2] if len(large) >= 2 else (0, 1)
+    return tuple(config.views[view] for view in first_two)
+
+
+def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
+    """The trained projector, if the checkpoint is of this package and its method has one."""
+    if context.pretrained.config is None:
         return None
-    method = build_method(session.frozen.config)
-    method.load_state_dict(load(session.frozen.path).method)
+    method = build_method(context.pretrained.config)
+    method.load_state_dict(load(context.pretrained.path).method)
     projector = getattr(method, "projector", None)
-    return None if projector is None else projector.eval().to(session.device)
+    return None if projector is None else projector.eval().to(context.device)
 
 
 HEALTHY = {
     "std": ("std x sqrt(D)", "about 1 (collapsed: 0)"),
-    "mean_cosine": ("mean cosine", "near 0; after a ReLU, as h is, a half (collapsed: 1)"),
+    "mean_cosine": ("mean cosine", "near 0; 0.5 for h, which follows a ReLU (collapsed: 1)"),
     "effective_rank": ("effective rank", "tens to hundreds (collapsed: 1 or a few)"),
     "uniformity": ("uniformity", "-4 at best (collapsed: 0)"),
-    "alignment": ("alignment", "well below 2, as of unrelated views; 0 where collapsed"),
+    "alignment": ("alignment", "well below 2, that of unrelated views (collapsed: 0)"),
     "variance_median": ("variance, median", "near 1"),
     "variance_low": ("variance, 10th percentile", "not far below the median"),
     "variance_high": ("variance, 90th percentile", "a few at most"),
     "dead": ("dead dimensions", "0 (ReLU features of a backbone: some)"),
 }
-"""Field -> its name in the table, and what healthy looks like."""
+"""Field of `CollapseMetrics` -> its name in the table, and healthy values."""
 
 
-def in_words(found: dict[str, Any]) -> str:
-    """The figures as a table."""
-    names = [name for name in ("h", "z") if name in found]
+def format_report(result: InspectResult) -> str:
+    """The metrics as a table, and the diagnosis."""
+    columns = {name: asdict(metrics) for name, metrics in result.metrics.items()}
     titles = {"h": "h backbone", "z": "z projection"}
-    lines = [f"{'':26}" + "".join(f"{titles[name]:>14}" for name in names) + "   healthy"]
+    lines = [f"{'':26}" + "".join(f"{titles[name]:>14}" for name in columns) + "   healthy"]
     for field, (title, healthy) in HEALTHY.items():
-        values = "".join(f"{found[name][field]:>14.3f}" for name in names)
+        values = "".join(f"{column[field]:>14.3f}" for column in columns.values())
         lines.append(f"{title:26}{values}   {healthy}")
-    size = found["h"]
-    dims = ", ".join(f"{name} {found[name]['dim']}" for name in names)
-    lines += ["", f"{size['images']} images, dimensions: {dims}. {found['verdict']}."]
+    dims = ", ".join(f"{name} {column['dim']}" for name, column in columns.items())
+    lines += ["", f"{result.h.images} images, dimensions: {dims}. {result.diagnosis}."]
     return "\n".join(lines)

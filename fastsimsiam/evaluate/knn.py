@@ -1,16 +1,17 @@
-"""kNN top-1 of a backbone: as a command, and as what the trainer calls between epochs."""
+"""kNN top-1 of a backbone: the command `knn`, and the evaluator that the trainer calls."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.evaluation import KNN_K, EvalOptions
 from fastsimsiam.config.run import KnnConfig
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import Session, evaluating
+from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.evaluate.neighbors import knn_accuracy
 from fastsimsiam.loaders.base import Loader
@@ -21,7 +22,7 @@ from fastsimsiam.system.progress import ImageProgress
 
 
 class KnnEvaluator:
-    """kNN top-1 of the backbone's features, training split as the bank."""
+    """Evaluator: kNN top-1 of the backbone's features, with the training split as the bank."""
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class KnnEvaluator:
         dtype: torch.dtype,
         report: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Takes loaders and plans of both splits; the rest as in `knn_accuracy` and `extract`."""
+        """Takes loader and plan of each split; for the rest see `knn_accuracy` and `extract`."""
         self._bank = bank
         self._queries = queries
         self._k = k
@@ -74,7 +75,7 @@ class KnnEvaluator:
 
 
 def usable_k(k: Sequence[int], bank_size: int) -> list[int]:
-    """The numbers of neighbors that a bank has; all of it where none fits."""
+    """The numbers of neighbors that do not exceed the bank; the whole bank if all do."""
     return [count for count in k if count <= bank_size] or [bank_size]
 
 
@@ -88,7 +89,16 @@ def build_knn(
     dtype: torch.dtype,
     report: Report | None = None,
 ) -> KnnEvaluator:
-    """KNN of a validation split against a training split, each given as its loader and storage."""
+    """Builds the evaluator of a validation split against a training split.
+
+    Args:
+        train, val: loader and storage of each split.
+        knn: numbers of neighbors, temperature and crop.
+        image_size: side of the crops in pixels.
+        device: device of the backbone.
+        dtype: data type of its arithmetic.
+        report: called with (batches done, batches in all).
+    """
     return KnnEvaluator(
         bank=(train[0], center_plan(train[1], image_size, knn.crop_fraction)),
         queries=(val[0], center_plan(val[1], image_size, knn.crop_fraction)),
@@ -101,67 +111,93 @@ def build_knn(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnnResult:
+    """Weighted kNN classification of a validation split.
+
+    Attributes:
+        untrained: number of neighbors -> top-1 in percent, of the network before training.
+        trained: number of neighbors -> top-1 in percent, of the checkpoint.
+        bad_images: path -> reason, for broken images that were replaced by others.
+        checkpoint: the file or folder that was evaluated.
+        step: optimizer steps of the checkpoint; None where the file does not record them.
+        data: the data set.
+        temperature: temperature of the neighbors' weights.
+        bank: number of training images.
+        queries: number of validation images.
+    """
+
+    untrained: Mapping[int, float]
+    trained: Mapping[int, float]
+    bad_images: Mapping[str, str]
+    checkpoint: Path
+    step: int | None
+    data: Path
+    temperature: float
+    bank: int
+    queries: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return asdict(self) | {"checkpoint": str(self.checkpoint), "data": str(self.data)}
+
+
 def knn(
     checkpoint: Path | str,
     data: Path | str,
     *,
-    k: Sequence[int] = (10, 20, 100, 200),
-    temperature: float = 0.1,
+    k: Sequence[int] = KNN_K,
+    temperature: float = KnnConfig.temperature,
     options: EvalOptions | None = None,
-) -> dict[str, Any]:
-    """KNN top-1 on a validation split, training split as the bank.
+) -> KnnResult:
+    """Classifies a validation split by the nearest neighbors among the training images.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
         data: folder with train/ and val/.
         k: numbers of neighbors.
         temperature: neighbors are weighted by exp(cosine similarity / temperature).
-        options: see there.
-
-    Returns:
-        `trained` and `untrained`, each k -> percent, and what they were measured on.
+        options: how to evaluate.
 
     Raises:
-        UserError: something in the arguments or the data has to be mended.
+        UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     if not k or min(k) < 1:
         raise UserError(f"--k is {tuple(k)}: give numbers from 1 up")
     if temperature <= 0:
         raise UserError(f"--temperature is {temperature}: give more than 0")
-    with evaluating(checkpoint, data, options or EvalOptions()) as session:
-        if max(k) > len(session.train):
+    with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
+        if max(k) > len(context.train):
             raise UserError(
-                f"--k {max(k)} is more than the {len(session.train)} training images: lower it"
+                f"--k {max(k)} is more than the {len(context.train)} training images: lower it"
             )
-        backbones = {"untrained": session.untrained(), "trained": session.frozen.backbone}
-        scores: dict[str, Any] = {
-            state: _scores(session, backbone, k, temperature)
-            for state, backbone in backbones.items()
-        }
-        return scores | {
-            "bad_images": session.bad_images,
-            "checkpoint": str(checkpoint),
-            "step": session.frozen.step,
-            "data": str(data),
-            "temperature": temperature,
-            "bank": len(session.train),
-            "queries": len(session.splits["val"]),
-        }
+        return KnnResult(
+            untrained=_top1(context, context.untrained(), k, temperature),
+            trained=_top1(context, context.pretrained.backbone, k, temperature),
+            bad_images=context.bad_images,
+            checkpoint=Path(checkpoint),
+            step=context.pretrained.step,
+            data=Path(data),
+            temperature=temperature,
+            bank=len(context.train),
+            queries=len(context.splits["val"]),
+        )
 
 
-def _scores(
-    session: Session, backbone: nn.Module, k: Sequence[int], temperature: float
+def _top1(
+    context: EvalContext, backbone: nn.Module, k: Sequence[int], temperature: float
 ) -> dict[int, float]:
+    """Number of neighbors -> top-1 in percent of a backbone."""
     sides = []
-    for split in session.splits:
+    for split in context.splits:
         with ImageProgress("features", unit="batches") as progress:
             sides.append(
                 extract(
                     backbone,
-                    session.loader(split),
-                    session.centered(split),
-                    device=session.device,
-                    dtype=session.dtype,
+                    context.loader(split),
+                    context.centered(split),
+                    device=context.device,
+                    dtype=context.dtype,
                     report=progress,
                 )
             )
@@ -173,6 +209,6 @@ def _scores(
         query_label,
         k=k,
         temperature=temperature,
-        num_classes=len(session.train.classes),
+        num_classes=len(context.train.classes),
     )
     return {count: 100.0 * share for count, share in shares.items()}

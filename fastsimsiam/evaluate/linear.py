@@ -21,22 +21,23 @@ from fastsimsiam.evaluate.features import features_of
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.optim.lars import Lars
 from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.plan.order import epoch_order
 
 TRAINING_VIEW = ViewSpec(area=(0.08, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)
-"""RandomResizedCrop as torchvision has it, and a flip."""
-_PIECE = 256
+"""torchvision's RandomResizedCrop, and a flip."""
+_CHUNK = 256
 """Images that go through the backbone at once."""
 
 
 @dataclass(kw_only=True)
 class LinearState:
-    """What a linear evaluation consists of between two epochs.
+    """State of a linear evaluation between two epochs.
 
     Attributes:
-        layer: features to logits.
-        optimizer: of its parameters.
-        epoch: epochs done.
-        losses: mean training loss of each of them.
+        layer: linear classifier, features to logits.
+        optimizer: optimizer of the layer.
+        epoch: number of epochs done.
+        losses: mean training loss of each epoch.
     """
 
     layer: nn.Linear
@@ -45,7 +46,7 @@ class LinearState:
     losses: list[float] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, for a file."""
+        """The state as tensors and plain values, for a file."""
         return {
             "layer": self.layer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -54,7 +55,7 @@ class LinearState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state_dict`."""
+        """Restores the result of `state_dict`."""
         self.layer.load_state_dict(state["layer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.losses = state["epoch"], list(state["losses"])
@@ -63,7 +64,7 @@ class LinearState:
 def new_state(
     feature_dim: int, num_classes: int, config: LinearConfig, device: torch.device
 ) -> LinearState:
-    """A fresh layer: weights of standard deviation 0.01, biases zero."""
+    """A new layer and its optimizer: weights of standard deviation 0.01, biases zero."""
     torch.manual_seed(config.seed)
     layer = nn.Linear(feature_dim, num_classes)
     nn.init.normal_(layer.weight, std=0.01)
@@ -85,12 +86,12 @@ def peak_lr(config: LinearConfig) -> float:
 
 
 def lr_of_epoch(config: LinearConfig, epoch: int) -> float:
-    """Half a cosine, evaluated once an epoch."""
+    """Learning rate of an epoch: half a cosine, evaluated once per epoch."""
     return peak_lr(config) * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
 
 
 Features = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
-"""Called with an epoch, yields features (B, D) in float32 and labels (B,) of its batches."""
+"""Function of the epoch that yields features (B, D) in float32 and labels (B,) per batch."""
 
 
 def train(
@@ -102,10 +103,10 @@ def train(
     """Trains the layer to the end of the last epoch.
 
     Args:
-        state: fresh, or restored; changed in place.
-        features: the training batches.
-        config: see there.
-        after_epoch: called after each epoch.
+        state: new or restored state; changed in place.
+        features: training batches of an epoch.
+        config: options of the training.
+        after_epoch: called with the state after each epoch.
 
     Raises:
         UserError: the loss is not finite.
@@ -130,7 +131,7 @@ def train(
 
 
 def accuracy(layer: nn.Linear, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Top-1 and top-5 in percent; with fewer than five classes top-5 is of all of them."""
+    """Top-1 and top-5 accuracy in percent; top-5 is 100 with five classes or fewer."""
     hits: list[Tensor] = []
     images = 0
     with torch.no_grad():
@@ -151,39 +152,38 @@ def random_crop_features(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Features:
-    """Features of random crops, made anew in each epoch.
+    """Features of random crops, which differ from epoch to epoch.
 
     Args:
-        backbone: frozen, in eval mode, on the device.
-        loader: of the training images.
-        plan: one view per image, `TRAINING_VIEW`.
-        device: of the backbone.
-        dtype: of its arithmetic.
+        backbone: frozen backbone in eval mode, on the device.
+        loader: loader of the training images.
+        plan: plan of one view per image, `TRAINING_VIEW`.
+        device: device of the backbone.
+        dtype: data type of its arithmetic.
     """
     photometric = Photometric(plan.specs, plan.view_sizes, dtype)
 
     def features(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in loader.iterate(plan, epoch):
-            found = []
-            # In pieces: a batch of the published size would take tens of gigabytes at once.
-            for first in range(0, len(batch.label), _PIECE):
-                rows = slice(first, first + _PIECE)
+            chunks = []
+            # In chunks: a batch of the published size would take tens of gigabytes at once.
+            for first in range(0, len(batch.label), _CHUNK):
+                rows = slice(first, first + _CHUNK)
                 (view,) = photometric(
                     tuple(crops[rows] for crops in batch.crops),
                     {name: values[rows] for name, values in batch.photometric.items()},
                 )
-                found.append(features_of(backbone, view, device, dtype))
-            yield torch.cat(found), batch.label
+                chunks.append(features_of(backbone, view, device, dtype))
+            yield torch.cat(chunks), batch.label
 
     return features
 
 
 def cached_features(h: Tensor, label: Tensor, config: LinearConfig) -> Features:
-    """Batches of features that have been computed once, shuffled anew in each epoch."""
+    """Batches of features that were computed once, shuffled by `epoch_order`."""
 
     def features(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(h), generator=generator).to(h.device)
+        order = torch.tensor(epoch_order(len(h), config.seed, epoch), device=h.device)
         # The last, incomplete batch is dropped, as in training from images.
         for first in range(0, len(h) - config.batch_size + 1, config.batch_size):
             rows = order[first : first + config.batch_size]

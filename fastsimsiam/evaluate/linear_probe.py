@@ -1,9 +1,9 @@
-"""Linear evaluation of a checkpoint, from images or from cached features."""
+"""`fastsimsiam linear`: linear evaluation of a checkpoint, on images or on cached features."""
 
 import hashlib
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import CACHED, EvalOptions, LinearConfig
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import Session, evaluating
+from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.evaluate.features import centered_features
 from fastsimsiam.evaluate.linear import (
     TRAINING_VIEW,
@@ -29,6 +29,48 @@ from fastsimsiam.runs.checkpoint import read_stored, write_atomically
 from fastsimsiam.system.progress import ImageProgress
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinearResult:
+    """Linear evaluation of a frozen backbone.
+
+    Attributes:
+        protocol: how the layer was trained, and whether scores compare with published ones.
+        top1: validation accuracy in percent after the last epoch.
+        top5: likewise, of the five likeliest classes.
+        losses: mean training loss of each epoch.
+        seconds: duration of training and validation.
+        config: options of the layer's training.
+        bad_images: path -> reason, for broken images that were replaced by others.
+        checkpoint: the file or folder that was evaluated.
+        step: optimizer steps of the checkpoint; None where the file does not record them.
+        data: the data set.
+        train_images, val_images: number of images of each split.
+        image_size: side of the crops in pixels.
+    """
+
+    protocol: str
+    top1: float
+    top5: float
+    losses: tuple[float, ...]
+    seconds: float
+    config: LinearConfig
+    bad_images: Mapping[str, str]
+    checkpoint: Path
+    step: int | None
+    data: Path
+    train_images: int
+    val_images: int
+    image_size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return asdict(self) | {
+            "losses": list(self.losses),
+            "checkpoint": str(self.checkpoint),
+            "data": str(self.data),
+        }
+
+
 def linear(
     checkpoint: Path | str,
     data: Path | str,
@@ -38,75 +80,72 @@ def linear(
     out: Path | None = None,
     resume: bool = False,
     options: EvalOptions | None = None,
-) -> dict[str, Any]:
-    """Trains a linear layer on frozen features; top-1 and top-5 after the last epoch.
+) -> LinearResult:
+    """Trains a linear layer on frozen features and scores it after the last epoch.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
         data: folder with train/ and val/.
-        config: of the layer's training; None: the published one, or `CACHED`.
-        cached: features of centered crops, computed once: quick, and not the published protocol.
-        out: folder that receives the layer after each epoch.
-        resume: continue from what is in `out`.
-        options: see there.
-
-    Returns:
-        `top1` and `top5` in percent, `losses` of the epochs, the protocol and what it was measured on.
+        config: options of the layer's training; None: the published ones, or `CACHED`.
+        cached: train on features of centered crops, computed once: fast, not the published protocol.
+        out: folder to which the layer is saved after each epoch.
+        resume: continue the evaluation in `out`.
+        options: how to evaluate.
 
     Raises:
-        UserError: something in the arguments or the data has to be mended.
+        UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     config = config or (CACHED if cached else LinearConfig())
     if resume and out is None:
-        raise UserError("--resume needs --out, the folder of what is to be resumed")
-    with evaluating(checkpoint, data, options or EvalOptions()) as session:
-        require_a_batch(len(session.train), config.batch_size)
-        backbone = session.frozen.backbone
+        raise UserError("--resume needs --out: pass the folder of the evaluation to resume")
+    with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
+        require_a_batch(len(context.train), config.batch_size)
+        backbone = context.pretrained.backbone
         backbone.requires_grad_(False)
         before = _digest(backbone)
         state = new_state(
-            session.frozen.feature_dim, len(session.train.classes), config, session.device
+            context.pretrained.feature_dim, len(context.train.classes), config, context.device
         )
-        identity = _identity(config, cached, before, session)
+        identity = _identity(config, cached, before, context)
         file = out / "linear.pt" if out else None
         if resume and file:
             _restore(state, file, identity)
         elif file and file.exists():
             raise UserError(
-                f"--out {out} already holds a linear evaluation: pass --resume to go on with it, or "
+                f"--out {out} already holds a linear evaluation: pass --resume to continue it, or "
                 "another --out"
             )
         started = time.perf_counter()
-        features = _training(session, config, cached)
+        features = _training(context, config, cached)
         with ImageProgress("epochs", unit="epochs") as progress:
 
-            def after_epoch(now: LinearState) -> None:
-                progress(now.epoch, config.epochs)
+            def after_epoch(current: LinearState) -> None:
+                progress(current.epoch, config.epochs)
                 if file:
-                    write_atomically(file, {"identity": identity, **now.state_dict()})
+                    write_atomically(file, {"identity": identity, **current.state_dict()})
 
             train(state, features, config, after_epoch)
-        top1, top5 = accuracy(state.layer, _validation(session))
+        top1, top5 = accuracy(state.layer, _validation(context))
         assert _digest(backbone) == before, "the frozen backbone has changed"
-        return {
-            "protocol": _protocol(config, cached),
-            "top1": top1,
-            "top5": top5,
-            "losses": state.losses,
-            "seconds": time.perf_counter() - started,
-            "config": asdict(config),
-            "bad_images": session.bad_images,
-            "checkpoint": str(checkpoint),
-            "step": session.frozen.step,
-            "data": str(data),
-            "train_images": len(session.train),
-            "val_images": len(session.splits["val"]),
-            "image_size": session.config.image_size,
-        }
+        return LinearResult(
+            protocol=_protocol(config, cached),
+            top1=top1,
+            top5=top5,
+            losses=tuple(state.losses),
+            seconds=time.perf_counter() - started,
+            config=config,
+            bad_images=context.bad_images,
+            checkpoint=Path(checkpoint),
+            step=context.pretrained.step,
+            data=Path(data),
+            train_images=len(context.train),
+            val_images=len(context.splits["val"]),
+            image_size=context.config.image_size,
+        )
 
 
 def _protocol(config: LinearConfig, cached: bool) -> str:
-    """What was done, and whether the figure compares with published ones."""
+    """How the layer was trained, and whether the score compares with published ones."""
     if cached:
         return "cached features of centered crops: quick, not the published protocol"
     published = LinearConfig(seed=config.seed)
@@ -118,45 +157,45 @@ def _protocol(config: LinearConfig, cached: bool) -> str:
     return "random crops, the published protocol"
 
 
-def _training(session: Session, config: LinearConfig, cached: bool) -> Features:
-    backbone, size = session.frozen.backbone, session.config.image_size
+def _training(context: EvalContext, config: LinearConfig, cached: bool) -> Features:
+    backbone, size = context.pretrained.backbone, context.config.image_size
     if not cached:
         plan = TrainPlan(
-            label=session.train.label,
-            sizes=session.train.sizes,
+            label=context.train.label,
+            sizes=context.train.sizes,
             seed=config.seed,
             specs=(TRAINING_VIEW,),
             image_size=size,
             batch_size=config.batch_size,
         )
         return random_crop_features(
-            backbone, session.loader("train"), plan, device=session.device, dtype=session.dtype
+            backbone, context.loader("train"), plan, device=context.device, dtype=context.dtype
         )
-    centered = session.centered("train")
+    centered = context.centered("train")
     h, label = [], []
     with ImageProgress("features", unit="batches") as progress:
-        for found, batch in centered_features(
-            backbone, session.loader("train"), centered, device=session.device, dtype=session.dtype
+        for chunk, batch in centered_features(
+            backbone, context.loader("train"), centered, device=context.device, dtype=context.dtype
         ):
-            h.append(found.half() if session.device.type == "cuda" else found)
+            h.append(chunk.half() if context.device.type == "cuda" else chunk)
             label.append(batch.label)
             progress(len(h), centered.num_batches)
     return cached_features(torch.cat(h), torch.cat(label), config)
 
 
-def _validation(session: Session) -> Iterator[tuple[Tensor, Tensor]]:
+def _validation(context: EvalContext) -> Iterator[tuple[Tensor, Tensor]]:
     for h, batch in centered_features(
-        session.frozen.backbone,
-        session.loader("val"),
-        session.centered("val"),
-        device=session.device,
-        dtype=session.dtype,
+        context.pretrained.backbone,
+        context.loader("val"),
+        context.centered("val"),
+        device=context.device,
+        dtype=context.dtype,
     ):
         yield h, batch.label
 
 
 def _digest(module: nn.Module) -> str:
-    """Of every bit of a module's state."""
+    """Hash of every bit of a module's state."""
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(name.encode())
@@ -166,28 +205,28 @@ def _digest(module: nn.Module) -> str:
 
 
 def _identity(
-    config: LinearConfig, cached: bool, backbone: str, session: Session
+    config: LinearConfig, cached: bool, backbone: str, context: EvalContext
 ) -> dict[str, Any]:
-    """What must be the same for a resumed evaluation."""
+    """Everything that must be equal when an evaluation is resumed."""
     return {
         "config": asdict(config),
         "cached": cached,
         "backbone": backbone,
-        "images": len(session.train),
-        "image_size": session.config.image_size,
+        "images": len(context.train),
+        "image_size": context.config.image_size,
     }
 
 
 def _restore(state: LinearState, file: Path, identity: dict[str, Any]) -> None:
     if not file.is_file():
-        raise UserError(f"--resume: there is no {file}: drop --resume to start")
+        raise UserError(f"--resume: there is no {file}: drop --resume to start a new evaluation")
     stored = read_stored(file)
     if "identity" not in stored:
-        raise UserError(f"--resume: {file} is no linear evaluation: pass another --out")
+        raise UserError(f"--resume: {file} is not a linear evaluation: pass another --out")
     differing = [key for key, value in identity.items() if stored["identity"].get(key) != value]
     if differing:
         raise UserError(
-            f"--resume: {file} was made with another {', '.join(differing)}: give the old one, or "
+            f"--resume: {file} was made with another {', '.join(differing)}: pass the old one, or "
             "another --out"
         )
     state.load_state_dict(stored)

@@ -15,17 +15,17 @@ _BANK_CHUNK = 131_072
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest bank features of each query by cosine similarity.
+    """Finds the k nearest bank features of each query by cosine similarity.
 
-    Only a block of the similarity matrix exists at a time.
+    Computes the similarity matrix block by block: all of it would not fit into memory.
 
     Args:
         queries: (Q, D) of length 1.
         bank: (N, D) of length 1.
-        k: neighbors, at most N.
+        k: number of neighbors, at most N.
 
     Returns:
-        Similarities (Q, k) in float32, falling, and bank positions (Q, k).
+        Similarities (Q, k) in float32, descending, and rows of the bank (Q, k).
     """
     similar, position = [], []
     for start in range(0, len(queries), _QUERY_CHUNK):
@@ -61,11 +61,11 @@ def knn_accuracy(
         queries: validation features (Q, D) of length 1.
         query_label: (Q,).
         k: numbers of neighbors, each at most N.
-        temperature: of the weights.
+        temperature: temperature of the weights.
         num_classes: C.
 
     Returns:
-        k -> share of right answers, 0 to 1.
+        k -> share of correct predictions, 0 to 1.
     """
     similarity, position = nearest(queries, bank, max(k))
     label = bank_label[position]
@@ -85,15 +85,15 @@ def vote(similarity: Tensor, label: Tensor, *, temperature: float, num_classes: 
     """The class that neighbors vote for, weighted by exp(similarity / temperature).
 
     Args:
-        similarity: (Q, K) cosine similarities, falling.
+        similarity: (Q, K) cosine similarities, descending.
         label: (Q, K) classes of the neighbors.
-        temperature: of the weights.
+        temperature: temperature of the weights.
         num_classes: C.
 
     Returns:
         (Q,) class numbers.
     """
-    # Relative to the nearest one, so that the exponential cannot overflow.
+    # Relative to the nearest neighbor: the exponential cannot overflow.
     weight = ((similarity - similarity[:, :1]) / temperature).exp()
     votes = torch.zeros(len(label), num_classes, device=label.device)
     return votes.scatter_add_(1, label, weight).argmax(dim=1)

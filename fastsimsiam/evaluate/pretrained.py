@@ -1,10 +1,10 @@
-"""A trained backbone from whatever file it lies in: our checkpoints, or other people's.
+"""Loads a pretrained backbone from checkpoints of this and of other packages.
 
-Known are: checkpoints and runs of this package; state dicts of torchvision and timm, as .pth or
-.safetensors; the official SimSiam checkpoint (keys `module.encoder.*`). Nothing in a file is run.
+Formats: checkpoints and runs of this package; state dicts of torchvision and timm, as .pth or
+.safetensors; the official SimSiam checkpoint (keys `module.encoder.*`). No code in a file is run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import Stem
-from fastsimsiam.config.run import Config
+from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.models.backbones import classifier_name, feature_extractor
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, from_stored, read_stored
@@ -21,25 +21,26 @@ from fastsimsiam.system.optional import require
 
 _PREFIXES = ("module.encoder.", "module.backbone.", "encoder.", "backbone.", "module.", "")
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-_GUESSES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
+_CANDIDATES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
 _STEMS: tuple[Stem, ...] = ("imagenet", "cifar")
 _SHOWN = 4
+"""Keys that an error message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen:
-    """A trained backbone and what is known of it.
+class PretrainedBackbone:
+    """A pretrained backbone and its metadata.
 
     Attributes:
         backbone: images (B, 3, H, W) to features (B, D); on the CPU, in eval mode.
-        arch: torchvision's name of it.
+        arch: torchvision's name of the network.
         stem: `imagenet` or `cifar`, see `backbones.feature_extractor`.
-        feature_dim: D.
-        image_size: side of the images it was trained on, in pixels.
+        feature_dim: number of features, D.
+        image_size: side of the images to evaluate on, in pixels.
         crop_fraction: side of the centered square to evaluate on, over the image's shorter side.
-        path: the file.
-        step: of the training, where the file tells.
-        config: of the training, where it was ours.
+        path: file of the weights.
+        step: optimizer steps of the training; None if the file does not record them.
+        config: the training's configuration; None for weights of other packages.
     """
 
     backbone: nn.Module
@@ -53,49 +54,50 @@ class Frozen:
     config: Config | None
 
 
-def load_frozen(
+def load_pretrained(
     path: Path, *, arch: str | None = None, stem: Stem | None = None, image_size: int | None = None
-) -> Frozen:
-    """Reads a backbone.
+) -> PretrainedBackbone:
+    """Loads a backbone and its metadata.
 
     Args:
-        path: a file, or the folder of a run (its newest checkpoint).
-        arch, stem: of a state dict that does not tell; None: found out, for ResNets.
-        image_size: side of the images in pixels; None: as in training, or 224.
+        path: a file, or the folder of a run, of which the newest checkpoint is loaded.
+        arch, stem: network of a state dict that does not record it; None: detected, for ResNets.
+        image_size: side of the images in pixels; None: that of the training, else 224.
 
     Raises:
         UserError: there is no such file, it is damaged, or its keys are not those of the network.
     """
     if path.is_dir():
-        found = CheckpointStore(path, keep=1).paths()
-        if not found:
+        checkpoints = CheckpointStore(path, keep=1).paths()
+        if not checkpoints:
             raise UserError(
                 f"there is no checkpoint in {path}: expected {path}/checkpoints/step-*.pt"
             )
-        path = found[-1]
+        path = checkpoints[-1]
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size is {image_size}: give 1 or more")
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: pass a file, or the folder of a run")
     stored = _read(path)
     if "method" in stored:
-        return _ours(from_stored(stored, path), path, arch, stem, image_size)
+        return _from_checkpoint(from_stored(stored, path), path, arch, stem, image_size)
     state = next((stored[key] for key in _WRAPPERS if isinstance(stored.get(key), dict)), stored)
     state = _without_prefix(state)
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{path} holds no weights: expected a state dict of a torchvision network")
-    named = stored.get("arch")
-    arch, stem = _fitting(path, tensors, arch or (named if isinstance(named, str) else None), stem)
+        raise UserError(f"{path} holds no weights: pass a state dict of a torchvision network")
+    recorded = stored.get("arch")
+    arch = arch or (recorded if isinstance(recorded, str) else None)
+    arch, stem = _detect(path, tensors, arch, stem)
     backbone, feature_dim = feature_extractor(arch, stem)
-    _fill(backbone, tensors, arch, path)
-    return Frozen(
+    _load(backbone, tensors, arch, path)
+    return PretrainedBackbone(
         backbone=backbone.eval(),
         arch=arch,
         stem=stem,
         feature_dim=feature_dim,
-        image_size=image_size or 224,
-        crop_fraction=224 / 256,
+        image_size=image_size or Config.image_size,
+        crop_fraction=KnnConfig.crop_fraction,
         path=path,
         step=None,
         config=None,
@@ -110,20 +112,22 @@ def _read(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint ({error})") from error
-    return {"state_dict": tensors, "arch": about.get("arch")}
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({error}): pass another file"
+        ) from error
+    return {"state_dict": tensors, "arch": metadata.get("arch")}
 
 
-def _ours(
+def _from_checkpoint(
     checkpoint: Checkpoint, path: Path, arch: str | None, stem: str | None, image_size: int | None
-) -> Frozen:
+) -> PretrainedBackbone:
     config = checkpoint.config
-    for key, asked, own in (("arch", arch, config.arch), ("stem", stem, config.stem)):
-        if asked not in (None, own):
-            raise UserError(f"--{key} is {asked}, but {path} tells that it is {own}: drop --{key}")
+    for key, given, recorded in (("arch", arch, config.arch), ("stem", stem, config.stem)):
+        if given not in (None, recorded):
+            raise UserError(f"--{key} is {given}, but {path} is {recorded}: drop --{key}")
     backbone, feature_dim = feature_extractor(config.arch, config.stem)
     prefix = "backbone."
     backbone.load_state_dict(
@@ -133,7 +137,7 @@ def _ours(
             if key.startswith(prefix)
         }
     )
-    return Frozen(
+    return PretrainedBackbone(
         backbone=backbone.eval(),
         arch=config.arch,
         stem=config.stem,
@@ -147,62 +151,64 @@ def _ours(
 
 
 def _without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The backbone's entries: those behind the first known prefix that there is."""
+    """The backbone's entries, without the first known prefix that some key has."""
     prefix = next(p for p in _PREFIXES if any(key.startswith(p) for key in state) or not p)
     return {
         key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
     }
 
 
-def _fitting(
+def _detect(
     path: Path, tensors: Mapping[str, Tensor], arch: str | None, stem: Stem | None
 ) -> tuple[str, Stem]:
-    """The network whose every key and shape is there: of those asked for, or of some ResNets."""
-    for name in (arch,) if arch else _GUESSES:
+    """The first arch and stem with every key and shape in the file; without `arch` tries ResNets."""
+    for name in (arch,) if arch else _CANDIDATES:
         for candidate in (stem,) if stem else _STEMS if "resnet" in name else _STEMS[:1]:
             with torch.device("meta"):
                 backbone, _ = feature_extractor(name, candidate)
-            needed = {key: value.shape for key, value in _needed(backbone).items()}
-            there = {key: tensors[key].shape for key in needed if key in tensors}
-            if needed == there:
+            required = {key: value.shape for key, value in _required(backbone).items()}
+            present = {key: tensors[key].shape for key in required if key in tensors}
+            if required == present:
                 return name, candidate
     if arch:
-        return arch, stem or "imagenet"  # what does not fit will be named
+        return arch, stem or "imagenet"  # `_load` names the keys that do not fit
     raise UserError(
-        f"{path} fits none of {', '.join(_GUESSES)}: pass --arch with torchvision's name of the "
-        f"network (keys of the file: {_some(tensors)})"
+        f"{path} fits none of {', '.join(_CANDIDATES)}: pass --arch with torchvision's name of the "
+        f"network (keys of the file: {_shorten(tensors)})"
     )
 
 
-def _needed(backbone: nn.Module) -> dict[str, Tensor]:
-    """Entries without which a backbone is not itself: the counters of BatchNorm may be missing."""
+def _required(backbone: nn.Module) -> dict[str, Tensor]:
+    """Entries that a file must have: all but the counters of BatchNorm."""
     state = backbone.state_dict()
     return {key: value for key, value in state.items() if "num_batches_tracked" not in key}
 
 
-def _fill(backbone: nn.Module, tensors: Mapping[str, Tensor], arch: str, path: Path) -> None:
+def _load(backbone: nn.Module, tensors: Mapping[str, Tensor], arch: str, path: Path) -> None:
     classifier = classifier_name(arch)
-    own = backbone.state_dict()
-    # A projector may stand where the classifier was: the official checkpoint has it in `fc`.
-    kept = {k: v for k, v in tensors.items() if not k.startswith(f"{classifier}.")}
-    unexpected = sorted(kept.keys() - own.keys())
-    missing = sorted(_needed(backbone).keys() - kept.keys())
+    state = backbone.state_dict()
+    # In place of the classifier there may be a projector: the official checkpoint has it in `fc`.
+    weights = {k: v for k, v in tensors.items() if not k.startswith(f"{classifier}.")}
+    unexpected = sorted(weights.keys() - state.keys())
+    missing = sorted(_required(backbone).keys() - weights.keys())
     if unexpected:
         raise UserError(
-            f"{path} has keys that a {arch} has not: {_some(unexpected)}: pass another --arch, or a "
-            "file of the backbone alone"
+            f"{path} has keys that {arch} does not have: {_shorten(unexpected)}: pass another --arch, "
+            "or a file with only the backbone"
         )
     if missing:
-        raise UserError(f"{path} lacks keys of a {arch}: {_some(missing)}: pass another --arch")
-    wrong = sorted(key for key, value in kept.items() if value.shape != own[key].shape)
-    if wrong:
+        raise UserError(f"{path} lacks keys of {arch}: {_shorten(missing)}: pass another --arch")
+    mismatched = sorted(k for k, value in weights.items() if value.shape != state[k].shape)
+    if mismatched:
         raise UserError(
-            f"{path} has other shapes than a {arch}: {_some(wrong)}: pass another --arch or --stem"
+            f"{path} has other shapes than {arch}: {_shorten(mismatched)}: pass another --arch or "
+            "--stem"
         )
-    backbone.load_state_dict(kept, strict=False)
+    backbone.load_state_dict(weights, strict=False)
 
 
-def _some(keys: Any) -> str:
+def _shorten(keys: Iterable[str]) -> str:
+    """The first keys, and how many more there are."""
     names = list(keys)
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + rest
@@ -211,13 +217,17 @@ def _some(keys: Any) -> str:
 def load_backbone(
     path: Path | str, *, arch: str | None = None, stem: Stem | None = None
 ) -> nn.Module:
-    """A trained backbone: normalized images (B, 3, S, S) to features (B, D); on the CPU, in eval mode.
+    """Loads a pretrained backbone.
 
     Args:
-        path: a checkpoint or a run's folder; weights of torchvision, timm or the official SimSiam.
-        arch, stem: of weights that do not tell; None: found out, for ResNets.
+        path: a checkpoint or the folder of a run (its newest checkpoint); a state dict of torchvision
+            or timm, as .pth or .safetensors; the official SimSiam checkpoint. No code in it is run.
+        arch, stem: network of a state dict that does not record it; None: detected, for ResNets.
+
+    Returns:
+        Normalized images (B, 3, S, S) to features (B, D); on the CPU, in eval mode.
 
     Raises:
         UserError: the file cannot be read, or its keys are not those of the network.
     """
-    return load_frozen(Path(path), arch=arch, stem=stem).backbone
+    return load_pretrained(Path(path), arch=arch, stem=stem).backbone

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastsimsiam.config.evaluation import Split
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import Session
+from fastsimsiam.evaluate.context import EvalContext
 from fastsimsiam.evaluate.features import extract
 from fastsimsiam.evaluate.knn import usable_k
 from fastsimsiam.evaluate.neighbors import nearest, vote
@@ -106,7 +106,7 @@ class Neighborhood:
         return rows[:number]
 
 
-def find_neighbors(session: Session) -> Neighborhood:
+def find_neighbors(session: EvalContext) -> Neighborhood:
     """Extracts the features of a data set and finds every query's nearest training images.
 
     The bank is the whole training split. Queries are the validation images, or 2,000 training images
@@ -121,7 +121,7 @@ def find_neighbors(session: Session) -> Neighborhood:
     train = session.train
     knn = session.config.knn
     bank = _embed(session, "train")
-    if session.last == "val":
+    if session.eval_split == "val":
         queries, query_rows = _embed(session, "val"), None
     else:
         rows = epoch_order(len(bank.index), 0, 0)[:_QUERIES_OF_A_FLAT_SET].copy()
@@ -162,11 +162,11 @@ def _nearest(
     return similarity[others].reshape(shape), position[others].reshape(shape)
 
 
-def _embed(session: Session, split: Split) -> Embedded:
+def _embed(session: EvalContext, split: Split) -> Embedded:
     storage, loader = session.splits[split], session.loader(split)
     with ImageProgress("features", unit="batches") as progress:
         features, label = extract(
-            session.frozen.backbone,
+            session.pretrained.backbone,
             loader,
             session.centered(split),
             device=session.device,

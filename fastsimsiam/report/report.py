@@ -14,7 +14,7 @@ from PIL import Image
 from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import Session, evaluating
+from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.report import charts, sections
 from fastsimsiam.report.flat_map import MOST, flat_map
@@ -92,7 +92,9 @@ def report(
         _add_note(page, "pictures", "Views, neighbors and map", f"left out: {why_not}")
     else:
         place = data or run.config.data
-        with evaluating(run.path, place, options or EvalOptions(), need_val=False) as session:
+        with open_eval_context(
+            run.path, place, options or EvalOptions(), need_val=False
+        ) as session:
             _add_pictures(page, run, session)
     page.body += [
         sections.section("repeat", "Repeat the run", sections.repeat(run)),
@@ -156,7 +158,7 @@ def _why_no_pictures(run: Run, data: Path | None) -> str:
     return ""
 
 
-def _add_pictures(page: _Page, run: Run, session: Session) -> None:
+def _add_pictures(page: _Page, run: Run, session: EvalContext) -> None:
     """Adds the sections that need the data and the network."""
     neighborhood = find_neighbors(session)
     if run.fingerprint and run.fingerprint != fingerprint(session.train):
@@ -168,7 +170,7 @@ def _add_pictures(page: _Page, run: Run, session: Session) -> None:
         _add_note(
             page, "broken", "Broken images", *left_out, *([f"and {more} more"] if more > 0 else [])
         )
-    fraction = session.frozen.crop_fraction
+    fraction = session.pretrained.crop_fraction
     _add_views(page, session.config, session.train, neighborhood)
     _add_gallery(page, fraction, neighborhood)
     _add_map(page, fraction, neighborhood)

@@ -11,7 +11,7 @@ from typing import Any
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import from_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.inspect import verdict as describe_std
+from fastsimsiam.evaluate.inspect import describe_std
 from fastsimsiam.methods.collapse import collapse_threshold
 from fastsimsiam.methods.registry import METHODS
 from fastsimsiam.runs.checkpoint import CheckpointStore, load

@@ -1,1 +1,1 @@
-"""Commands that neither train nor evaluate, a file each."""
+"""The tools behind the commands pack, views, embed and export, one file each."""

@@ -1,4 +1,4 @@
-"""`fastsimsiam embed`: features of a data set into a file, chunk by chunk."""
+"""`fastsimsiam embed`: writes the features of a data set to a file, batch by batch."""
 
 import tempfile
 import zipfile
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import Session, evaluating
+from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.evaluate.features import centered_features
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require
@@ -31,22 +31,22 @@ def embed(
 ) -> int:
     """Writes the features of every image of a split.
 
-    The file has, for each image: `features` (D float32, as the backbone gives them), `label`,
-    `class`, `path`; an .npz holds them as arrays `features`, `label`, `classes` (names by label)
-    and `path`. Features pass through memory a batch at a time.
+    A .parquet file has a row per image: `features` (D float32, not normalized), `label`, `class`
+    and `path`. An .npz file has the arrays `features`, `label`, `classes` (names by label) and
+    `path`. Memory holds the features of one batch at a time.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
         data: the data set.
         out: file to write, .npz or .parquet.
-        split: of it.
-        options: see there.
+        split: split of the data set.
+        options: how to evaluate.
 
     Returns:
-        How many images there are.
+        Number of images in the file; broken ones are left out.
 
     Raises:
-        UserError: something in the arguments or the data has to be mended.
+        UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     out = Path(out)
     if out.suffix not in _SUFFIXES:
@@ -55,32 +55,34 @@ def embed(
         require("pyarrow", f"--out {out}", "pip install 'fastsimsiam[embed]'")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    with evaluating(checkpoint, data, options or EvalOptions(), need_val=split == "val") as session:
+    with open_eval_context(
+        checkpoint, data, options or EvalOptions(), need_val=split == "val"
+    ) as context:
         write = _write_npz if out.suffix == ".npz" else _write_parquet
         with written_whole(out, "--out") as file:
-            count = write(file, session, split)
+            count = write(file, context, split)
     return count
 
 
 def _chunks(
-    session: Session, split: Split
+    context: EvalContext, split: Split
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """Features (B, D) of the next images, and their numbers; broken images are left out."""
-    plan = session.centered(split)
+    """Yields features (B, D) and sample indices (B,) per batch; broken images are left out."""
+    plan = context.centered(split)
     with ImageProgress("features") as progress:
         for step, (h, batch) in enumerate(
             centered_features(
-                session.frozen.backbone,
-                session.loader(split),
+                context.pretrained.backbone,
+                context.loader(split),
                 plan,
-                device=session.device,
-                dtype=session.dtype,
+                device=context.device,
+                dtype=context.dtype,
             )
         ):
             planned = plan.index(0, step)
-            # Another image stands where a broken one would have been.
-            whole = batch.index.cpu().numpy() == planned
-            yield _to_numpy(h)[whole], planned[whole]
+            # The loader has replaced broken images by others.
+            intact = batch.index.cpu().numpy() == planned
+            yield _to_numpy(h)[intact], planned[intact]
             progress(int(planned[-1]) + 1, len(plan.label))
 
 
@@ -88,26 +90,28 @@ def _to_numpy(h: Tensor) -> npt.NDArray[np.float32]:
     return h.to(device="cpu", dtype=torch.float32).numpy()
 
 
-def _about(session: Session, split: Split) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
-    """Paths, labels and names of classes."""
-    storage = session.splits[split]
+def _columns(
+    context: EvalContext, split: Split
+) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
+    """Paths and labels by sample, and names of the classes."""
+    storage = context.splits[split]
     return list(storage.paths), storage.label, list(storage.classes)
 
 
-def _write_npz(file: Path, session: Session, split: Split) -> int:
-    paths, label, classes = _about(session, split)
-    # Made in files of their own: NumPy can write into an archive only what is complete.
+def _write_npz(file: Path, context: EvalContext, split: Split) -> int:
+    paths, label, classes = _columns(context, split)
+    # Arrays are written to separate files first: NumPy cannot append to an array in an archive.
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         raw = np.lib.format.open_memmap(
-            Path(folder) / "raw.npy", "w+", np.float32, (len(paths), session.frozen.feature_dim)
+            Path(folder) / "raw.npy", "w+", np.float32, (len(paths), context.pretrained.feature_dim)
         )
-        kept: list[npt.NDArray[np.int64]] = []
+        written: list[npt.NDArray[np.int64]] = []
         count = 0
-        for h, index in _chunks(session, split):
+        for h, index in _chunks(context, split):
             raw[count : count + len(h)] = h
-            kept.append(index)
+            written.append(index)
             count += len(h)
-        rows = np.concatenate(kept)
+        rows = np.concatenate(written)
         for name, array in (
             ("features", raw[:count]),
             ("label", label[rows]),
@@ -122,12 +126,12 @@ def _write_npz(file: Path, session: Session, split: Split) -> int:
     return count
 
 
-def _write_parquet(file: Path, session: Session, split: Split) -> int:
+def _write_parquet(file: Path, context: EvalContext, split: Split) -> int:
     import pyarrow as pa
     from pyarrow import parquet
 
-    paths, label, classes = _about(session, split)
-    dim = session.frozen.feature_dim
+    paths, label, classes = _columns(context, split)
+    dim = context.pretrained.feature_dim
     schema = pa.schema(
         [
             ("path", pa.string()),
@@ -138,7 +142,7 @@ def _write_parquet(file: Path, session: Session, split: Split) -> int:
     )
     count = 0
     with parquet.ParquetWriter(file, schema) as writer:
-        for h, index in _chunks(session, split):
+        for h, index in _chunks(context, split):
             columns = {
                 "path": [paths[number] for number in index],
                 "label": label[index],

@@ -1,4 +1,4 @@
-"""`fastsimsiam export`: a trained backbone for other people's code, with a model card beside it."""
+"""`fastsimsiam export`: writes a backbone for other libraries, with a model card."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD
 from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.config.stored import to_dict
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.pretrained import Frozen, load_frozen
+from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.models.backbones import classifier_name
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require
@@ -37,78 +37,82 @@ def export(
     stem: Stem | None = None,
     image_size: int | None = None,
 ) -> tuple[Path, Path]:
-    """Writes a backbone and its card.
+    """Writes a backbone and its model card.
 
     Args:
-        checkpoint: a file, or the folder of a run; see `frozen.load_frozen` for what is read.
+        checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
         out: file to write; its suffix is .safetensors, or .onnx.
-        format: `torchvision`: keys as torchvision's own weights have them, without the last layer.
-            `timm`: as `timm.create_model(ARCH, checkpoint_path=...)` reads them: with a last layer of
-            1,000 zeros, which it insists on.
-            `onnx`: a graph from images (B, 3, S, S), normalized, to features (B, D), any B.
-        arch, stem, image_size: see `load_frozen`.
+        format: `torchvision`: the keys of torchvision's weights, without the last layer.
+            `timm`: weights for `timm.create_model(ARCH, checkpoint_path=...)`, which requires a last
+            layer: 1,000 classes, all zeros.
+            `onnx`: a graph from normalized images (B, 3, S, S) to features (B, D), for any B.
+        arch, stem: network of a state dict that does not record it; None: detected, for ResNets.
+        image_size: side of the images in pixels; None: that of the training, else 224.
 
     Returns:
         The file and its card, FILE.md.
 
     Raises:
-        UserError: something in the arguments or the checkpoint has to be mended.
+        UserError: an argument or the checkpoint is wrong; the message says what to change.
     """
     out = Path(out)
     if out.suffix != _SUFFIX[format]:
         raise UserError(f"DST is {out}: name it NAME{_SUFFIX[format]} for --format {format}")
     if not out.parent.is_dir():
         raise UserError(f"DST is {out}: there is no folder {out.parent}")
-    frozen = load_frozen(Path(checkpoint), arch=arch, stem=stem, image_size=image_size)
-    card = model_card(frozen, out, format)
+    pretrained = load_pretrained(Path(checkpoint), arch=arch, stem=stem, image_size=image_size)
+    card = model_card(pretrained, out, format)
     if format == "onnx":
-        _write_onnx(frozen, out)
+        _write_onnx(pretrained, out)
     else:
         require("safetensors", f"--format {format}", _INSTALL)
         from safetensors.torch import save
 
         state: dict[str, Tensor] = {
-            key: value.contiguous() for key, value in frozen.backbone.state_dict().items()
+            key: value.contiguous() for key, value in pretrained.backbone.state_dict().items()
         }
         if format == "timm":
-            _require_timm_knows(frozen)
-            state["fc.weight"] = torch.zeros(_TIMM_CLASSES, frozen.feature_dim)
+            _require_timm_knows(pretrained)
+            state["fc.weight"] = torch.zeros(_TIMM_CLASSES, pretrained.feature_dim)
             state["fc.bias"] = torch.zeros(_TIMM_CLASSES)
-        about = {
+        metadata = {
             "format": "pt",
-            "arch": frozen.arch,
-            "stem": frozen.stem,
+            "arch": pretrained.arch,
+            "stem": pretrained.stem,
             "fastsimsiam": __version__,
         }
-        # Not by its `save_file`, whose files nobody else may read.
+        # safetensors' `save_file` makes files that only their owner may read.
         with written_whole(out, "DST") as file:
-            file.write_bytes(save(state, metadata=about))
-    beside = out.with_name(out.name + ".md")
-    with written_whole(beside, "card") as file:
+            file.write_bytes(save(state, metadata=metadata))
+    card_file = out.with_name(out.name + ".md")
+    with written_whole(card_file, "card") as file:
         file.write_text(card)
-    return out, beside
+    return out, card_file
 
 
-def _require_timm_knows(frozen: Frozen) -> None:
-    """Refuses networks whose keys or arithmetic differ from timm's of the same name."""
-    if frozen.stem != "imagenet":
+def _require_timm_knows(pretrained: PretrainedBackbone) -> None:
+    """Refuses networks that differ from timm's of the same name in keys or arithmetic.
+
+    Raises:
+        UserError: says which format fits instead.
+    """
+    if pretrained.stem != "imagenet":
         raise UserError(
-            "--format timm: a network with the CIFAR stem is none of timm's: export it as torchvision "
-            "or onnx"
+            "--format timm: timm has no network with the CIFAR stem: export it as torchvision or onnx"
         )
-    if not frozen.arch.startswith(("resnet", "resnext", "wide_resnet")):
+    if not pretrained.arch.startswith(("resnet", "resnext", "wide_resnet")):
         raise UserError(
-            f"--format timm: only ResNets have the same keys in timm as in torchvision, and this is a "
-            f"{frozen.arch}: export it as torchvision or onnx"
+            f"--format timm: only ResNets have the same keys in timm and torchvision, not "
+            f"{pretrained.arch}: export it as torchvision or onnx"
         )
 
 
-def _write_onnx(frozen: Frozen, out: Path) -> None:
+def _write_onnx(pretrained: PretrainedBackbone, out: Path) -> None:
     for module in ("onnx", "onnxscript"):
         require(module, "--format onnx", _INSTALL)
-    size = frozen.image_size
+    size = pretrained.image_size
     example = torch.zeros(2, 3, size, size)
-    backbone = frozen.backbone.to(memory_format=torch.contiguous_format)
+    backbone = pretrained.backbone.to(memory_format=torch.contiguous_format)
     batch = torch.export.Dim("batch")
 
     with written_whole(out, "DST") as file:
@@ -126,14 +130,14 @@ def _write_onnx(frozen: Frozen, out: Path) -> None:
 
 
 class _Features(nn.Module):
-    """A backbone whose output is always flat."""
+    """A backbone with its output flattened to (B, D)."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) to (B, D)."""
+        """Images (B, 3, S, S) to features (B, D)."""
         h: Tensor = self.backbone(images).flatten(1)
         return h
 
@@ -165,40 +169,40 @@ model.maxpool = torch.nn.Identity()
 """
 
 
-def model_card(frozen: Frozen, out: Path, format: Format) -> str:
-    """What the weights are, in Markdown: use, recipe, data, scores, versions."""
+def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str:
+    """The model card in Markdown: use, recipe, data, scores, versions."""
     stem = ""
-    if frozen.stem == "cifar":
-        stem = _CIFAR_STEM.format(width=frozen.backbone.get_submodule("conv1").out_channels)
+    if pretrained.stem == "cifar":
+        stem = _CIFAR_STEM.format(width=pretrained.backbone.get_submodule("conv1").out_channels)
     use = _USE[format].format(
-        arch=frozen.arch,
+        arch=pretrained.arch,
         file=out.name,
-        size=frozen.image_size,
+        size=pretrained.image_size,
         stem=stem,
-        classifier=classifier_name(frozen.arch),
+        classifier=classifier_name(pretrained.arch),
     )
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
     lines = [
-        f"# {frozen.arch}, {frozen.feature_dim} features",
+        f"# {pretrained.arch}, {pretrained.feature_dim} features",
         "",
-        f"Input: RGB images of {frozen.image_size} pixels, values from 0 to 1, minus the mean "
-        f"({mean}), over the standard deviation ({std}). Output: {frozen.feature_dim} features per "
+        f"Input: RGB images of {pretrained.image_size} pixels, values from 0 to 1, minus the mean "
+        f"({mean}), over the standard deviation ({std}). Output: {pretrained.feature_dim} features per "
         "image.",
         "",
         f"```python\n{use}```",
         "",
     ]
-    if frozen.stem == "cifar":
-        lines += ["The stem is a 3x3 convolution of stride 1, and there is no max-pooling.", ""]
-    if frozen.config is None:
-        lines += [f"Made from {frozen.path.name}; how it was trained is not recorded there."]
+    if pretrained.stem == "cifar":
+        lines += ["The stem is a 3x3 convolution of stride 1; there is no max-pooling.", ""]
+    if pretrained.config is None:
+        lines += [f"Exported from {pretrained.path.name}, which does not record the training."]
         return "\n".join(lines) + "\n"
-    config = to_dict(frozen.config)
+    config = to_dict(pretrained.config)
     lines += [
-        f"Pretrained without labels: recipe `{frozen.config.recipe}`, {frozen.step} steps of "
-        f"{frozen.config.batch_size} images, {frozen.config.epochs} epochs planned.",
+        f"Pretrained without labels: recipe `{pretrained.config.recipe}`, {pretrained.step} steps of "
+        f"{pretrained.config.batch_size} images, {pretrained.config.epochs} epochs planned.",
         "",
-        *_run_lines(frozen),
+        *_run_lines(pretrained),
         "## Config",
         "",
         "```json",
@@ -208,9 +212,9 @@ def model_card(frozen: Frozen, out: Path, format: Format) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run_lines(frozen: Frozen) -> list[str]:
-    """Scores and versions of the run that a checkpoint lies in, where its summary is there."""
-    summary = frozen.path.parent.parent / "summary.json"
+def _run_lines(pretrained: PretrainedBackbone) -> list[str]:
+    """Lines on scores and versions of a checkpoint's run; none if its summary is missing."""
+    summary = pretrained.path.parent.parent / "summary.json"
     if not summary.is_file():
         return []
     try:
@@ -218,7 +222,7 @@ def _run_lines(frozen: Frozen) -> list[str]:
     except json.JSONDecodeError as error:
         raise UserError(f"{summary} is damaged ({error}): remove it") from error
     lines = []
-    if stored.get("steps") == frozen.step:
+    if stored.get("steps") == pretrained.step:
         scores = {k: v for k, v in stored["last"].items() if k.startswith("knn_")}
         lines += [f"- {name}: {value:.2f} %" for name, value in scores.items()]
     lines += [f"- {name} {version}" for name, version in stored.get("versions", {}).items()]

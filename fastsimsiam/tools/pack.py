@@ -1,8 +1,8 @@
-"""`fastsimsiam pack`: class folders to one file of FFCV's format, every image decoded on the way.
+"""`fastsimsiam pack`: writes class folders to one file of FFCV's format, and checks every image.
 
-FFCV's loader never looks at the decoder's return code, so a packed file must hold whole JPEGs alone:
-an image is decoded first and its copy is compared after writing. The file is written by FFCV's own
-allocator, from one thread; decoding and encoding are spread over the workers.
+FFCV's loader ignores the decoder's return code: a packed file must contain only intact JPEGs. So each
+image is decoded before it is written, and its copy is compared with it afterwards. FFCV's allocator
+writes the file from one thread; decoding and encoding run on all workers.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _SMALLEST_PAGE = 1 << 23
 _LARGEST_PAGE = 1 << 31
 _LARGEST_SIDE = (1 << 16) - 1
 _AHEAD = 8
-"""Images per worker that may wait to be written."""
+"""Images per worker that may be encoded ahead of writing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class PackOptions:
     """How images are stored.
 
     Attributes:
-        max_side: longest side in pixels, larger images are made smaller; None: any.
-        short_side: likewise the shortest side.
-        quality: of JPEGs that have to be encoded anew.
+        max_side: longest side of an image in pixels, larger images are scaled down; None: no limit.
+        short_side: shortest side, likewise.
+        quality: JPEG quality, 1 to 100, of images that have to be encoded again.
     """
 
     max_side: int | None = None
@@ -54,7 +54,7 @@ class PackOptions:
 
     def __post_init__(self) -> None:
         if self.max_side is not None and self.short_side is not None:
-            raise UserError("give --max-side or --short-side, not both")
+            raise UserError("--max-side and --short-side are both given: drop one of them")
         for name, side in (("--max-side", self.max_side), ("--short-side", self.short_side)):
             if side is not None and not 1 <= side <= _LARGEST_SIDE:
                 raise UserError(f"{name} is {side}: give 1 to {_LARGEST_SIDE}")
@@ -62,7 +62,7 @@ class PackOptions:
             raise UserError(f"--quality is {self.quality}: give 1 to 100")
 
     def bounded(self, height: int, width: int) -> tuple[int, int]:
-        """The size an image is stored with."""
+        """The height and width in pixels with which an image is stored."""
         scale = 1.0
         if self.max_side is not None:
             scale = self.max_side / max(height, width)
@@ -75,13 +75,21 @@ class PackOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """An image ready to be written; `broken` says why it is not."""
+    """An encoded image, or the reason why it is broken.
+
+    Attributes:
+        source: sample index in the storage.
+        data: the JPEG.
+        height, width: size in pixels.
+        copied: whether the data are the bytes of the source file.
+        broken: reason why the image is broken; empty for intact ones.
+    """
 
     source: int
     data: bytes = b""
     height: int = 0
     width: int = 0
-    kept: bool = False
+    copied: bool = False
     broken: str = ""
 
 
@@ -94,30 +102,30 @@ def pack(
     on_bad_image: str = "error",
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Writes `target` and its manifest.
+    """Writes a packed file and its manifest.
 
-    JPEGs that are small enough, upright and in RGB or gray keep their bytes; everything else is
-    decoded, turned upright, made smaller and encoded as RGB.
+    JPEGs that are small enough, upright and in RGB or gray are copied; all other images are decoded,
+    turned upright, scaled down and encoded as RGB.
 
     Args:
-        storage: the images, class folders say.
-        target: a .beton file; it appears when it is whole, and replaces an older one.
+        storage: the images to pack.
+        target: .beton file to write; it appears when it is complete, and replaces an older one.
         options: how images are stored.
         workers: threads; None: one per core.
         on_bad_image: `error`, or `skip`: broken images are left out and listed in the manifest.
-        report: told of the progress.
+        report: called with (images done, images in all).
 
     Returns:
         The manifest.
 
     Raises:
-        BadImageError: an image is broken and the policy is not to skip.
+        BadImageError: an image is broken, and `on_bad_image` is `error`.
         UserError: FFCV is missing, or the file cannot be written.
     """
     require_ffcv("fastsimsiam pack")
     workers = num_workers(workers)
     if target.suffix != SUFFIX:
-        raise UserError(f"{target} is to be a packed file: give a name that ends in {SUFFIX}")
+        raise UserError(f"DST is {target}: give a name that ends in {SUFFIX}")
     if on_bad_image == "error":
         storage.require_readable()
     partial = target.with_name(target.name + ".partial")
@@ -153,57 +161,61 @@ def _write(
 
     fields = {"image": RGBImageField(write_mode="jpg"), "label": IntField()}
     writer = DatasetWriter(str(file), fields, page_size=_page_size(storage, options))
-    # The table of images stands before the records, and only when all are decoded is it known how
-    # many there are: it gets room for all, and the lines of broken ones stay empty at its end.
+    # The table of images comes before their data, but the number of intact images is known only after
+    # all are decoded: the table has room for all, and rows at its end stay empty for broken ones.
     writer.num_samples = len(storage)
     writer.prepare()
     try:
         rows = np.zeros(len(storage), dtype=writer.metadata_type)
         image, label = rows["f0"], rows["f1"]
         allocator = MemoryAllocator(str(file), writer.data_region_start, writer.page_size)
-        kept: list[_Record] = []
-        checks: list[int] = []
+        records: list[_Record] = []
+        checksums: list[int] = []
         broken: dict[str, str] = {}
         with allocator:
             for record in _records(storage, options, workers, on_bad_image == "skip", report):
                 if record.broken:
                     broken[storage.paths[record.source]] = record.broken
                     continue
-                position = len(kept)
+                position = len(records)
                 allocator.set_current_sample(position)
                 pointer, space = allocator.malloc(len(record.data))
                 space[:] = np.frombuffer(record.data, np.uint8)
                 image[position] = (0, record.width, record.height, pointer)
                 label[position] = storage.label[record.source]
-                kept.append(replace(record, data=b""))
-                checks.append(zlib.crc32(record.data))
-        if not kept:
-            raise UserError(f"{storage.root} has no image that can be decoded: nothing to pack")
+                records.append(replace(record, data=b""))
+                checksums.append(zlib.crc32(record.data))
+        if not records:
+            raise UserError(f"{storage.root} has no intact image: choose another folder")
         writer.metadata_sm.buf[: rows.nbytes] = rows.tobytes()
-        writer.header["num_samples"] = len(kept)
+        writer.header["num_samples"] = len(records)
         writer.finalize(allocator.allocations)
     finally:
         writer.metadata_sm.close()
         writer.metadata_sm.unlink()
     beton = open_beton(file)
-    for position, check in enumerate(checks):
-        if zlib.crc32(beton.read(position)) != check:
+    for position, checksum in enumerate(checksums):
+        if zlib.crc32(beton.read(position)) != checksum:
             raise OSError(None, "the copy differs from what was written; is the disk full?")
-    return _manifest(storage, file, options, kept, broken)
+    return _manifest(storage, file, options, records, broken)
 
 
 def _manifest(
-    storage: Storage, file: Path, options: PackOptions, kept: list[_Record], broken: dict[str, str]
+    storage: Storage,
+    file: Path,
+    options: PackOptions,
+    records: list[_Record],
+    broken: dict[str, str],
 ) -> dict[str, Any]:
-    label = storage.label[[record.source for record in kept]]
+    label = storage.label[[record.source for record in records]]
     count = Counter(label.tolist())
     return {
         "format": _FORMAT,
-        "images_total": len(kept),
+        "images_total": len(records),
         "bytes": file.stat().st_size,
         "sha256": _checksum(file),
-        "images_with_their_own_bytes": sum(record.kept for record in kept),
-        "largest": [max(r.height for r in kept), max(r.width for r in kept)],
+        "images_with_their_own_bytes": sum(record.copied for record in records),
+        "largest": [max(r.height for r in records), max(r.width for r in records)],
         "options": {
             "max_side": options.max_side,
             "short_side": options.short_side,
@@ -213,16 +225,16 @@ def _manifest(
         "left_out": broken,
         "classes": list(storage.classes),
         "images_of_class": [count[i] for i in range(len(storage.classes))],
-        "images": [storage.paths[record.source] for record in kept],
+        "images": [storage.paths[record.source] for record in records],
     }
 
 
 def _page_size(storage: Storage, options: PackOptions) -> int:
-    """A power of two that the largest record fits into."""
+    """A power of two, in bytes, that is large enough for the largest record."""
     largest = _SMALLEST_PAGE
     for index, (height, width) in enumerate(storage.sizes.tolist()):
         if height * width * 3 <= largest:
-            continue  # no JPEG worth the name is larger than its pixels
+            continue  # a sensible JPEG is no larger than its pixels
         bounded = options.bounded(height, width)
         if bounded != (height, width):
             largest = max(largest, 3 * bounded[0] * bounded[1])
@@ -236,18 +248,18 @@ def _page_size(storage: Storage, options: PackOptions) -> int:
 def _records(
     storage: Storage, options: PackOptions, workers: int, skip: bool, report: Report | None
 ) -> Iterator[_Record]:
-    """Every image in order, made by threads, a bounded number ahead."""
-    waiting: deque[Future[_Record]] = deque()
+    """Yields every image in order; threads encode a bounded number of images ahead."""
+    pending: deque[Future[_Record]] = deque()
     indices = iter(range(len(storage)))
     done = 0
     pool = ThreadPoolExecutor(workers, thread_name_prefix="pack")
     try:
         while True:
-            while len(waiting) < _AHEAD * workers and (index := next(indices, None)) is not None:
-                waiting.append(pool.submit(_encode, storage, index, options, skip))
-            if not waiting:
+            while len(pending) < _AHEAD * workers and (index := next(indices, None)) is not None:
+                pending.append(pool.submit(_encode, storage, index, options, skip))
+            if not pending:
                 return
-            yield waiting.popleft().result()
+            yield pending.popleft().result()
             done += 1
             if report:
                 report(done, len(storage))
@@ -256,7 +268,7 @@ def _records(
 
 
 def _encode(storage: Storage, index: int, options: PackOptions, skip: bool) -> _Record:
-    """Decodes one image, and encodes it anew unless its own bytes will do."""
+    """Decodes an image, and encodes it again unless its bytes can be copied."""
     height, width = storage.sizes[index].tolist()
     try:
         if (
@@ -268,7 +280,7 @@ def _encode(storage: Storage, index: int, options: PackOptions, skip: bool) -> _
             pixels = decode_jpeg(data, height * width)
             if pixels is not None and pixels.shape[:2] == (height, width):
                 return _Record(
-                    source=index, data=bytes(data), height=height, width=width, kept=True
+                    source=index, data=bytes(data), height=height, width=width, copied=True
                 )
         pixels = read_rgb(storage, index)
     except BadImageError as error:
@@ -297,28 +309,32 @@ def _checksum(file: Path) -> str:
 
 
 def verify(file: Path, *, workers: int | None = None, report: Report | None = None) -> Beton:
-    """Compares a packed file with its manifest, and decodes every image.
+    """Compares a packed file with its manifest and decodes every image.
 
     Args:
-        file: it.
+        file: .beton file.
         workers: threads; None: one per core.
-        report: told of the progress.
+        report: called with (images done, images in all).
+
+    Returns:
+        The opened file.
 
     Raises:
-        UserError: says what is wrong.
+        UserError: the file differs from its manifest, or an image is broken.
     """
     beton = open_beton(file)
     manifest = read_manifest(file)
     if manifest is None:
-        raise UserError(f"{manifest_path(file)} is missing: there is nothing to verify {file} with")
-    for what, expected, found in (
+        raise UserError(f"{file} cannot be verified without {manifest_path(file)}: pack it again")
+    for quantity, expected, actual in (
         ("bytes", manifest.get("bytes"), file.stat().st_size),
         ("images", manifest.get("images_total"), len(beton)),
         ("sha256", manifest.get("sha256"), _checksum(file)),
     ):
-        if expected != found:
+        if expected != actual:
             raise UserError(
-                f"{file} differs from its manifest in {what} ({found}, not {expected}): pack it again"
+                f"{file} differs from its manifest in {quantity} ({actual}, not {expected}): pack it "
+                "again"
             )
     with ThreadPoolExecutor(num_workers(workers)) as pool:
         for done, _ in enumerate(

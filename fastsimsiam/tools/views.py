@@ -1,4 +1,4 @@
-"""`fastsimsiam views`: a recipe's views of one image or of a few images of a data set."""
+"""`fastsimsiam views`: draws the views of a recipe, of one image or of some images of a data set."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,22 +28,22 @@ from fastsimsiam.storage.open import open_split
 _TILE = 192
 _GAP = 8
 _TITLE = 24
-# Okabe and Ito's palette, told apart with any color vision.
+# Palette of Okabe and Ito, distinguishable with any color vision.
 _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
 
 
-def show_views(
+def write_views(
     path: Path, out: Path, *, recipe: str, image_size: int | None, num_images: int, seed: int
 ) -> None:
-    """Writes a grid of originals and views.
+    """Writes a grid of originals and their views.
 
     Args:
-        path: an image file, or a data set's folder.
+        path: an image file, or the folder of a data set.
         out: PNG file to write.
-        recipe: whose views.
-        image_size: side of the views in pixels; None: the recipe's.
-        num_images: rows, where `path` is a folder.
-        seed: of the choice of images and of the views.
+        recipe: name of the recipe that defines the views.
+        image_size: side of the views in pixels; None: that of the recipe.
+        num_images: number of rows if `path` is a folder.
+        seed: seed of the sampled images and of the views.
 
     Raises:
         UserError: there is no image at `path`, or `out` cannot be written.
@@ -68,7 +68,7 @@ def show_views(
 
 
 def _single_image(path: Path) -> ClassFolder:
-    """A data set of one file."""
+    """The data set of one image file."""
     height, width, orientation = read_header(path)
     return ClassFolder(
         root=path.parent,
@@ -84,13 +84,13 @@ def _single_image(path: Path) -> ClassFolder:
 def draw_views_grid(
     storage: Storage, index: Sequence[int], config: Config, *, seed: int, out: Path
 ) -> None:
-    """A grid with a row per image: the original with the views' boxes, then every view.
+    """Writes a grid with a row per image: the original with the boxes of its views, then the views.
 
     Args:
-        storage: where the images lie.
-        index: samples to show.
-        config: whose views are drawn.
-        seed: of the views.
+        storage: images of the data set.
+        index: indices of the samples to draw.
+        config: configuration that defines the views.
+        seed: seed of the views.
         out: PNG file to write.
     """
     samples = np.array(index, dtype=np.int64)
@@ -112,20 +112,20 @@ def draw_views_grid(
         BatchPlan(epoch=0, index=samples, label=storage.label[samples], views=table), crops
     )
     views = Photometric(config.views, sizes)(batch.crops, batch.photometric)
-    columns = [originals] + [[_to_image(picture) for picture in view] for view in views]
+    columns = [originals] + [[_to_image(image) for image in view] for view in views]
     titles = ["original", *(f"view {number}" for number in range(1, len(views) + 1))]
     _grid(columns, titles).save(out)
 
 
 def _to_image(view: torch.Tensor) -> Image.Image:
-    """A normalized view (3, S, S) as a picture."""
+    """Converts a normalized view (3, S, S) to an image of a tile's size."""
     std, mean = torch.tensor(IMAGENET_STD), torch.tensor(IMAGENET_MEAN)
     pixels = (view.permute(1, 2, 0) * std + mean).clamp(0, 1) * 255
     return Image.fromarray(pixels.round().to(torch.uint8).numpy()).resize((_TILE, _TILE))
 
 
 def _with_boxes(pixels: npt.NDArray[np.uint8], boxes: npt.NDArray[np.int32]) -> Image.Image:
-    """The upright image on a square tile, with the outline of each view's box."""
+    """Draws the upright image on a square tile, with the box of each view."""
     height, width = pixels.shape[:2]
     scale = _TILE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -141,16 +141,17 @@ def _with_boxes(pixels: npt.NDArray[np.uint8], boxes: npt.NDArray[np.int32]) -> 
 
 
 def _grid(columns: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
+    """Arranges columns of tiles under their titles."""
     pitch = _TILE + _GAP
     height = _TITLE + pitch * len(columns[0])
     grid = Image.new("RGB", (pitch * len(columns) + _GAP, height + _GAP), "white")
     draw = ImageDraw.Draw(grid)
     font = ImageFont.load_default(16)
-    for column, (pictures, title) in enumerate(zip(columns, titles, strict=True)):
+    for column, (tiles, title) in enumerate(zip(columns, titles, strict=True)):
         x = _GAP + column * pitch
         color = "black" if column == 0 else _COLORS[(column - 1) % len(_COLORS)]
         draw.rectangle((x, 4, x + _TILE - 1, 6), fill=color if column else "white")
         draw.text((x, 8), title, fill="black", font=font)
-        for row, picture in enumerate(pictures):
-            grid.paste(picture, (x, _TITLE + _GAP + row * pitch))
+        for row, tile in enumerate(tiles):
+            grid.paste(tile, (x, _TITLE + _GAP + row * pitch))
     return grid
