@@ -118,6 +118,8 @@ def test_wrong_arguments_are_named(class_folders: Path) -> None:
         fastsimsiam.Loader(class_folders, batch_size=0)
     with pytest.raises(UserError, match="fewer than one batch of 1000"):
         fastsimsiam.Loader(class_folders, batch_size=1000)
+    with pytest.raises(UserError, match="folder is called cpu now"):
+        fastsimsiam.Loader(class_folders, batch_size=8, device="cpu", loader="folder")
 
 
 def test_the_readmes_python_runs(class_folders: Path, tmp_path: Path) -> None:
