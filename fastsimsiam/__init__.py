@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fastsimsiam.evaluate.linear_probe import LinearResult, linear
     from fastsimsiam.evaluate.pretrained import load_backbone
     from fastsimsiam.methods.base import Method, ParameterGroup, Progress
-    from fastsimsiam.methods.registry import build_method
+    from fastsimsiam.methods.registry import build_method, register_method
     from fastsimsiam.recipes.catalogue import recipe
     from fastsimsiam.tools.embed import embed
     from fastsimsiam.tools.export import export
@@ -74,6 +74,7 @@ __all__ = [
     "load_backbone",
     "pretrain",
     "recipe",
+    "register_method",
 ]
 _MODULES = {
     "config.evaluation": ("EvalOptions", "LinearConfig"),
@@ -94,7 +95,7 @@ _MODULES = {
     "evaluate.linear_probe": ("LinearResult", "linear"),
     "evaluate.pretrained": ("load_backbone",),
     "methods.base": ("Method", "ParameterGroup", "Progress"),
-    "methods.registry": ("build_method",),
+    "methods.registry": ("build_method", "register_method"),
     "recipes.catalogue": ("recipe",),
     "tools.embed": ("embed",),
     "tools.export": ("export",),

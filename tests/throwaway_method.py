@@ -20,7 +20,7 @@ from fastsimsiam.config.methods import MethodConfig
 from fastsimsiam.config.run import Config, KnnConfig, OptimizerConfig
 from fastsimsiam.methods.base import Method, ParameterGroup, Progress
 from fastsimsiam.methods.collapse import collapse_std
-from fastsimsiam.methods.registry import METHODS
+from fastsimsiam.methods.registry import register_method
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.recipes.base import DIGITS, Recipe
 
@@ -129,7 +129,7 @@ def throwaway() -> Config:
     )
 
 
-METHODS[ThrowawayConfig] = Throwaway
+register_method(ThrowawayConfig, Throwaway)
 catalogue.RECIPES["throwaway"] = Recipe(
     make=throwaway, data_set=replace(DIGITS, train_images=96, val_images=24)
 )

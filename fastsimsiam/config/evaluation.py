@@ -17,22 +17,22 @@ INSPECT_IMAGES = 5000
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """Options that all commands share which take a checkpoint and a data set."""
+    """Options of all commands that take a checkpoint and a data set."""
 
     image_size: int | None = None
     """Side of the crops in pixels; None: as in training, or 224."""
     arch: str | None = None
-    """torchvision's name of the network, for weights that are not of this package; None: found out."""
+    """torchvision's name of the network, for weights of other packages; None: detected, for ResNets."""
     stem: Stem | None = None
-    """Stem of such a network, see pretrain --help; None: found out."""
+    """Stem of such a network, see pretrain --help; None: detected."""
     loader: LoaderName = "auto"
-    """Where images come from, see pretrain --help."""
+    """Loader of the images, see pretrain --help."""
     on_bad_image: OnBadImage = "error"
-    """error: a broken image stops the command. skip: another image stands in."""
+    """error: a broken image stops the command. skip: it is replaced by another image."""
     device: DeviceName = "auto"
     """auto: cuda where there is one."""
     precision: PrecisionName = "auto"
-    """Of the backbone's arithmetic, see pretrain --help."""
+    """Precision of the backbone's arithmetic, see pretrain --help."""
     workers: int | None = None
     """Loader threads; None: one per CPU core of this process."""
 
@@ -46,12 +46,12 @@ class LinearConfig:
     batch_size: int = 4096
     """Images per step."""
     lr: float = 0.1
-    """Learning rate per 256 images. The paper prints 0.02; its code release has 0.1, and that is what
-    reaches the published accuracy (0.02 stays two points below)."""
+    """Learning rate per 256 images. The paper prints 0.02; its code release has 0.1, which reaches the
+    published accuracy (0.02 stays two points below)."""
     optimizer: Literal["lars", "sgd"] = "lars"
     """lars: trust coefficient 0.001, as published. sgd: for small data sets and batches."""
     momentum: float = 0.9
-    """Momentum of either."""
+    """Momentum of both optimizers."""
     weight_decay: float = 0.0
     """Weight decay; published: none."""
     seed: int = 0

@@ -13,6 +13,16 @@ METHODS: dict[type[MethodConfig], type[Method]] = {SimSiamConfig: SimSiam}
 """A method is constructed from a backbone, the number of its features, and the method's config."""
 
 
+def register_method(config: type[MethodConfig], method: type[Method]) -> None:
+    """Adds a method from outside of this package.
+
+    Args:
+        config: the class of its options.
+        method: the method's class; constructed from a backbone, the number of its features, and a config.
+    """
+    METHODS[config] = method
+
+
 def method_class(config: Config) -> type[Method]:
     """The class of a run's method.
 

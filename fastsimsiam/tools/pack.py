@@ -7,7 +7,6 @@ writes the file from one thread; decoding and encoding run on all workers.
 
 import hashlib
 import json
-import os
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from fastsimsiam.loaders.bad_images import MEND
 from fastsimsiam.loaders.decode import Pixels, decode_jpeg, read_rgb
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.beton import SUFFIX, Beton, manifest_path, open_beton, read_manifest
+from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require_ffcv
 from fastsimsiam.system.resources import num_workers
 from fastsimsiam.version import __version__
@@ -128,23 +128,14 @@ def pack(
         raise UserError(f"DST is {target}: give a name that ends in {SUFFIX}")
     if on_bad_image == "error":
         storage.require_readable()
-    partial = target.with_name(target.name + ".partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            manifest = _write(storage, partial, options, workers, on_bad_image, report)
-            manifest_part = manifest_path(partial)
-            manifest_part.write_text(json.dumps(manifest | {"file": target.name}, indent=1) + "\n")
-            os.replace(partial, target)
-            os.replace(manifest_part, manifest_path(target))
-        finally:
-            for leftover in (partial, manifest_path(partial)):
-                leftover.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {target} ({error.strerror or error}): make room, or choose another place"
-        ) from error
-    return manifest | {"file": target.name}
+    with (
+        written_whole(target, "DST") as file,
+        written_whole(manifest_path(target), "the manifest") as manifest_file,
+    ):
+        manifest = _write(storage, file, options, workers, on_bad_image, report)
+        manifest |= {"file": target.name}
+        manifest_file.write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest
 
 
 def _write(

@@ -20,6 +20,7 @@ from fastsimsiam.plan.batches import BatchPlan
 from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.plan.views import draw_views
 from fastsimsiam.recipes import catalogue
+from fastsimsiam.runs.curves import PALETTE
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import ClassFolder
 from fastsimsiam.storage.header_index import read_header
@@ -28,8 +29,6 @@ from fastsimsiam.storage.open import open_split
 _TILE = 192
 _GAP = 8
 _TITLE = 24
-# Palette of Okabe and Ito, distinguishable with any color vision.
-_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
 
 
 def write_views(
@@ -136,7 +135,7 @@ def _with_boxes(pixels: npt.NDArray[np.uint8], boxes: npt.NDArray[np.int32]) -> 
     for number, (top, left, box_height, box_width) in enumerate(boxes.tolist()):
         x, y = corner[0] + left * scale, corner[1] + top * scale
         right, bottom = x + box_width * scale - 1, y + box_height * scale - 1
-        draw.rectangle((x, y, right, bottom), outline=_COLORS[number % len(_COLORS)], width=2)
+        draw.rectangle((x, y, right, bottom), outline=PALETTE[number % len(PALETTE)], width=2)
     return tile
 
 
@@ -149,7 +148,7 @@ def _grid(columns: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Im
     font = ImageFont.load_default(16)
     for column, (tiles, title) in enumerate(zip(columns, titles, strict=True)):
         x = _GAP + column * pitch
-        color = "black" if column == 0 else _COLORS[(column - 1) % len(_COLORS)]
+        color = "black" if column == 0 else PALETTE[(column - 1) % len(PALETTE)]
         draw.rectangle((x, 4, x + _TILE - 1, 6), fill=color if column else "white")
         draw.text((x, 8), title, fill="black", font=font)
         for row, tile in enumerate(tiles):
