@@ -18,7 +18,7 @@ def register_method(config: type[MethodConfig], method: type[Method]) -> None:
 
     Args:
         config: the class of its options.
-        method: the method's class; constructed from a backbone, the number of its features, and a config.
+        method: its class, constructed from a backbone, the number of its features, and the config.
     """
     METHODS[config] = method
 
