@@ -48,8 +48,8 @@ def gpu_config(tiny_config: Config) -> Config:
 def test_crops_are_those_of_a_cpu(
     name: str, cpu: CpuConfig, photos: Path, gpu_config: Config
 ) -> None:
-    if name == "dali":
-        require("dali")
+    if name in ("dali", "nvjpeg"):
+        require({"nvjpeg": "torchcodec"}.get(name, name))
     storage = open_split(photos, "train")
     plan = TrainPlan(
         label=storage.label,

@@ -3,12 +3,14 @@
 import gc
 import io
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from PIL import Image
 
 from fastsimsiam.config.run import CpuConfig
 from fastsimsiam.config.views import ViewSpec
-from fastsimsiam.errors import BadImageError
+from fastsimsiam.doctor.synthetic import textured_image
+from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.loaders import cpu_loader as cpu_module
 from fastsimsiam.loaders.bad_images import BadImagePolicy
@@ -34,6 +37,7 @@ from fastsimsiam.plan.batches import Plan, TrainPlan
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import open_beton
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.system import optional
 from fastsimsiam.tools.pack import PackOptions, pack
 
 Make = Callable[..., Loader]
@@ -44,7 +48,7 @@ TOLERANCE = {
     "resident": (1, 0.05),
     "resident-device": (1, 0.3),
     "reference": (0, 0.0),
-    # Crops as `resident-device`. On a GPU nvJPEG decodes; here, torchvision's libjpeg-turbo.
+    # Crops as `resident-device`. On a GPU torchcodec decodes by nvJPEG; here, by libjpeg-turbo.
     "frames": (1, 0.3),
     "frames-decoded-on-device": (1, 0.3),
     # Another libjpeg-turbo than PIL's, and always the horizontal pass first.
@@ -103,6 +107,8 @@ def name(request: pytest.FixtureRequest) -> str:
     library = request.param.partition("-")[0]
     if library in ("ffcv", "dali"):
         require(library)
+    if request.param == "frames-decoded-on-device":
+        require("torchcodec")
     return request.param
 
 
@@ -348,6 +354,27 @@ def test_upright_undoes_every_orientation(orientation: int, tmp_path: Path) -> N
     )
 
 
+def test_the_storage_alone_says_how_an_image_stands(name: str, tmp_path: Path) -> None:
+    """Decoders turn nothing by themselves: the storage has read the orientation, and may hold 1."""
+    if name == "reference":
+        pytest.skip("PIL's exif_transpose reads the orientation from the file")
+    rng = np.random.default_rng(0)
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    for exif in ("with", "without"):
+        (tmp_path / exif / "k").mkdir(parents=True)
+    for number in range(4):
+        photo = textured_image(rng, 40, 40)
+        photo.save(tmp_path / "with" / "k" / f"{number}.jpg", exif=turned)
+        photo.save(tmp_path / "without" / "k" / f"{number}.jpg")
+    crops = []
+    for exif in ("with", "without"):
+        storage = open_split(tmp_path / exif, "train")
+        storage = stored(name, replace(storage, orientation=np.ones(4, np.uint8)))
+        crops.append(run(make_loader(name, storage), train_plan(storage, batch_size=4))[0].crops[0])
+    assert torch.equal(*crops)
+
+
 @pytest.mark.of_files
 def test_a_file_that_changes_size_during_a_run_is_reported(name: str, damaged: Path) -> None:
     storage = open_split(damaged, "train")
@@ -396,6 +423,31 @@ def test_the_cpu_loader_crops_where_it_is_told_to(
     )
     with closing(made):
         assert type(made) is loader
+
+
+@pytest.mark.parametrize(
+    ("installed", "message"),
+    [
+        (None, r"--loader nvjpeg needs torchcodec: pip install 'fastsimsiam\[nvjpeg\]'"),
+        ("0.16.0+cu130", r"needs torchcodec 0\.17 or newer, this is 0\.16\.0\+cu130: pip install"),
+        ("1.0.0", r"torchcodec cannot decode on cpu \(not compiled.*\): pass --loader cpu"),
+    ],
+)
+def test_a_torchcodec_that_will_not_do_is_refused_in_one_line(
+    installed: str | None, message: str, class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is missing, an old one has nvJPEG's race, and a new one may lack nvJPEG."""
+
+    def decode_jpeg(*_: object, **__: object) -> None:
+        raise RuntimeError("not compiled with nvJPEG support\nand much more")
+
+    decoders = SimpleNamespace(decode_jpeg=decode_jpeg)
+    monkeypatch.setitem(sys.modules, "torchcodec", decoders if installed else None)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+    monkeypatch.setattr(optional, "version", lambda _: installed)
+    with pytest.raises(UserError, match=message) as caught:
+        make_loader("frames-decoded-on-device", open_split(class_folders, "train"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="cannot ask for reading ahead here")

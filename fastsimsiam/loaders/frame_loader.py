@@ -1,28 +1,26 @@
-"""Crops cut on the device, from frames that were decoded there by nvJPEG or have travelled there whole.
+"""Loaders `nvjpeg` and `cpu --cpu.crops device`: crops cut on the GPU from whole frames.
 
-For machines with few CPU cores for each GPU. nvJPEG is torchvision's; its decoder differs from
-libjpeg-turbo by a few gray levels in chroma, and like DALI's it shows its guess of a JPEG that is
-damaged inside. What it is not asked to decode goes the way of `folder`: anything but a JPEG in RGB or
-gray that stands upright and has its end, and batches that it refuses.
+For machines with few CPU cores per GPU. Frames are decoded on the GPU (`nvjpeg`), or decoded on CPU
+threads and copied there. Only JPEGs in RGB or gray that are upright and complete are decoded on the
+GPU; all other images, and batches in which nvJPEG refuses an image, are decoded on the CPU. Damaged
+data inside of a JPEG goes unnoticed on the GPU, as with DALI: the crop shows nvJPEG's guess.
 """
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
-import simplejpeg
 import torch
 from torch import Tensor
 
-from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble_on
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.device_crop import crop_views, send
-from fastsimsiam.loaders.jpeg_header import is_plain_jpeg
+from fastsimsiam.loaders.device_decode import decode_jpegs, require_device_decoder
+from fastsimsiam.loaders.jpeg_header import hide_exif, is_plain_jpeg
 from fastsimsiam.loaders.prefetch import ahead
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
@@ -30,42 +28,6 @@ from fastsimsiam.system.resources import num_workers
 
 _BATCHES_AHEAD = 2
 """Batches that threads read or decode while the device is at an earlier one."""
-
-
-def decode_on(device: torch.device, files: list[Tensor]) -> list[Tensor]:
-    """Decodes JPEGs on a device.
-
-    Args:
-        device: a GPU (nvJPEG), or the CPU (torchvision's libjpeg).
-        files: bytes (N,) uint8 of each, in host memory.
-
-    Returns:
-        RGB frames (H, W, 3) on the device.
-
-    Raises:
-        RuntimeError: one of them cannot be decoded.
-    """
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    if device.type == "cuda":
-        # nvJPEG writes at once, on a stream of torchvision's own, into memory that kernels queued on
-        # this one may still read: github.com/pytorch/vision/pull/9606. Only the loader's thread waits.
-        torch.cuda.current_stream(device).synchronize()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it will move to another package, as torchvision says
-        planes = decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
-    return [frame.permute(1, 2, 0) for frame in planes]
-
-
-def _require_decoder(device: torch.device) -> None:
-    image = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8), colorspace="RGB")
-    try:
-        decode_on(device, [torch.from_numpy(np.frombuffer(image, np.uint8).copy())])
-    except (ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--folder.decoder nvjpeg: this torchvision cannot ({reason}); pass --folder.decoder cpu"
-        ) from error
 
 
 class FrameLoader:
@@ -81,14 +43,14 @@ class FrameLoader:
         Args:
             storage: where the images lie.
             options: device, threads, broken images.
-            decode_on_device: by nvJPEG; otherwise threads decode, and whole frames travel.
+            decode_on_device: torchcodec decodes on the device; otherwise CPU threads decode.
 
         Raises:
-            UserError: files without a readable header, unless they are to be skipped; or there is no
-                nvJPEG in this torchvision.
+            UserError: a file has no readable header and is not to be skipped, or torchcodec cannot
+                decode on the device.
         """
         if decode_on_device:
-            _require_decoder(options.device)
+            require_device_decoder(options.device, "--loader nvjpeg")
         self._storage = storage
         self._policy = BadImagePolicy(options.on_bad_image)
         self._policy.require_readable(storage)
@@ -149,7 +111,9 @@ class FrameLoader:
         """The bytes (N,) of a sample that the device is to decode, or else its pixels."""
         data = self._storage.read(index)
         if is_plain_jpeg(self._storage, index, data):
-            return torch.from_numpy(np.array(data))
+            jpeg = np.array(data)
+            hide_exif(jpeg.data)
+            return torch.from_numpy(jpeg)
         return self._decoded(index)
 
     def _decoded(self, index: int) -> Tensor:
@@ -170,7 +134,7 @@ class FrameLoader:
         frames = [row if row.ndim == 1 else row.to(self._device, non_blocking=True) for row in rows]
         if encoded:
             try:
-                decoded = decode_on(self._device, [rows[position] for position in encoded])
+                decoded = decode_jpegs([rows[position] for position in encoded], self._device)
             except RuntimeError:
                 return None  # it does not say which
             for position, frame in zip(encoded, decoded, strict=True):

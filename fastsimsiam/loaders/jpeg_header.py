@@ -1,11 +1,16 @@
 """A look at a JPEG that does not decode it (ITU-T T.81, annex B)."""
 
+from collections.abc import Iterator
+
 from fastsimsiam.storage.base import Storage
 
 _START_OF_IMAGE = b"\xff\xd8"
 _END_OF_IMAGE = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
+_EXIF = 0xE1
 _ADOBE = 0xEE
+_SKIPPED = 0xEF
+"""Segment for applications that no decoder looks at."""
 # Frame headers: C0 to CF without DHT, JPG and DAC.
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _TAIL = 64
@@ -36,23 +41,45 @@ def jpeg_size(data: memoryview) -> tuple[int, int] | None:
     """
     if data[:2] != _START_OF_IMAGE or _END_OF_IMAGE not in bytes(data[-_TAIL:]):
         return None
-    position, size = 2, None
+    size = None
+    for marker, start, length in _segments(data):
+        if marker == _START_OF_SCAN:
+            return size
+        # An Adobe segment says how colors are coded; 1 is YCbCr, what everybody assumes.
+        if marker == _ADOBE and length >= 14 and data[start + 13] != 1:
+            return None
+        if marker in _FRAMES:
+            bits, components = data[start + 2], data[start + 7]
+            if bits != 8 or components not in (1, 3):
+                return None
+            height = data[start + 3] << 8 | data[start + 4]
+            size = (height, data[start + 5] << 8 | data[start + 6])
+    return None
+
+
+def hide_exif(data: memoryview) -> None:
+    """Renames the EXIF segments of a JPEG, in place, to some that decoders skip.
+
+    For decoders that turn an image by its EXIF orientation: the storage alone says how it stands.
+    """
+    for marker, start, _ in _segments(data):
+        if marker == _EXIF:
+            data[start - 1] = _SKIPPED
+
+
+def _segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Marker, position after the marker, and length of each whole segment up to the first scan."""
+    position = 2
     while position + 9 < len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
             continue
-        length = data[position + 2] << 8 | data[position + 3]
+        start = position + 2
+        length = data[start] << 8 | data[start + 1]
+        if start + length > len(data):
+            return
+        yield marker, start, length
         if marker == _START_OF_SCAN:
-            return size
-        # An Adobe segment says how colors are coded; 1 is YCbCr, what everybody assumes.
-        if marker == _ADOBE and length >= 14 and data[position + 15] != 1:
-            return None
-        if marker in _FRAMES:
-            bits, components = data[position + 4], data[position + 9]
-            if bits != 8 or components not in (1, 3):
-                return None
-            height = data[position + 5] << 8 | data[position + 6]
-            size = (height, data[position + 7] << 8 | data[position + 8])
-        position += 2 + length
-    return None
+            return
+        position = start + length

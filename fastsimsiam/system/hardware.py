@@ -25,6 +25,7 @@ _PACKAGES = (
     "ffcv",
     "nvidia-dali-cuda120",
     "nvidia-dali-cuda130",
+    "torchcodec",
     "lightly",
 )
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from importlib.metadata import version
 
 from fastsimsiam.errors import UserError
 
@@ -12,6 +13,12 @@ _INSTALL_FFCV = (
 _INSTALL_DALI = (
     "pip install 'fastsimsiam[dali]' (or fastsimsiam[dali-cuda13] beside a torch for CUDA 13)"
 )
+
+_INSTALL_TORCHCODEC = (
+    "pip install 'fastsimsiam[nvjpeg]' (a wheel for the CUDA version of torch)"
+)
+_OLDEST_TORCHCODEC = (0, 17)
+"""Older versions let an H100's JPEG engine write into memory that is still in use."""
 
 
 def has_dali() -> bool:
@@ -38,6 +45,21 @@ def require_dali(why: str) -> None:
         UserError: says how to install it, or why it does not load.
     """
     require("nvidia.dali", why, _INSTALL_DALI, name="NVIDIA DALI")
+
+
+def require_torchcodec(why: str) -> None:
+    """Refuses to go on without torchcodec 0.17 or newer.
+
+    Raises:
+        UserError: says how to install it, or why it does not load.
+    """
+    require("torchcodec", why, _INSTALL_TORCHCODEC)
+    installed = version("torchcodec")
+    if tuple(int(number) for number in installed.split(".")[:2]) < _OLDEST_TORCHCODEC:
+        oldest = ".".join(map(str, _OLDEST_TORCHCODEC))
+        raise UserError(
+            f"{why} needs torchcodec {oldest} or newer, this is {installed}: {_INSTALL_TORCHCODEC}"
+        )
 
 
 def require(module: str, why: str, install: str, *, name: str | None = None) -> None:
