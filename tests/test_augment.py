@@ -19,7 +19,7 @@ from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photome
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.loaders.reference_loader import photometric_with_pil
 from fastsimsiam.plan.views import ViewTable, draw_views, without_photometric
-from fastsimsiam.system.compiler import mend_for_compiling
+from fastsimsiam.system.compiler import why_compile_fails
 
 SIZE = 96
 NO_COLOR = ViewSpec(flip=0, jitter=0, grayscale=0, blur=0)
@@ -174,7 +174,7 @@ def test_views_of_several_sizes_come_out_in_order() -> None:
     torch.testing.assert_close(back, crops[0][:, 1].float(), atol=1e-2, rtol=0)
 
 
-@pytest.mark.skipif(mend_for_compiling("cpu") is not None, reason="cannot compile for a CPU")
+@pytest.mark.skipif(why_compile_fails("cpu") is not None, reason="cannot compile for a CPU")
 def test_compiled_alone_it_gives_the_same_from_one_compilation() -> None:
     specs = (ViewSpec(jitter=1.0, solarize=0.5), ViewSpec(size=16, blur=0.0), ViewSpec())
     rng = np.random.default_rng(0)

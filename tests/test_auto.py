@@ -57,7 +57,7 @@ def folder(class_folders: Path) -> Storage:
 
 
 def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
-    monkeypatch.setattr(auto, "mend_for_compiling", lambda _: None)
+    monkeypatch.setattr(auto, "why_compile_fails", lambda _: None)
     assert auto.choose_compile(config, 10_000, GPU)[0] == "step"
     assert auto.choose_compile(config, 10_000, GPU, num_processes=2)[0] == "color"
     assert auto.choose_compile(config, 10_000, CPU)[0] == "color"

@@ -34,7 +34,7 @@ from fastsimsiam.runs.checkpoint import CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.system.compiler import mend_for_compiling
+from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.trainer import Trainer, _Window
@@ -175,7 +175,7 @@ def test_a_planted_slow_down_is_caught(
 
 
 @pytest.mark.skipif(
-    mend_for_compiling("cpu") is not None, reason=f"needs {mend_for_compiling('cpu')}"
+    why_compile_fails("cpu") is not None, reason=f"needs {why_compile_fails('cpu')}"
 )
 def test_compiled_color_to_eager() -> None:
     specs = catalogue.recipe("imagenet-100ep").views

@@ -28,7 +28,7 @@ from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.system.compiler import mend_for_compiling
+from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.pretrain import pretrain
@@ -169,7 +169,7 @@ def test_a_cpu_takes_its_small_maps_by_products(tiny_config: Config) -> None:
     made.loader.close()
 
 
-@pytest.mark.skipif(mend_for_compiling("cpu") is not None, reason="cannot compile for a CPU")
+@pytest.mark.skipif(why_compile_fails("cpu") is not None, reason="cannot compile for a CPU")
 def test_the_whole_step_compiles_without_break_or_recompile(tiny_config: Config) -> None:
     """Forward and backward in one graph each, also across epochs, learning rates and log steps."""
     torch._dynamo.reset()

@@ -29,7 +29,7 @@ from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, open_split
-from fastsimsiam.system.compiler import mend_for_compiling
+from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.hardware import describe
 from fastsimsiam.system.resources import host_memory, num_cores, num_workers
 from fastsimsiam.train.auto import choose_all
@@ -191,7 +191,7 @@ def examine(config: Config, *, minutes: float = 1.0, say: Say = lambda text: Non
         crop_pixels=float(config.image_size**2),
         packed=train.is_one_file,
         has_dali=machine["optional"]["dali"],
-        mend_for_compiling=mend_for_compiling(device.type),
+        mend_for_compiling=why_compile_fails(device.type),
         precision=str(chosen.dtype).removeprefix("torch."),
         compiled=chosen.compiled,
         batch_size=config.batch_size,

@@ -6,23 +6,23 @@ import sysconfig
 from pathlib import Path
 
 
-def mend_for_compiling(device_type: str) -> str | None:
-    """What has to be done before torch.compile works on this machine; None where it does.
+def why_compile_fails(device_type: str) -> str | None:
+    """What to install for torch.compile to work on this machine; None where it works.
 
-    Inductor builds C++ for a CPU. For a GPU Triton builds the C that starts its kernels. Both include
-    Python's headers, which Debian packs apart from Python.
+    Inductor compiles C++ for a CPU; for a GPU, Triton compiles C that launches its kernels. Both
+    include Python's headers, which Debian packages separately.
 
     Args:
         device_type: `cpu` or `cuda`.
     """
     compilers: tuple[str, ...]
     if device_type == "cuda":
-        named, compilers = "CC", ("gcc", "clang")
+        variable, compilers = "CC", ("gcc", "clang")
     else:
-        named, compilers = "CXX", ("g++",)
-    if not os.environ.get(named) and not any(map(shutil.which, compilers)):
+        variable, compilers = "CXX", ("g++",)
+    if not os.environ.get(variable) and not any(map(shutil.which, compilers)):
         return f"install {compilers[0]}"
-    # Where Triton and Inductor look; Debian's own scheme names a folder that stays empty.
+    # The scheme that Triton and Inductor use: the folder of Debian's default scheme is empty.
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     if not (Path(sysconfig.get_paths(scheme)["include"]) / "Python.h").exists():
         return f"install python{sysconfig.get_python_version()}-dev, for Python.h"

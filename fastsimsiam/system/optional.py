@@ -1,4 +1,4 @@
-"""Optional dependencies: what to type when one is missing."""
+"""Optional dependencies: a missing one is an error of one line with the command that installs it."""
 
 import importlib
 import importlib.util
@@ -13,10 +13,7 @@ _INSTALL_FFCV = (
 _INSTALL_DALI = (
     "pip install 'fastsimsiam[dali]' (or fastsimsiam[dali-cuda13] beside a torch for CUDA 13)"
 )
-
-_INSTALL_TORCHCODEC = (
-    "pip install 'fastsimsiam[nvjpeg]' (a wheel for the CUDA version of torch)"
-)
+_INSTALL_TORCHCODEC = "pip install 'fastsimsiam[nvjpeg]' (a wheel for the CUDA version of torch)"
 _OLDEST_TORCHCODEC = (0, 17)
 """Older versions let an H100's JPEG engine write into memory that is still in use."""
 
@@ -30,28 +27,28 @@ def has_dali() -> bool:
 
 
 def require_ffcv(why: str) -> None:
-    """Refuses to go on without FFCV.
+    """Raises an error if FFCV is missing or does not load.
 
     Raises:
-        UserError: says how to install it, or why it does not load.
+        UserError: names `why` and the command that installs FFCV.
     """
     require("ffcv", why, _INSTALL_FFCV, name="FFCV")
 
 
 def require_dali(why: str) -> None:
-    """Refuses to go on without DALI.
+    """Raises an error if DALI is missing or does not load.
 
     Raises:
-        UserError: says how to install it, or why it does not load.
+        UserError: names `why` and the command that installs DALI.
     """
     require("nvidia.dali", why, _INSTALL_DALI, name="NVIDIA DALI")
 
 
 def require_torchcodec(why: str) -> None:
-    """Refuses to go on without torchcodec 0.17 or newer.
+    """Raises an error if torchcodec is missing, does not load or is older than 0.17.
 
     Raises:
-        UserError: says how to install it, or why it does not load.
+        UserError: names `why` and the command that installs torchcodec.
     """
     require("torchcodec", why, _INSTALL_TORCHCODEC)
     installed = version("torchcodec")
@@ -63,24 +60,24 @@ def require_torchcodec(why: str) -> None:
 
 
 def require(module: str, why: str, install: str, *, name: str | None = None) -> None:
-    """Refuses to go on without an optional dependency.
+    """Raises an error if an optional dependency is missing or does not load.
 
     Args:
-        module: to import.
-        why: what needs it.
-        install: the command that brings it.
-        name: as people call it; None: the module's.
+        module: the module to import.
+        why: the option or command that needs the module.
+        install: the command that installs it.
+        name: the library's name; None: the module's name.
 
     Raises:
-        UserError: says how to install it, or why it does not load.
+        UserError: names `why` and `install`, and the reason if the module does not load.
     """
     need = f"{why} needs {name or module}"
-    # Imported, not looked for: an extension whose libraries are gone is there, and does not load.
+    # Imported rather than found: an extension may be installed and lack a shared library.
     try:
         importlib.import_module(module)
     except ModuleNotFoundError:
         raise UserError(f"{need}: {install}") from None
     except (ImportError, OSError) as error:
         raise UserError(
-            f"{need}, which does not load ({error}); install it anew: {install}"
+            f"{need}, which does not load ({error}); reinstall it with {install}"
         ) from error

@@ -8,7 +8,7 @@ from fastsimsiam.config.run import CompileName, Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.registry import choose_loader
 from fastsimsiam.storage.base import Storage
-from fastsimsiam.system.compiler import mend_for_compiling
+from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.device import choose_device, choose_dtype
 
 # On a CPU, compiling color takes half a minute and saves 0.4 ms an image at 64 pixels.
@@ -28,7 +28,7 @@ def choose_compile(
     """
     # torch's SyncBatchNorm picks rows by a mask, a shape that no whole graph can hold.
     several_gpus = device.type == "cuda" and num_processes > 1
-    mend = mend_for_compiling(device.type)
+    mend = why_compile_fails(device.type)
     if config.compile != "auto":
         if config.compile == "step" and several_gpus:
             raise UserError(
