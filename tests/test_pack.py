@@ -196,10 +196,10 @@ def test_damaged_and_foreign_files_are_refused(images: Path, tmp_path: Path) -> 
     packed(images, target)
     content = target.read_bytes()
     target.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="no whole packed file|cut short"):
+    with pytest.raises(UserError, match="not a complete packed file|truncated"):
         open_beton(target)
     target.write_bytes(b"")
-    with pytest.raises(UserError, match="no whole packed file"):
+    with pytest.raises(UserError, match="not a complete packed file"):
         open_beton(target)
     target.write_bytes(content)
     manifest_path(target).write_text("{")
@@ -249,7 +249,7 @@ def test_a_killed_pack_leaves_no_file(images: Path, tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from fastsimsiam.pack import PackOptions, pack
+from fastsimsiam.tools.pack import PackOptions, pack
 from fastsimsiam.storage.class_folder import open_split
 pack(open_split(Path(sys.argv[1]), "train"), Path(sys.argv[2]), PackOptions(), workers=1,
      report=lambda done, total: time.sleep(60))
