@@ -7,10 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import torch
 from conftest import CPU, open_with_pil, require
 from PIL import Image
 
-from fastsimsiam.config.run import CpuConfig
+from fastsimsiam.config.run import CpuConfig, LoaderName
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.doctor.synthetic import textured_image
 from fastsimsiam.errors import BadImageError, UserError
@@ -30,9 +31,10 @@ from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.decode import read_rgb, upright
 from fastsimsiam.loaders.frame_loader import FrameLoader
 from fastsimsiam.loaders.host_loader import HostLoader
+from fastsimsiam.loaders.jpeg_header import jpeg_size
 from fastsimsiam.loaders.reference_loader import ReferenceLoader, crop_with_pil
 from fastsimsiam.loaders.registry import build_loader
-from fastsimsiam.loaders.resident_loader import DeviceLoader, decode_all
+from fastsimsiam.loaders.resident_loader import ResidentLoader, decode_all
 from fastsimsiam.plan.batches import Plan, TrainPlan
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import open_beton
@@ -95,7 +97,7 @@ def make_loader(name: str, storage: Storage, **options: object) -> Loader:
         policy = BadImagePolicy(told.on_bad_image)
         policy.require_readable(storage)
         frames = decode_all(storage, policy, told.workers, None)
-        return DeviceLoader(frames, storage, policy, device=CPU)
+        return ResidentLoader(frames, storage, policy, device=CPU)
     if name == "dali-crops":  # what a GPU runs
         return DaliLoader(storage, told, crop_in_dali=True)
     return build_loader(name, storage, told)
@@ -354,6 +356,17 @@ def test_upright_undoes_every_orientation(orientation: int, tmp_path: Path) -> N
     )
 
 
+def test_a_jpeg_cut_off_in_its_header_is_no_plain_one() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(file, "JPEG")
+    jpeg = file.getvalue()
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"
+    jpeg = jpeg[:2] + adobe + jpeg[2:]
+    assert jpeg_size(memoryview(jpeg)) == (20, 30)
+    for length in range(jpeg.index(b"\xff\xda")):
+        assert jpeg_size(memoryview(jpeg[:length] + b"\xff\xd9")) is None
+
+
 def test_the_storage_alone_says_how_an_image_stands(name: str, tmp_path: Path) -> None:
     """Decoders turn nothing by themselves: the storage has read the orientation, and may hold 1."""
     if name == "reference":
@@ -423,6 +436,20 @@ def test_the_cpu_loader_crops_where_it_is_told_to(
     )
     with closing(made):
         assert type(made) is loader
+
+
+def test_crops_on_the_device_need_a_gpu(class_folders: Path) -> None:
+    storage = open_split(class_folders, "train")
+    with pytest.raises(UserError, match=r"--cpu\.crops device needs a GPU: pass --cpu\.crops host"):
+        build_loader("cpu", storage, LoaderOptions(device=CPU), cpu=CpuConfig(crops="device"))
+
+
+@pytest.mark.parametrize("name", sorted(set(get_args(LoaderName)) - {"auto"}))
+def test_every_name_of_the_command_line_is_built(name: str, class_folders: Path) -> None:
+    """Or refused in one line, as ffcv is for folders and nvjpeg on a CPU."""
+    storage = open_split(class_folders, "train")
+    with suppress(UserError):
+        build_loader(name, storage, LoaderOptions(device=CPU, workers=1)).close()
 
 
 @pytest.mark.parametrize(

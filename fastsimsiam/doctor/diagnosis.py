@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastsimsiam.loaders.registry import RESIDENT_DEVICE_SHARE, RESIDENT_HOST_SHARE
+
 _LEAST_UNCERTAINTY = 0.05
 """What a machine's speed changes between a measurement and a run, at the least."""
 _LARGE_SHARE = 0.25
@@ -168,7 +170,7 @@ def advice(figures: Figures) -> list[str]:
 
 def _feed_advice(figures: Figures, what: str) -> list[str]:
     found = []
-    room = figures.device_memory * (0.25 if figures.gpu else 0.1)
+    room = figures.device_memory * (RESIDENT_DEVICE_SHARE if figures.gpu else RESIDENT_HOST_SHARE)
     if figures.loader_name != "resident" and figures.decoded_bytes <= room:
         found.append(
             f"--loader resident: all images decoded take {figures.decoded_bytes / 1e9:.1f} GB, which "

@@ -1,4 +1,4 @@
-"""A look at a JPEG that does not decode it (ITU-T T.81, annex B)."""
+"""Reads the header of a JPEG without decoding the image (ITU-T T.81, annex B)."""
 
 from collections.abc import Iterator
 
@@ -10,34 +10,33 @@ _START_OF_SCAN = 0xDA
 _EXIF = 0xE1
 _ADOBE = 0xEE
 _SKIPPED = 0xEF
-"""Segment for applications that no decoder looks at."""
-# Frame headers: C0 to CF without DHT, JPG and DAC.
+"""Application segment that decoders ignore."""
+# Frame headers: C0 to CF except DHT, JPG and DAC.
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _TAIL = 64
-"""Bytes that may lie behind the end marker; cameras pad."""
+"""Bytes in which the end marker is searched: cameras append padding."""
 
 
 def is_plain_jpeg(storage: Storage, index: int, data: memoryview) -> bool:
-    """Whether a sample may go to a decoder that is not libjpeg-turbo under our eyes.
+    """Whether an image may be decoded by another library than libjpeg-turbo, as DALI or nvJPEG.
 
     Args:
-        storage: where it lies.
-        index: its number.
-        data: its bytes.
+        storage: the images.
+        index: number of the image.
+        data: its encoded bytes.
 
     Returns:
-        True for a JPEG that every decoder reads alike, stands upright and is of the size it was
-        indexed with.
+        True for an upright JPEG that all decoders read alike and that has the size in the storage.
     """
     height, width = storage.sizes[index].tolist()
     return bool(storage.orientation[index] == 1) and jpeg_size(data) == (height, width)
 
 
 def jpeg_size(data: memoryview) -> tuple[int, int] | None:
-    """Height and width of a JPEG that every decoder reads alike.
+    """Height and width of a JPEG that all decoders read alike.
 
     Returns:
-        None for what is no JPEG or has lost its end, and for colors other than gray and YCbCr.
+        None for data that is no JPEG, lacks its end, or has colors other than gray and YCbCr.
     """
     if data[:2] != _START_OF_IMAGE or _END_OF_IMAGE not in bytes(data[-_TAIL:]):
         return None
@@ -45,7 +44,7 @@ def jpeg_size(data: memoryview) -> tuple[int, int] | None:
     for marker, start, length in _segments(data):
         if marker == _START_OF_SCAN:
             return size
-        # An Adobe segment says how colors are coded; 1 is YCbCr, what everybody assumes.
+        # An Adobe segment states the color transform; 1 is YCbCr, which is also the default.
         if marker == _ADOBE and length >= 14 and data[start + 13] != 1:
             return None
         if marker in _FRAMES:
@@ -58,9 +57,9 @@ def jpeg_size(data: memoryview) -> tuple[int, int] | None:
 
 
 def hide_exif(data: memoryview) -> None:
-    """Renames the EXIF segments of a JPEG, in place, to some that decoders skip.
+    """Makes the EXIF segments of a JPEG, in place, segments that decoders ignore.
 
-    For decoders that turn an image by its EXIF orientation: the storage alone says how it stands.
+    For decoders that turn images by their EXIF orientation: only the storage's orientation counts.
     """
     for marker, start, _ in _segments(data):
         if marker == _EXIF:
@@ -68,7 +67,7 @@ def hide_exif(data: memoryview) -> None:
 
 
 def _segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Marker, position after the marker, and length of each whole segment up to the first scan."""
+    """Marker, position after the marker, and length of each complete segment up to the first scan."""
     position = 2
     while position + 9 < len(data) and data[position] == 0xFF:
         marker = data[position + 1]
