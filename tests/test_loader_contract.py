@@ -184,12 +184,12 @@ def check_boxes(
     assert stacked.mean() <= mean
 
 
-def test_boxes_are_honoured_and_resampled_as_pil_does(name: str, class_folders: Path) -> None:
+def test_boxes_are_honored_and_resampled_as_pil_does(name: str, class_folders: Path) -> None:
     storage = stored(name, open_split(class_folders, "train"))
     check_boxes(name, storage, train_plan(storage))
 
 
-def test_boxes_are_honoured_on_photographs(name: str, photos: Path) -> None:
+def test_boxes_are_honored_on_photographs(name: str, photos: Path) -> None:
     every = open_split(photos, "train")
     slow = name.startswith(("resident-device", "frames"))  # on a CPU
     some = slice(None, None, 10 if slow else 8)
@@ -392,7 +392,7 @@ def test_the_storage_alone_says_how_an_image_stands(name: str, tmp_path: Path) -
 def test_a_file_that_changes_size_during_a_run_is_reported(name: str, damaged: Path) -> None:
     storage = open_split(damaged, "train")
     if name == "reference":
-        pytest.skip("PIL reads sizes anew: the reference has no stale ones")
+        pytest.skip("PIL reads the sizes again: the reference has no stale ones")
     for index in range(len(storage)):
         Image.new("RGB", (10, 10)).save(storage.path(index))
     with pytest.raises(BadImageError, match="10x10 pixels, but was 64x48"):

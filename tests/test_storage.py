@@ -108,7 +108,7 @@ def test_only_changed_files_are_read_again(tmp_path: Path, monkeypatch: pytest.M
     assert found.sizes.tolist() == [[8, 12], [40, 30]]
 
 
-def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_index_is_rebuilt(tmp_path: Path) -> None:
     save(tmp_path / "data" / "k" / "a.png")
     open_split(tmp_path / "data", "train")
     index = header_index._index_file(tmp_path / "data")

@@ -1,16 +1,17 @@
 """The contract of all storages, and what the author of a new one needs to know.
 
-A storage holds the encoded images of one split and what is known of them without decoding. Loaders ask
-for any image at any time, in the order of the plan, so a storage needs random access. To add one:
+A storage holds the encoded images of one split, with labels and sizes. Loaders read any image at any
+time, in the order of the plan, so a storage needs random access. To add one:
 
 - a file in this folder with a class that fulfils `Storage` and a function `open_split`
 - a line in `_OPENERS` of open.py
-- what cannot be read as an image is refused by `require_readable`, or has size 0, 0 in `sizes`: plans
-  draw views for it, and the loader replaces it or stops the run
-- no storage decodes: `loaders.decode.read_rgb` reads JPEG and PNG (`IMAGE_FORMATS`)
 
-`read` and `will_need` are called from many threads at once. The loader `reference` sends the storage to
-worker processes, so it must be picklable.
+Images without a readable header have size 0, 0. `require_readable` refuses them at the start of a run;
+with `--on-bad-image skip` it is not called, and the loader replaces the images when it cannot decode
+them. The encoded images are JPEGs or PNGs (`IMAGE_FORMATS`), which `loaders.decode` decodes.
+
+`read` and `will_need` are called from many threads at once. The loader `reference` uses the storage in
+worker processes: it must be picklable.
 """
 
 import hashlib
