@@ -28,7 +28,7 @@ def open_with_pil(file: Path | io.BytesIO) -> Image.Image:
 
 
 def require(name: str) -> None:
-    """Skips where FFCV or DALI is not installed; fails instead where they are said to be."""
+    """Skips where an optional library is not installed; fails where it is said to be."""
     found = importlib.util.find_spec("nvidia.dali" if name == "dali" else name)
     if found is None and os.environ.get("FASTSIMSIAM_REQUIRE_LOADERS"):
         pytest.fail(f"{name} is not installed, and FASTSIMSIAM_REQUIRE_LOADERS is set")

@@ -4,7 +4,9 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import simplejpeg
 import tiny_backbone  # noqa: F401 (registers tiny_resnet)
 import torch
 import torchvision
@@ -12,6 +14,7 @@ from conftest import CPU, require
 
 from fastsimsiam.config.run import CompileName, Config, CpuConfig
 from fastsimsiam.loaders.base import LoaderOptions
+from fastsimsiam.loaders.device_decode import decode_jpegs
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.models.fused_batch_norm import sums
 from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
@@ -48,8 +51,8 @@ def gpu_config(tiny_config: Config) -> Config:
 def test_crops_are_those_of_a_cpu(
     name: str, cpu: CpuConfig, photos: Path, gpu_config: Config
 ) -> None:
-    if name == "dali":
-        require("dali")
+    if name in ("dali", "nvjpeg"):
+        require({"nvjpeg": "torchcodec"}.get(name, name))
     storage = open_split(photos, "train")
     plan = TrainPlan(
         label=storage.label,
@@ -74,6 +77,25 @@ def test_crops_are_those_of_a_cpu(
             difference = (ours.crops[0].cpu().short() - wanted.crops[0].short()).abs().float()
             assert difference.mean() < 2.0  # decoders differ in chroma
             assert torch.equal(ours.photometric["hue"].cpu(), wanted.photometric["hue"])
+
+
+def test_decoding_waits_for_kernels_that_use_its_memory() -> None:
+    """An H100's JPEG engine writes at once; torchcodec waits for the stream before it starts."""
+    require("torchcodec")
+    device = torch.device("cuda", 0)
+    shape = (512, 512, 3)
+    black = simplejpeg.encode_jpeg(np.zeros(shape, np.uint8), colorspace="RGB")
+    files = [torch.frombuffer(bytearray(black), dtype=torch.uint8) for _ in range(16)]
+    decode_jpegs(files, device)
+    for _ in range(10):
+        blocks = [torch.ones(shape, dtype=torch.uint8, device=device) for _ in files]
+        addresses = {block.data_ptr() for block in blocks}
+        torch.cuda._sleep(100_000_000)
+        sums = torch.stack([block.sum() for block in blocks])  # runs after the sleep
+        del blocks
+        frames = decode_jpegs(files, device)
+        assert addresses & {frame.data_ptr() for frame in frames}
+        assert sums.unique().tolist() == [512 * 512 * 3]
 
 
 @pytest.mark.parametrize("loader", ["cpu", "resident"])

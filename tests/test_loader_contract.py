@@ -3,12 +3,15 @@
 import gc
 import io
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,9 +19,10 @@ import torch
 from conftest import CPU, open_with_pil, require
 from PIL import Image
 
-from fastsimsiam.config.run import CpuConfig
+from fastsimsiam.config.run import CpuConfig, LoaderName
 from fastsimsiam.config.views import ViewSpec
-from fastsimsiam.errors import BadImageError
+from fastsimsiam.doctor.synthetic import textured_image
+from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.loaders import cpu_loader as cpu_module
 from fastsimsiam.loaders.bad_images import BadImagePolicy
@@ -27,13 +31,15 @@ from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.decode import read_rgb, upright
 from fastsimsiam.loaders.frame_loader import FrameLoader
 from fastsimsiam.loaders.host_loader import HostLoader
+from fastsimsiam.loaders.jpeg_header import jpeg_size
 from fastsimsiam.loaders.reference_loader import ReferenceLoader, crop_with_pil
 from fastsimsiam.loaders.registry import build_loader
-from fastsimsiam.loaders.resident_loader import DeviceLoader, decode_all
+from fastsimsiam.loaders.resident_loader import ResidentLoader, decode_all
 from fastsimsiam.plan.batches import Plan, TrainPlan
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import open_beton
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.system import optional
 from fastsimsiam.tools.pack import PackOptions, pack
 
 Make = Callable[..., Loader]
@@ -44,7 +50,7 @@ TOLERANCE = {
     "resident": (1, 0.05),
     "resident-device": (1, 0.3),
     "reference": (0, 0.0),
-    # Crops as `resident-device`. On a GPU nvJPEG decodes; here, torchvision's libjpeg-turbo.
+    # Crops as `resident-device`. On a GPU torchcodec decodes by nvJPEG; here, by libjpeg-turbo.
     "frames": (1, 0.3),
     "frames-decoded-on-device": (1, 0.3),
     # Another libjpeg-turbo than PIL's, and always the horizontal pass first.
@@ -91,7 +97,7 @@ def make_loader(name: str, storage: Storage, **options: object) -> Loader:
         policy = BadImagePolicy(told.on_bad_image)
         policy.require_readable(storage)
         frames = decode_all(storage, policy, told.workers, None)
-        return DeviceLoader(frames, storage, policy, device=CPU)
+        return ResidentLoader(frames, storage, policy, device=CPU)
     if name == "dali-crops":  # what a GPU runs
         return DaliLoader(storage, told, crop_in_dali=True)
     return build_loader(name, storage, told)
@@ -103,6 +109,8 @@ def name(request: pytest.FixtureRequest) -> str:
     library = request.param.partition("-")[0]
     if library in ("ffcv", "dali"):
         require(library)
+    if request.param == "frames-decoded-on-device":
+        require("torchcodec")
     return request.param
 
 
@@ -176,12 +184,12 @@ def check_boxes(
     assert stacked.mean() <= mean
 
 
-def test_boxes_are_honoured_and_resampled_as_pil_does(name: str, class_folders: Path) -> None:
+def test_boxes_are_honored_and_resampled_as_pil_does(name: str, class_folders: Path) -> None:
     storage = stored(name, open_split(class_folders, "train"))
     check_boxes(name, storage, train_plan(storage))
 
 
-def test_boxes_are_honoured_on_photographs(name: str, photos: Path) -> None:
+def test_boxes_are_honored_on_photographs(name: str, photos: Path) -> None:
     every = open_split(photos, "train")
     slow = name.startswith(("resident-device", "frames"))  # on a CPU
     some = slice(None, None, 10 if slow else 8)
@@ -348,11 +356,43 @@ def test_upright_undoes_every_orientation(orientation: int, tmp_path: Path) -> N
     )
 
 
+def test_a_jpeg_cut_off_in_its_header_is_no_plain_one() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(file, "JPEG")
+    jpeg = file.getvalue()
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x01"
+    jpeg = jpeg[:2] + adobe + jpeg[2:]
+    assert jpeg_size(memoryview(jpeg)) == (20, 30)
+    for length in range(jpeg.index(b"\xff\xda")):
+        assert jpeg_size(memoryview(jpeg[:length] + b"\xff\xd9")) is None
+
+
+def test_the_storage_alone_says_how_an_image_stands(name: str, tmp_path: Path) -> None:
+    """Decoders turn nothing by themselves: the storage has read the orientation, and may hold 1."""
+    if name == "reference":
+        pytest.skip("PIL's exif_transpose reads the orientation from the file")
+    rng = np.random.default_rng(0)
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    for exif in ("with", "without"):
+        (tmp_path / exif / "k").mkdir(parents=True)
+    for number in range(4):
+        photo = textured_image(rng, 40, 40)
+        photo.save(tmp_path / "with" / "k" / f"{number}.jpg", exif=turned)
+        photo.save(tmp_path / "without" / "k" / f"{number}.jpg")
+    crops = []
+    for exif in ("with", "without"):
+        storage = open_split(tmp_path / exif, "train")
+        storage = stored(name, replace(storage, orientation=np.ones(4, np.uint8)))
+        crops.append(run(make_loader(name, storage), train_plan(storage, batch_size=4))[0].crops[0])
+    assert torch.equal(*crops)
+
+
 @pytest.mark.of_files
 def test_a_file_that_changes_size_during_a_run_is_reported(name: str, damaged: Path) -> None:
     storage = open_split(damaged, "train")
     if name == "reference":
-        pytest.skip("PIL reads sizes anew: the reference has no stale ones")
+        pytest.skip("PIL reads the sizes again: the reference has no stale ones")
     for index in range(len(storage)):
         Image.new("RGB", (10, 10)).save(storage.path(index))
     with pytest.raises(BadImageError, match="10x10 pixels, but was 64x48"):
@@ -396,6 +436,45 @@ def test_the_cpu_loader_crops_where_it_is_told_to(
     )
     with closing(made):
         assert type(made) is loader
+
+
+def test_crops_on_the_device_need_a_gpu(class_folders: Path) -> None:
+    storage = open_split(class_folders, "train")
+    with pytest.raises(UserError, match=r"--cpu\.crops device needs a GPU: pass --cpu\.crops host"):
+        build_loader("cpu", storage, LoaderOptions(device=CPU), cpu=CpuConfig(crops="device"))
+
+
+@pytest.mark.parametrize("name", sorted(set(get_args(LoaderName)) - {"auto"}))
+def test_every_name_of_the_command_line_is_built(name: str, class_folders: Path) -> None:
+    """Or refused in one line, as ffcv is for folders and nvjpeg on a CPU."""
+    storage = open_split(class_folders, "train")
+    with suppress(UserError):
+        build_loader(name, storage, LoaderOptions(device=CPU, workers=1)).close()
+
+
+@pytest.mark.parametrize(
+    ("installed", "message"),
+    [
+        (None, r"--loader nvjpeg needs torchcodec: pip install 'fastsimsiam\[nvjpeg\]'"),
+        ("0.16.0+cu130", r"needs torchcodec 0\.17 or newer, this is 0\.16\.0\+cu130: pip install"),
+        ("1.0.0", r"torchcodec cannot decode on cpu \(not compiled.*\): pass --loader cpu"),
+    ],
+)
+def test_a_torchcodec_that_will_not_do_is_refused_in_one_line(
+    installed: str | None, message: str, class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is missing, an old one has nvJPEG's race, and a new one may lack nvJPEG."""
+
+    def decode_jpeg(*_: object, **__: object) -> None:
+        raise RuntimeError("not compiled with nvJPEG support\nand much more")
+
+    decoders = SimpleNamespace(decode_jpeg=decode_jpeg)
+    monkeypatch.setitem(sys.modules, "torchcodec", decoders if installed else None)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+    monkeypatch.setattr(optional, "version", lambda _: installed)
+    with pytest.raises(UserError, match=message) as caught:
+        make_loader("frames-decoded-on-device", open_split(class_folders, "train"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="cannot ask for reading ahead here")

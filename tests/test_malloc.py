@@ -17,7 +17,7 @@ from fastsimsiam.train import build
 _LARGE_BLOCKS = """
 import ctypes
 from resource import RUSAGE_SELF, getrusage
-from fastsimsiam.freed_memory import keep_freed_memory, return_large_blocks
+from fastsimsiam.system.malloc import keep_freed_memory, return_large_blocks
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]

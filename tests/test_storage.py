@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fastsimsiam.errors import UserError
-from fastsimsiam.storage import class_folder
+from fastsimsiam.storage import header_index
 from fastsimsiam.storage.class_folder import open_split
 
 
@@ -88,13 +88,13 @@ def test_only_changed_files_are_read_again(tmp_path: Path, monkeypatch: pytest.M
     for name in "abc":
         save(tmp_path / "k" / f"{name}.png")
     read: list[str] = []
-    original = class_folder.read_header
+    original = header_index.read_header
 
     def counting(path: Path) -> tuple[int, int, int]:
         read.append(path.name)
         return original(path)
 
-    monkeypatch.setattr(class_folder, "read_header", counting)
+    monkeypatch.setattr(header_index, "read_header", counting)
     open_split(tmp_path, "train")
     assert sorted(read) == ["a.png", "b.png", "c.png"]
     read.clear()
@@ -108,10 +108,10 @@ def test_only_changed_files_are_read_again(tmp_path: Path, monkeypatch: pytest.M
     assert found.sizes.tolist() == [[8, 12], [40, 30]]
 
 
-def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_index_is_rebuilt(tmp_path: Path) -> None:
     save(tmp_path / "data" / "k" / "a.png")
     open_split(tmp_path / "data", "train")
-    index = class_folder._index_file(tmp_path / "data")
+    index = header_index._index_file(tmp_path / "data")
     assert index.exists()
     index.write_bytes(index.read_bytes()[:40])
     assert open_split(tmp_path / "data", "train").sizes.tolist() == [[8, 12]]

@@ -1,1 +1,1 @@
-"""The photometric part of a view, batched, on the device, the same for all loaders."""
+"""The photometric part of views: batched, on the device, the same code for all loaders."""

@@ -1,7 +1,8 @@
-"""From uint8 crops and view parameters to the normalized views a method is given.
+"""From uint8 crops and view parameters to the normalized views that a method gets.
 
-Shapes: B batch, V views of a size, S side. Order as in the official recipe: jitter, gray, blur,
-solarize, flip, normalize. Nothing here is random: parameters come in as tensors.
+Shapes: B batch, V views of one size, S crop side. The operations and their order are those of the
+official recipe: jitter, grayscale, blur, solarize, flip, normalize. Nothing here is random: parameters
+are tensors.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from fastsimsiam.loaders.base import size_groups
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _CPU_PIECE_PIXELS = 1 << 18
-"""Of a thread, at a time: what its cache holds."""
+"""Pixels per thread that are processed at a time: as many as fit the cache of a core."""
 
 
 def normalize(planes: Tensor, dtype: torch.dtype) -> Tensor:
@@ -25,12 +26,12 @@ def normalize(planes: Tensor, dtype: torch.dtype) -> Tensor:
 
     Args:
         planes: (N, 3, H, W) in [0, 1].
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         (N, 3, H, W), channels_last.
     """
-    # Channel by channel with plain numbers: constants made on the host would have to travel.
+    # Per channel with Python numbers: a tensor of constants would be copied from the host.
     channels = [
         (planes[:, channel] - mean) / std
         for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
@@ -41,7 +42,7 @@ def normalize(planes: Tensor, dtype: torch.dtype) -> Tensor:
 class Photometric(nn.Module):
     """The photometric part of all views of a batch.
 
-    Operations that no view of a recipe uses (by probability) are left out of the graph.
+    Operations whose probability is 0 in all views of a size are left out of the graph.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Photometric(nn.Module):
         Args:
             specs: one per view.
             view_sizes: side of each view's crop in pixels.
-            dtype: of the views; the arithmetic is float32.
+            dtype: dtype of the views; the arithmetic is float32.
         """
         super().__init__()
         self._groups = list(size_groups(view_sizes).values())
@@ -73,42 +74,42 @@ class Photometric(nn.Module):
     def forward(
         self, crops: tuple[Tensor, ...], photometric: dict[str, Tensor]
     ) -> tuple[Tensor, ...]:
-        """Applies the parameters.
+        """Applies the view parameters and normalizes.
 
         Args:
-            crops: see `loaders.batch.Batch`.
-            photometric: see `loaders.batch.Batch`.
+            crops: see `loaders.base.Batch`.
+            photometric: see `loaders.base.Batch`.
 
         Returns:
             One tensor (B, 3, S, S) per view, channels_last, in the order of the views.
         """
         views: list[Tensor | None] = [None] * self._num_views
         for number, (group, members) in enumerate(zip(crops, self._groups, strict=True)):
-            # Stacked, because indexing with a list copies it to the device and waits for that.
+            # Stacked, because indexing with a list copies the list to the device and waits.
             table = {
                 name: torch.stack([value[:, view] for view in members], dim=1)
                 for name, value in photometric.items()
             }
             if group.device.type == "cpu" and not torch.compiler.is_compiling():
-                done = self._in_pieces(group, table, number)
+                group_views = self._in_pieces(group, table, number)
             else:
-                done = self._group(group, table, number)
-            for view, pixels in zip(members, done, strict=True):
+                group_views = self._group(group, table, number)
+            for view, pixels in zip(members, group_views, strict=True):
                 views[view] = pixels
         assert all(view is not None for view in views)
         return tuple(view for view in views if view is not None)
 
     def compile_alone(self) -> None:
-        """Compiles this part by itself, where the step around it is not compiled."""
+        """Compiles this module, for a step that is not compiled as a whole."""
         self._group = torch.compile(  # type: ignore[method-assign]
             self._group, fullgraph=True, dynamic=False
         )
 
     def _in_pieces(self, crops: Tensor, table: dict[str, Tensor], group: int) -> list[Tensor]:
-        """A CPU goes over pieces that fit its cache: more than twice as fast."""
+        """As `_group`, in pieces that fit a CPU's cache: more than twice as fast."""
         batch, count, side = crops.shape[:3]
         most = _CPU_PIECE_PIXELS * torch.get_num_threads() // (count * side * side)
-        # Of one size, so that there is one shape to compile.
+        # A divisor of the batch, so that all pieces have one shape and one compiled graph.
         piece = next(size for size in range(max(1, min(most, batch)), 0, -1) if batch % size == 0)
         views = [
             torch.empty(
@@ -119,25 +120,27 @@ class Photometric(nn.Module):
         for first in range(0, batch, piece):
             rows = slice(first, first + piece)
             rows_table = {name: value[rows] for name, value in table.items()}
-            for view, done in zip(views, self._group(crops[rows], rows_table, group), strict=True):
-                view[rows] = done
+            piece_views = self._group(crops[rows], rows_table, group)
+            for view, pixels in zip(views, piece_views, strict=True):
+                view[rows] = pixels
         return views
 
     def _group(self, crops: Tensor, table: dict[str, Tensor], group: int) -> list[Tensor]:
         """Crops (B, V, S, S, 3) and parameters (B, V, ...) to V views (B, 3, S, S)."""
         flat = {name: value.flatten(0, 1) for name, value in table.items()}
         batch, count, side = crops.shape[:3]
-        done = self._transform(crops.flatten(0, 1), flat, group).view(batch, count, 3, side, side)
-        return [normalize(done[:, position], self._dtype) for position in range(count)]
+        planes = self._transform(crops.flatten(0, 1), flat, group).view(batch, count, 3, side, side)
+        return [normalize(planes[:, position], self._dtype) for position in range(count)]
 
     def _transform(self, crops: Tensor, table: dict[str, Tensor], group: int) -> Tensor:
         """(N, S, S, 3) uint8 to (N, 3, S, S) float32 in [0, 1]."""
         planes = crops.permute(3, 0, 1, 2)
-        if self._flip[group]:  # the same as at the end, of bytes instead of floats
+        if self._flip[
+            group
+        ]:  # first, unlike the recipe: the result is the same, and bytes are cheaper
             planes = torch.where(table["flip"][:, None, None], planes.flip(3), planes)
         if crops.device.type == "cpu" and torch.compiler.is_compiling():
-            # Forces a compiler to write the planes down: loops over every third byte are not
-            # vectorized along a row.
+            # Forces Inductor to store the planes: it does not vectorize loops over every third byte.
             planes = planes.contiguous()
             planes = planes.as_strided(planes.shape, planes.stride())
         image = planes.float() / 255.0
@@ -152,11 +155,11 @@ class Photometric(nn.Module):
                 order=table["order"],
             )
         if self._gray[group]:
-            gray, chosen = luma(rgb), table["grayscale"][:, None, None]
+            gray, grayscale = luma(rgb), table["grayscale"][:, None, None]
             rgb = (
-                torch.where(chosen, gray, rgb[0]),
-                torch.where(chosen, gray, rgb[1]),
-                torch.where(chosen, gray, rgb[2]),
+                torch.where(grayscale, gray, rgb[0]),
+                torch.where(grayscale, gray, rgb[1]),
+                torch.where(grayscale, gray, rgb[2]),
             )
         planes = torch.stack(rgb, dim=1)
         if self._largest_sigma[group] > 0:

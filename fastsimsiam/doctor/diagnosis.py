@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastsimsiam.loaders.registry import RESIDENT_DEVICE_SHARE, RESIDENT_HOST_SHARE
+
 _LEAST_UNCERTAINTY = 0.05
 """A machine's speed varies at least this much between a measurement and a run."""
 _LARGE_SHARE = 0.25
@@ -179,7 +181,8 @@ def advice(measured: Measurements) -> list[str]:
 
 def _loader_advice(measured: Measurements, part: str) -> list[str]:
     lines = []
-    room = measured.device_memory * (0.25 if measured.gpu else 0.1)
+    share = RESIDENT_DEVICE_SHARE if measured.gpu else RESIDENT_HOST_SHARE
+    room = measured.device_memory * share
     if measured.loader_name != "resident" and measured.decoded_bytes <= room:
         lines.append(
             f"--loader resident: the decoded images take {measured.decoded_bytes / 1e9:.1f} GB and "

@@ -1,6 +1,33 @@
-"""The contract between loaders and everything behind them.
+"""The contract of all loaders, and what the author of a new one needs to know.
 
-Shapes: B batch, V views of one size, H W crop side. A loader is handed a plan and adds pixels to it.
+A loader turns the batches of a plan into batches on the training device: it reads the images from a
+storage, decodes them, cuts the plan's boxes and resamples them to the crop size. The plan alone decides
+on samples, boxes and colors, so all loaders show the same views. To add one:
+
+- a file in this folder with a class that fulfils `Loader`, or a function that returns one
+- a line in `build_loader` of registry.py, and the name in `config.run.LoaderName`
+- a row in `TOLERANCE` of tests/test_loader_contract.py, which runs all tests of the contract
+
+What a loader can rely on, and what it must do:
+
+- `plan.batch(epoch, step)` gives samples, labels and view parameters, in any order of calls and in any
+  thread. `crop_shapes` gives the shapes of the crops, `size_groups` the views in each.
+- Frames are decoded as PIL does (`decode.read_rgb`) and turned upright by the storage's orientation.
+  Crops are resampled as by PIL's antialiased bilinear filter: `host_crop.crop_views` on the CPU,
+  `device_crop.crop_views` on the device. Deviations are documented, and bounded by `TOLERANCE`.
+- The work on each sample goes through `bad_images.BadImagePolicy.run`, which stops the run with an
+  error or replaces the sample in the batch plan. A decoder that is less strict than PIL gets only
+  JPEGs that are `jpeg_header.is_plain_jpeg`.
+- `assemble` makes a batch of crops in host memory; `prefetch.to_device` copies such batches to the
+  device ahead of use. A loader that makes crops on the device uses `assemble_on`, and works ahead of
+  the step with `prefetch.ahead`.
+- The photometric parameters travel with the batch and are applied on the device (`augment`), unless
+  the loader applies them itself, as `reference` does.
+- A batch, and any view of its tensors, stays valid as long as it is held.
+- Batches depend on plan, epoch and step only: not on the number of workers, on timing, or on where an
+  epoch starts.
+
+Shapes: B batch, V views of one size, H W crop side.
 """
 
 from collections.abc import Iterator
@@ -14,6 +41,9 @@ from fastsimsiam.config.run import OnBadImage
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.plan.views import without_photometric
 
+BATCHES_AHEAD = 2
+"""Batches that are prepared ahead of the step by default, at each stage of a loader."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -22,10 +52,10 @@ class Batch:
     Attributes:
         index: (B,) int64 sample indices.
         label: (B,) int64 class numbers.
-        crops: one uint8 tensor (B, V, H, W, 3), RGB, for each distinct view size, in the order in
-            which the sizes first occur among the views.
-        photometric: view parameters still to be applied, each (B, all views) or (B, all views, 4);
-            names as in `plan.views.ViewTable`.
+        crops: one uint8 tensor (B, V, H, W, 3), RGB, per distinct view size, in the order in which the
+            sizes first occur among the views.
+        photometric: the view parameters that are not applied yet, each (B, all views) or
+            (B, all views, 4), by the names of `plan.views.ViewTable`.
     """
 
     index: Tensor
@@ -34,7 +64,7 @@ class Batch:
     photometric: dict[str, Tensor]
 
     def to(self, device: torch.device) -> "Batch":
-        """A copy on `device`; asynchronous where the source is pinned."""
+        """A copy on `device`; the copy is asynchronous if this batch is pinned."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -56,12 +86,12 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderOptions:
-    """What every loader is told.
+    """Options of every loader.
 
     Attributes:
-        device: where batches go.
-        workers: threads (processes of `reference`); None: one per core.
-        on_bad_image: `error`, or `skip`: another image stands in for a broken one.
+        device: the training device, where batches go.
+        workers: number of threads (processes in `reference`); None: one per core.
+        on_bad_image: `error` stops the run at a broken image, `skip` replaces the image.
     """
 
     device: torch.device
@@ -73,19 +103,19 @@ class Loader(Protocol):
     """A source of batches.
 
     Attributes:
-        bad_images: path -> what is wrong with it, for images that were skipped so far.
+        bad_images: image -> error, for the images that were skipped so far.
     """
 
     bad_images: dict[str, str]
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Batches `start` to the end of an epoch.
+        """Yields batches `start` to the last of an epoch, ready for the current stream.
 
-        Closing the iterator early (`close()` of the generator, or dropping it) stops its work. An
-        error in a worker is raised here.
+        May be called for any number of epochs and plans. Closing or dropping the iterator before its
+        end stops its work. An error in a worker is raised here.
 
         Raises:
-            BadImageError: an image is broken and the loader was told not to skip.
+            BadImageError: an image is broken and `on_bad_image` is `error`.
         """
 
     def close(self) -> None:
@@ -93,23 +123,29 @@ class Loader(Protocol):
 
 
 def size_groups(view_sizes: tuple[int, ...]) -> dict[int, list[int]]:
-    """Distinct crop sizes, each with the numbers of its views: one crop tensor each."""
+    """Distinct crop sizes, each with the numbers of its views: one crop tensor per size."""
     groups: dict[int, list[int]] = {}
     for view, size in enumerate(view_sizes):
         groups.setdefault(size, []).append(view)
     return groups
 
 
+def crop_shapes(batch_size: int, view_sizes: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Shapes (B, V, H, W, 3) of the crop tensors of a batch."""
+    groups = size_groups(view_sizes).items()
+    return [(batch_size, len(views), side, side, 3) for side, views in groups]
+
+
 def assemble(
     batch: BatchPlan, crops: tuple[Tensor, ...], photometric: bool = True, pin: bool = False
 ) -> Batch:
-    """A batch on the host from its plan and its crops.
+    """A batch in host memory from its plan and its crops.
 
     Args:
-        batch: the plan, after replacements.
-        crops: see `Batch`.
-        photometric: False where the loader has applied the photometric part itself.
-        pin: pin the small tensors, so that they travel with the crops.
+        batch: the plan of the batch, after replacements.
+        crops: the crops of `Batch`.
+        photometric: False if the loader has applied the photometric parameters.
+        pin: pin the tensors of the plan, for a copy to a GPU.
     """
     table = batch.views
     if not photometric:
@@ -128,12 +164,12 @@ def assemble(
 
 
 def assemble_on(device: torch.device, batch: BatchPlan, crops: tuple[Tensor, ...]) -> Batch:
-    """A batch whose crops have been made on the device; the small tensors follow, asynchronously.
+    """A batch from crops on the device and the plan's tensors, which are copied asynchronously.
 
     Args:
-        device: where the crops are.
-        batch: the plan, after replacements.
-        crops: see `Batch`.
+        device: the device of the crops.
+        batch: the plan of the batch, after replacements.
+        crops: the crops of `Batch`.
     """
-    small = assemble(batch, (), pin=device.type == "cuda").to(device)
-    return replace(small, crops=crops)
+    without_crops = assemble(batch, (), pin=device.type == "cuda").to(device)
+    return replace(without_crops, crops=crops)

@@ -1,28 +1,42 @@
-"""The pip-only fast path: images decoded on CPU threads as they are asked for.
+"""Loader `cpu`: images are decoded on CPU threads in every epoch; needs no optional library.
 
-The JPEG decoder releases the GIL, so threads decode in parallel without copies between processes.
+The JPEG decoder releases the GIL, so that threads decode in parallel without copies between processes.
 """
 
+from typing import Literal
+
+from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import LoaderOptions
+from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.decode import Pixels, read_rgb
+from fastsimsiam.loaders.frame_loader import FrameLoader
 from fastsimsiam.loaders.host_loader import HostLoader
 from fastsimsiam.storage.base import Storage
 
 
 def cpu_loader(
-    storage: Storage, options: LoaderOptions, *, prefetch: int | None = None
-) -> HostLoader:
+    storage: Storage,
+    options: LoaderOptions,
+    *,
+    crops: Literal["host", "device"] = "host",
+    prefetch: int | None = None,
+) -> Loader:
     """A loader that reads and decodes every image once per epoch.
 
     Args:
-        storage: where the images lie.
+        storage: the images.
         options: device, threads, broken images.
-        prefetch: see `HostLoader`.
+        crops: where crops are cut; `device`: whole frames are copied to the GPU.
+        prefetch: see `HostLoader`; for crops on the host.
 
     Raises:
-        UserError: files without a readable header, unless they are to be skipped.
+        UserError: a file has no readable header and is not to be skipped, or there is no GPU to cut
+            the crops on.
     """
+    if crops == "device":
+        if options.device.type != "cuda":
+            raise UserError("--cpu.crops device needs a GPU: pass --cpu.crops host")
+        return FrameLoader(storage, options, decode_on_device=False)
     policy = BadImagePolicy(options.on_bad_image)
     policy.require_readable(storage)
 

@@ -1,15 +1,15 @@
-"""NVIDIA DALI: decoding and cropping on the CPU or, with nvJPEG, on the GPU, from one definition.
+"""Loader `dali`: NVIDIA DALI decodes on the GPU by nvJPEG, or on the CPU.
 
-DALI is handed the files' bytes and the plan's boxes. On a GPU it crops too: it resamples the whole
-frame around a box (`roi_start`, `roi_end`), which is a fifth faster than cutting the box out first; so
-the outermost pixels of a crop may see their neighbors outside of the box. On the CPU its resampling
-takes ten times as long as ours: there it decodes, and we crop.
+DALI gets the encoded images and the plan's boxes. On a GPU it cuts the crops too. It resamples the
+frame around a box (`roi_start`, `roi_end`), which is a fifth faster than cutting the box out first;
+the outermost pixels of a crop may therefore contain pixels outside the box. On the CPU, DALI's
+resampling takes ten times as long as ours: there DALI decodes, and our threads crop.
 
-What DALI is not asked to decode: anything but a JPEG in RGB or gray that stands upright and has its
-end. That goes through PIL's path and reaches DALI as plain pixels (a PPM file in memory): cut-off
-files, other formats and odd colors are good or broken exactly where they are for the other loaders.
-So is what DALI refuses. But it does not look at libjpeg-turbo's warnings: bytes damaged in the midst
-of a JPEG's data, which the other loaders refuse, come out as the decoder's guess. `pack` finds them.
+Only JPEGs in RGB or gray that are upright and complete are decoded by DALI. All other images, and those
+that DALI refuses, are decoded as in the other loaders and handed to DALI as raw pixels (a PPM file in
+memory), so truncated files, other formats and unusual colors are read or refused as everywhere. One
+difference remains: DALI ignores libjpeg-turbo's warnings. Damage inside a JPEG's data, an error in the
+other loaders, gives a crop with the decoder's guess. `fastsimsiam pack` finds such files.
 """
 
 from collections import deque
@@ -24,7 +24,14 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, assemble_on, size_groups
+from fastsimsiam.loaders.base import (
+    Batch,
+    LoaderOptions,
+    assemble,
+    assemble_on,
+    crop_shapes,
+    size_groups,
+)
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.jpeg_header import is_plain_jpeg
@@ -36,14 +43,14 @@ from fastsimsiam.system.optional import require_dali
 from fastsimsiam.system.resources import num_workers
 
 Bytes = npt.NDArray[np.uint8]
-_NOTHING = np.empty(0, np.uint8)
+_NO_BYTES = np.empty(0, np.uint8)
 
 
 class DaliLoader:
     """Batches from a DALI pipeline.
 
     Attributes:
-        bad_images: name -> what is wrong with it, for images that were skipped so far.
+        bad_images: image -> error, for the images that were skipped so far.
     """
 
     def __init__(
@@ -56,18 +63,19 @@ class DaliLoader:
         hw_decoder_load: float = 0.65,
         crop_in_dali: bool | None = None,
     ) -> None:
-        """Prepares the loader; pipelines are built when a plan first asks for them.
+        """Prepares the loader; a pipeline is built at the first use of a batch size and view sizes.
 
         Args:
-            storage: where the images lie.
+            storage: the images.
             options: device, threads, broken images.
-            decoder: `cpu`; `mixed`, nvJPEG on the GPU; `auto`: mixed if `device` is a GPU.
-            prefetch: batches under way.
-            hw_decoder_load: share of images for the GPU's JPEG engine, where it has one.
-            crop_in_dali: DALI crops, too; None: if it decodes on the GPU.
+            decoder: `cpu`; `mixed`: nvJPEG on the GPU; `auto`: mixed if the device is a GPU.
+            prefetch: batches that DALI prepares ahead of use.
+            hw_decoder_load: share of images for the GPU's JPEG engine, if it has one.
+            crop_in_dali: DALI cuts the crops; None: only if it decodes on the GPU.
 
         Raises:
-            UserError: DALI is not installed, or files have no readable header.
+            UserError: DALI is missing or does not load, or a file has no readable header and is not to
+                be skipped.
         """
         require_dali("--loader dali")
         self._storage = storage
@@ -83,15 +91,15 @@ class DaliLoader:
         self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="beside-dali")
         self._pipelines: dict[tuple[int, tuple[int, ...]], Any] = {}
         self._refused: set[int] = set()
-        self._buffers = BufferPool()
+        self._buffers = BufferPool(options.device)
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """See `loaders.batch.Loader`."""
+        """See `loaders.base.Loader`."""
         batches = self._batches(plan, epoch, start)
         return batches if self._mixed else to_device(batches, self._device)
 
     def close(self) -> None:
-        """Ends DALI's threads and gives its memory back."""
+        """Ends all threads, DALI's too, and frees its memory."""
         self._threads.shutdown(cancel_futures=True)
         for pipeline in self._pipelines.values():
             pipeline.close()
@@ -101,41 +109,42 @@ class DaliLoader:
     def _batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
         step = start
         while step < plan.num_batches:
-            made: deque[BatchPlan] = deque()
+            submitted: deque[BatchPlan] = deque()
             pipeline = self._pipelines.pop(self._key(plan), None) or self._build(plan)
-            whole = False
+            finished = False
             try:
-                for outputs in pipeline.run(self._feeds(plan, epoch, step, made)):
-                    yield self._assemble(plan, made.popleft(), outputs)
+                for outputs in pipeline.run(self._feeds(plan, epoch, step, submitted)):
+                    yield self._assemble(plan, submitted.popleft(), outputs)
                     step += 1
-                whole = True
+                finished = True
             except RuntimeError:
-                # It does not say which image: these go the careful way from now on.
-                batch = made[0].index.tolist() if made else []
+                # DALI does not say which image: from now on none of the batch is decoded by DALI.
+                batch = submitted[0].index.tolist() if submitted else []
                 if self._refused.issuperset(batch):
-                    raise  # the images are not to blame
+                    raise  # the error is not caused by the images
                 self._refused.update(batch)
             finally:
-                if whole:
+                if finished:
                     self._pipelines[self._key(plan)] = pipeline  # for the next epoch
                 else:
-                    pipeline.close()  # batches of this one are under way in it
+                    pipeline.close()  # it still holds batches of this epoch
 
     def _feeds(
-        self, plan: Plan, epoch: int, start: int, made: deque[BatchPlan]
+        self, plan: Plan, epoch: int, start: int, submitted: deque[BatchPlan]
     ) -> Iterator[tuple[list[Bytes], npt.NDArray[np.int32]]]:
+        """The inputs of a pipeline for each batch; adds the plan of the batch to `submitted`."""
         for step in range(start, plan.num_batches):
             batch = plan.batch(epoch, step)
-            files: list[Bytes] = [_NOTHING] * len(batch.index)
+            files: list[Bytes] = [_NO_BYTES] * len(batch.index)
             rows = iter(range(len(files)))
             self._on_all_threads(partial(self._read_rows, plan, batch, rows, files))
-            made.append(batch)
+            submitted.append(batch)
             yield files, batch.views.box
 
     def _read_rows(
         self, plan: Plan, batch: BatchPlan, rows: Iterator[int], files: list[Bytes]
     ) -> None:
-        for row in rows:  # shared by the threads
+        for row in rows:  # an iterator shared by all threads
             files[row] = self._policy.run(plan, batch, row, self._encoded, self._storage.name)
 
     def _on_all_threads(self, work: Callable[[], None]) -> None:
@@ -145,7 +154,7 @@ class DaliLoader:
     def _assemble(self, plan: Plan, batch: BatchPlan, outputs: list[Any]) -> Batch:
         if not self._crop_in_dali:
             return self._cropped(plan, batch, outputs[0])
-        # Stacked here: DALI's own stack takes a tenth of the whole time on a CPU.
+        # Stacked by torch: DALI's stack takes a tenth of the loader's time on a CPU.
         views = [torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in outputs]
         crops = tuple(
             self._stacked([views[view] for view in group])
@@ -156,33 +165,27 @@ class DaliLoader:
         return assemble_on(self._device, batch, crops)
 
     def _cropped(self, plan: Plan, batch: BatchPlan, frames: Any) -> Batch:
-        """The views of B frames in host memory."""
-        groups = size_groups(plan.view_sizes)
+        """A batch of crops that our threads cut from DALI's B frames in host memory."""
+        groups = size_groups(plan.view_sizes).values()
         size = len(batch.index)
-        crops = tuple(self._host((size, len(v), side, side, 3)) for side, v in groups.items())
+        crops = tuple(self._buffers.take(shape) for shape in crop_shapes(size, plan.view_sizes))
         arrays = [crop.numpy() for crop in crops]
         rows = iter(range(size))
 
         def crop_rows() -> None:
-            for row in rows:  # shared by the threads
+            for row in rows:  # an iterator shared by all threads
                 pixels, boxes = np.asarray(frames[row]), batch.views.box[row]
-                for out, views in zip(arrays, groups.values(), strict=True):
+                for out, views in zip(arrays, groups, strict=True):
                     crop_views(pixels, boxes[views], out[row])
 
         self._on_all_threads(crop_rows)
         return assemble(batch, crops, pin=self._device.type == "cuda")
 
-    def _host(self, shape: tuple[int, ...]) -> Tensor:
-        """Memory for crops on their way to the device."""
-        if self._device.type == "cuda":
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        return self._buffers.take(shape)
-
     def _stacked(self, views: list[Tensor]) -> Tensor:
         """Views (B, S, S, 3) as (B, V, S, S, 3)."""
         if self._mixed:
             return torch.stack(views, dim=1)
-        out = self._host((len(views[0]), len(views), *views[0].shape[1:]))
+        out = self._buffers.take((len(views[0]), len(views), *views[0].shape[1:]))
         for number, view in enumerate(views):
             out[:, number] = view
         return out
@@ -203,10 +206,10 @@ class DaliLoader:
         )
 
     def _encoded(self, index: int) -> Bytes:
-        """The bytes of a sample that DALI is to decode.
+        """The input of DALI for a sample: its JPEG, or its pixels as a PPM file.
 
         Raises:
-            BadImageError: it is broken.
+            BadImageError: the image is broken.
         """
         data = self._storage.read(index)
         if index not in self._refused and is_plain_jpeg(self._storage, index, data):

@@ -1,6 +1,6 @@
-"""The DALI pipeline. Needs DALI; imported only when asked for.
+"""The DALI pipeline of the loader `dali`. Imports DALI, so it is imported only when it is used.
 
-Shapes: B batch, V views, S side of the crop.
+Shapes: B batch, V views, S crop side.
 """
 
 import gc
@@ -24,7 +24,7 @@ def _decode_once(
     crop: bool,
     hw_decoder_load: float,
 ) -> Any:
-    """One decode, and a crop (S, S, 3) for each view; or, without `crop`, the frame."""
+    """Decodes once; returns a crop (S, S, 3) per view, or the frame (H, W, 3) without `crop`."""
     count = len(view_sizes) if crop else 0
     files, *corners = fn.external_source(
         source=source,
@@ -40,7 +40,7 @@ def _decode_once(
         output_type=types.RGB,
         use_fast_idct=False,
         jpeg_fancy_upsampling=True,
-        adjust_orientation=False,  # turned images come upright already
+        adjust_orientation=False,  # images that have to be turned come as upright pixels
         **options,
     )
     if not crop:
@@ -59,7 +59,7 @@ def _decode_once(
 
 
 class DaliPipeline:
-    """A built pipeline: for a batch size and the sizes of the views."""
+    """A built pipeline for one batch size and one set of view sizes."""
 
     def __init__(
         self,
@@ -72,7 +72,17 @@ class DaliPipeline:
         prefetch: int,
         hw_decoder_load: float,
     ) -> None:
-        """Builds it, on a GPU or (`device_id` None) without one; with crops or for whole frames."""
+        """Builds the pipeline.
+
+        Args:
+            batch_size: samples per batch.
+            view_sizes: side of each view's crop in pixels.
+            crop: output crops rather than whole frames.
+            device_id: the GPU that decodes; None: the CPU decodes.
+            workers: DALI's threads.
+            prefetch: batches that DALI prepares ahead of use.
+            hw_decoder_load: share of images for the GPU's JPEG engine.
+        """
         if device_id is None:
             return_large_blocks()
         self._crop = crop
@@ -87,16 +97,16 @@ class DaliPipeline:
             num_threads=workers,
             device_id=device_id,
             prefetch_queue_depth=prefetch,
-            # Outputs stay whole while somebody holds them, as torch does.
+            # Outputs stay valid while they are held, as torch's tensors do.
             exec_dynamic=True,
         )
         self._pipeline.build()
 
     def close(self) -> None:
-        """Ends DALI's threads and gives its memory back."""
+        """Ends DALI's threads and frees its memory."""
         self._pipeline = None
-        # DALI's objects refer to each other. Left to chance, a process forked later would try to end
-        # threads that it does not have, and wait for ever.
+        # DALI's objects refer to each other. A forked process that collected them later would wait
+        # forever for threads that it does not have.
         gc.collect()
         backend.ReleaseUnusedMemory()
 
@@ -112,16 +122,16 @@ class DaliPipeline:
     def run(
         self, feeds: Iterator[tuple[list[Bytes], npt.NDArray[np.int32]]]
     ) -> Iterator[list[Any]]:
-        """Makes batches until `feeds` end.
+        """Makes a batch of each of `feeds`.
 
         Args:
-            feeds: B encoded files and boxes (B, V, 4) of every batch.
+            feeds: B encoded images and the boxes (B, V, 4) of every batch.
 
         Yields:
-            A DALI list of B tensors (S, S, 3) for each view, or one of B frames (H, W, 3).
+            A DALI list of B crops (S, S, 3) per view, or one list of B frames (H, W, 3).
 
         Raises:
-            RuntimeError: DALI could not decode an image; the pipeline is of no further use.
+            RuntimeError: DALI cannot decode an image; the pipeline cannot be used any more.
         """
         self._feeds = feeds
         while True:

@@ -1,4 +1,4 @@
-"""From file bytes to upright RGB pixels, exactly as PIL decodes them, in reused memory."""
+"""Decodes images on the CPU to upright RGB pixels, exactly as PIL does, into reused memory."""
 
 import io
 
@@ -8,7 +8,7 @@ import simplejpeg
 from PIL import Image
 
 from fastsimsiam.errors import BadImageError
-from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.base import IMAGE_FORMATS, Storage
 from fastsimsiam.system.scratch import scratch
 
 Pixels = npt.NDArray[np.uint8]
@@ -18,19 +18,19 @@ _JPEG_MAGIC = b"\xff\xd8"
 def read_rgb(storage: Storage, index: int) -> Pixels:
     """Decodes an image.
 
-    JPEGs go through libjpeg-turbo with the accurate DCT and smooth chroma upsampling, which gives
-    PIL's pixels bit for bit; what it refuses (CMYK, a PNG named .jpg, recoverable damage) is left
-    to PIL, so that an image is good if and only if PIL can read it whole.
+    libjpeg-turbo decodes JPEGs with the accurate DCT and smooth chroma upsampling, which gives the same
+    bits as PIL. PIL decodes what libjpeg-turbo refuses (CMYK, a PNG named .jpg, recoverable damage), so
+    an image is broken if and only if PIL cannot read all of it.
 
     Args:
-        storage: where it lies.
-        index: its number.
+        storage: the images.
+        index: number of the image.
 
     Returns:
-        (H, W, 3) uint8, upright. The memory is this thread's and is overwritten by its next call.
+        (H, W, 3) uint8, upright, in memory that this thread's next call overwrites.
 
     Raises:
-        BadImageError: the file cannot be decoded whole, or is not of the size it was indexed with.
+        BadImageError: the image cannot be decoded, or has another size than the storage says.
     """
     height, width = storage.sizes[index].tolist()
     orientation = int(storage.orientation[index])
@@ -41,16 +41,15 @@ def read_rgb(storage: Storage, index: int) -> Pixels:
     if orientation != 1:
         pixels = upright(pixels, orientation)
     if pixels.shape[:2] != (height, width):
-        found = pixels.shape
         raise BadImageError(
-            f"{storage.name(index)} is {found[1]}x{found[0]} pixels, but was {width}x{height} when the "
-            f"data set was opened: do not change files during a run"
+            f"{storage.name(index)} is {pixels.shape[1]}x{pixels.shape[0]} pixels, but was "
+            f"{width}x{height} when the data set was opened: do not change files during a run"
         )
     return pixels
 
 
 def decode_jpeg(data: memoryview, pixels: int) -> Pixels | None:
-    """What libjpeg-turbo makes of a JPEG of about `pixels` pixels; None if it is not to its liking."""
+    """Decodes a JPEG of about `pixels` pixels with libjpeg-turbo; None if it refuses the data."""
     if data[:2] != _JPEG_MAGIC:
         return None
     buffer = scratch("frame", 3 * pixels)
@@ -63,7 +62,7 @@ def decode_jpeg(data: memoryview, pixels: int) -> Pixels | None:
 
 def _decode_with_pil(storage: Storage, index: int, data: memoryview) -> Pixels:
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             return np.array(to_rgb(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0].replace("<_io.BytesIO object", "<data")
@@ -71,14 +70,14 @@ def _decode_with_pil(storage: Storage, index: int, data: memoryview) -> Pixels:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; transparency is dropped, as torchvision's ImageFolder does."""
+    """An image of any mode as RGB; transparency is dropped, as in torchvision's ImageFolder."""
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns of the direct way
+        image = image.convert("RGBA")  # PIL warns about a direct conversion
     return image.convert("RGB")
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undoes an EXIF orientation (1 to 8) of an (H, W, 3) image; a view, not a copy."""
+    """Turns an (H, W, 3) image with EXIF orientation 1 to 8 upright; a view, not a copy."""
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

@@ -1,8 +1,7 @@
-"""Crops cut and resampled on the device, for a whole batch, by two batched matrix products.
+"""Crops of a whole batch, cut and resampled on the device by two batched matrix products.
 
-Shapes: B batch, V views, S side of the crop, h w largest box of a piece, P pixels of all frames. The
-filter is PIL's bilinear one with antialiasing: a triangle as wide as the scale, normalized, zero
-outside of the box.
+Shapes: B batch, V views, S crop side, P pixels of all frames. The filter is PIL's antialiased bilinear
+one: a triangle as wide as the scale, normalized, zero outside the box.
 """
 
 from collections.abc import Iterator
@@ -15,11 +14,11 @@ from torch import Tensor
 from fastsimsiam.loaders.base import size_groups
 
 _PIECE_PIXELS = 1 << 25
-"""Boxes of a batch are resampled in pieces of so many pixels, so that their float copies stay small."""
+"""Pixels of boxes that are resampled at a time: limits the memory of their float32 copies."""
 
 
 def send(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-    """An array on the device, without waiting for its arrival."""
+    """An array on the device; the copy is asynchronous."""
     tensor = torch.from_numpy(array)
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
@@ -34,14 +33,14 @@ def crop_views(
     """Cuts the views of a batch.
 
     Args:
-        frames: (P, 3) uint8: the pixels of frames, one after the other, row by row.
-        offset: (B,) int64: position of the first pixel of each sample's frame.
-        width: (B,) int64: width of each sample's frame in pixels.
-        box: (B, all views, 4): top, left, height, width of each box.
+        frames: (P, 3) uint8 pixels of all frames, concatenated row by row.
+        offset: (B,) int64 position of the first pixel of each sample's frame.
+        width: (B,) int64 width of each sample's frame in pixels.
+        box: (B, all views, 4) top, left, height, width of each box.
         view_sizes: side of each view's crop in pixels.
 
     Returns:
-        The crops of a `loaders.batch.Batch`.
+        The crops of a `loaders.base.Batch`.
     """
     return tuple(
         _crop_group(frames, offset, width, box[:, views], side)
@@ -54,33 +53,37 @@ def _crop_group(
 ) -> Tensor:
     batch, views = box.shape[:2]
     flat = box.reshape(-1, 4).astype(np.int64)
-    # All boxes of a piece are padded to its largest, so those of about one size go together.
+    # Boxes are padded to the largest of their piece, so boxes of similar size share a piece.
     order = np.argsort(flat[:, 2] * flat[:, 3], kind="stable")
     flat = flat[order]
-    place, where = send(order, frames.device), send(flat, frames.device)
-    offset = offset[:, None].expand(-1, views).flatten()[place]
-    width = width[:, None].expand(-1, views).flatten()[place]
+    position, boxes = send(order, frames.device), send(flat, frames.device)
+    offset = offset[:, None].expand(-1, views).flatten()[position]
+    width = width[:, None].expand(-1, views).flatten()[position]
     crops = torch.empty((len(flat), side, side, 3), dtype=torch.uint8, device=frames.device)
     for rows, largest in _pieces(flat[:, 2:]):
-        cut = crop_resize(frames, offset[rows], width[rows], where[rows], largest, side)
-        crops.index_copy_(0, place[rows], cut)
+        piece = crop_resize(frames, offset[rows], width[rows], boxes[rows], largest, side)
+        crops.index_copy_(0, position[rows], piece)
     return crops.view(batch, views, side, side, 3)
 
 
 def _pieces(extent: npt.NDArray[np.int64]) -> Iterator[tuple[slice, tuple[int, int]]]:
-    """Boxes (N, 2) of so many rows and columns, in pieces; with each its largest height and width."""
+    """Splits boxes with heights and widths (N, 2) into pieces of `_PIECE_PIXELS` or less.
+
+    Yields:
+        The boxes of a piece, and its largest height and width.
+    """
     first = 0
     while first < len(extent):
-        most = np.maximum.accumulate(extent[first:], axis=0)
-        pixels = np.arange(1, len(most) + 1) * most[:, 0] * most[:, 1]
+        largest = np.maximum.accumulate(extent[first:], axis=0)
+        pixels = np.arange(1, len(largest) + 1) * largest[:, 0] * largest[:, 1]
         count = max(1, int(np.searchsorted(pixels, _PIECE_PIXELS, side="right")))
-        height, width = most[count - 1].tolist()
+        height, width = largest[count - 1].tolist()
         yield slice(first, first + count), (height, width)
         first += count
 
 
 def _weights(side: int, length: Tensor, longest: int) -> Tensor:
-    """Resampling matrices (B, side, longest) for boxes of `length` (B,) pixels."""
+    """Resampling matrices (B, side, longest) from `length` (B,) pixels to `side`."""
     device = length.device
     scale = (length.float() / side)[:, None, None]
     center = (torch.arange(side, device=device) + 0.5)[None, :, None] * scale
@@ -96,11 +99,11 @@ def crop_resize(
     """Cuts one box from each of B frames and resamples it to a square.
 
     Args:
-        frames: (P, 3) uint8: the pixels of all frames, one after the other, row by row.
-        offset: (B,) int64: position of each frame's first pixel.
-        width: (B,) int64: width of each frame in pixels.
-        box: (B, 4) int64: top, left, height, width of each box.
-        largest: height and width of the largest box, known on the host so that nothing waits.
+        frames: (P, 3) uint8 pixels of all frames, concatenated row by row.
+        offset: (B,) int64 position of each frame's first pixel.
+        width: (B,) int64 width of each frame in pixels.
+        box: (B, 4) int64 top, left, height, width of each box.
+        largest: largest height and width, as Python numbers: reading them from `box` would wait.
         side: side of the crops in pixels.
 
     Returns:
@@ -114,7 +117,7 @@ def crop_resize(
     vertical = _weights(side, box_height, largest[0])
     horizontal = _weights(side, box_width, largest[1])
     patch = torch.bmm(vertical, patch.flatten(2)).view(-1, side, largest[1], 3)
-    # Not as a product that is broadcast over rows: torch would copy the matrices once for each row.
+    # Not a product broadcast over rows, for which torch would copy the matrices once per row.
     patch = torch.bmm(horizontal, patch.transpose(1, 2).reshape(-1, largest[1], side * 3))
     patch = patch.view(-1, side, side, 3).transpose(1, 2)
     return patch.round().clamp_(0, 255).to(torch.uint8)

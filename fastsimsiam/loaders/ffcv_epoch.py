@@ -1,4 +1,4 @@
-"""What FFCV's compiled code is told of an epoch: its order, and each batch's boxes and memory.
+"""The input of FFCV's compiled code for an epoch: its order, and boxes and memory of each batch.
 
 Shapes: B batch, V views.
 """
@@ -10,35 +10,36 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from fastsimsiam.loaders.base import size_groups
+from fastsimsiam.loaders.base import crop_shapes
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.beton import Beton
 
 _READ_AHEAD = 4
-"""Batches whose records the system is asked to read before they are due."""
+"""Batches of storage records that the system reads ahead of use."""
 
 
 def balanced(cost: npt.NDArray[np.int64], workers: int) -> npt.NDArray[np.int64]:
-    """An order of B samples whose `workers` equal pieces cost about the same.
+    """An order of B samples in which `workers` equal pieces have about the same total cost.
 
-    Numba gives every thread one piece; dealt out by size, to and fro, no thread waits for another.
+    Numba gives each thread one piece. Samples are assigned from the most to the least expensive, to
+    threads 0, 1, 2, 2, 1, 0, 0 and so on, so that no thread waits long for another.
     """
     by_cost = np.argsort(-cost, kind="stable")
-    # A last, incomplete round goes to the first ones, whose pieces are longer by one.
-    deal = np.arange(len(cost)) // workers % 2 == 0
-    deal[len(cost) - len(cost) % workers :] = True
+    forward = np.arange(len(cost)) // workers % 2 == 0
+    # The last, incomplete round goes to the first threads, which have pieces longer by one.
+    forward[len(cost) - len(cost) % workers :] = True
     number = np.arange(len(cost)) % workers
-    hand = np.where(deal, number, workers - 1 - number)
-    return by_cost[np.argsort(hand, kind="stable")]
+    thread = np.where(forward, number, workers - 1 - number)
+    return by_cost[np.argsort(thread, kind="stable")]
 
 
 class EpochPlan:
-    """What the compiled code is to do in an epoch; handed over batch by batch, ahead of time.
+    """The work of the compiled code in an epoch, which is prepared batch by batch ahead of use.
 
     Attributes:
-        order: sample indices of all batches, one after the other.
-        made: batches that have been handed over, with the memory that their crops are written to.
-        error: what went wrong in the thread that prepares batches.
+        order: sample indices of all batches, concatenated.
+        prepared: batches that the compiled code works on or has finished, with their crop tensors.
+        error: error in the thread that prepares batches.
     """
 
     def __init__(
@@ -49,11 +50,19 @@ class EpochPlan:
         start: int,
         take: Callable[[tuple[int, ...]], Tensor],
     ) -> None:
-        """Draws the order; views are drawn as batches come up."""
+        """Draws the order of the epoch; views are drawn by `prepare`.
+
+        Args:
+            storage: the packed file.
+            plan: the batches.
+            epoch: number of the epoch.
+            start: first batch of the epoch to make.
+            take: allocates the crop tensors.
+        """
         steps = range(start, plan.num_batches)
         self._indices = [plan.index(epoch, step) for step in steps]
         self.order = np.concatenate(self._indices).astype(np.uint64)
-        self.made: deque[tuple[BatchPlan, tuple[Tensor, ...]]] = deque()
+        self.prepared: deque[tuple[BatchPlan, tuple[Tensor, ...]]] = deque()
         self.error: BaseException | None = None
         self._storage = storage
         self._plan, self._epoch, self._start, self._take = plan, epoch, start, take
@@ -65,25 +74,29 @@ class EpochPlan:
         number: int,
         boxes: npt.NDArray[np.int32],
         targets: npt.NDArray[np.uint64],
-        turn: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
         workers: int,
     ) -> None:
-        """Fills in a batch's boxes (B, V, 4), the addresses of its crop tensors, its rows by turns."""
+        """Fills the inputs of the compiled code for a batch.
+
+        Args:
+            number: number of the batch, from the first one of this epoch plan.
+            boxes: (B, V, 4) receives the boxes.
+            targets: receives the addresses of the crop tensors, one per view size.
+            rows: (B,) receives the rows in the order in which the threads take them.
+            workers: number of threads.
+        """
         batch = self._plan.batch(self._epoch, self._start + number)
         size = len(batch.index)
-        crops = tuple(
-            self._take((size, len(views), side, side, 3))
-            for side, views in size_groups(self._plan.view_sizes).items()
-        )
+        crops = tuple(self._take(shape) for shape in crop_shapes(size, self._plan.view_sizes))
         boxes[:size] = batch.views.box
         targets[:] = [crop.data_ptr() for crop in crops]
-        turn[:size] = balanced(self._storage.length[batch.index], workers)
-        self.made.append((batch, crops))
+        rows[:size] = balanced(self._storage.length[batch.index], workers)
+        self.prepared.append((batch, crops))
         self._read_ahead(number + _READ_AHEAD)
 
     def _read_ahead(self, number: int) -> None:
-        # What is not in the page cache is on its way when it is due: data sets larger than memory
-        # are read in the order of use, and nothing is held twice.
+        # Data sets larger than memory are read in the order of use, into the page cache only.
         if number < len(self._indices):
             for index in self._indices[number].tolist():
                 self._storage.will_need(index)

@@ -1,12 +1,13 @@
-"""Packed files through FFCV: its storage, memory manager, compiler and threads, our order and boxes.
+"""Loader `ffcv`: packed files, decoded and cropped by FFCV's compiled pipeline.
 
-FFCV's own image operations decode once per view, draw their boxes themselves and never look at the
-decoder's return code. The operation here decodes once, cuts the plan's boxes, resamples as PIL does
-and reports what the decoder said. It writes into the batch's own memory; its temporary memory is one
-frame per thread. Pixels are within a gray level of PIL's.
+FFCV provides file access, memory manager, compiler and threads; order and boxes are the plan's. FFCV's
+image operations decode once per view, draw their own boxes and ignore the decoder's return code. Ours
+(ffcv_pipeline.py) decodes once, cuts the plan's boxes, resamples as PIL does and returns the decoder's
+code. It writes into the crop tensors of the batch; its temporary memory is one frame per thread. Pixels
+differ from PIL's by one gray level at most.
 
-Boxes reach the compiled code with the state of the memory manager: FFCV hands that state to every
-operation and lets a manager prepare each batch (`start_batch`).
+Boxes reach the compiled code in the state of the memory manager, which FFCV passes to every operation
+and prepares for each batch (`start_batch`).
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from fastsimsiam.errors import BadImageError, UserError
@@ -27,77 +27,70 @@ from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
-from fastsimsiam.storage.beton import Beton, as_beton
+from fastsimsiam.storage.beton import SUFFIX, Beton, as_beton
 from fastsimsiam.system.buffers import BufferPool
 from fastsimsiam.system.optional import require_ffcv
 from fastsimsiam.system.resources import num_cores, num_workers
 
 
 def require_beton(storage: Storage) -> Beton:
-    """The storage, if it is a packed file.
+    """The storage as a packed file.
 
     Raises:
-        UserError: it is not, or FFCV is not installed.
+        UserError: it is another storage, or FFCV is missing or does not load.
     """
     require_ffcv("--loader ffcv")
     beton = as_beton(storage)
     if beton is None:
         raise UserError(
-            f"--loader ffcv reads packed files, and {storage.root} is a folder: make one with "
-            f"fastsimsiam pack {storage.root} {storage.root}.beton"
+            f"--loader ffcv reads packed files, and {storage.root} is a folder: pack it with "
+            f"fastsimsiam pack {storage.root} {storage.root}{SUFFIX}"
         )
     return beton
 
 
 class FfcvLoader:
-    """Packed JPEGs, decoded and cropped by compiled code.
+    """Decodes and crops packed JPEGs by compiled code.
 
     Attributes:
-        bad_images: name -> what is wrong with it, for images that were skipped so far.
+        bad_images: image -> error, for the images that were skipped so far.
     """
 
     def __init__(self, storage: Storage, options: LoaderOptions) -> None:
-        """Prepares the loader; code is compiled when a plan first asks for it.
+        """Prepares the loader; code is compiled at the first use of a batch size and view sizes.
 
         Args:
             storage: a packed file.
             options: device, threads, broken images.
 
         Raises:
-            UserError: it is no packed file, or FFCV is not installed.
+            UserError: the storage is not a packed file, or FFCV is missing or does not load.
         """
         self._storage = require_beton(storage)
         self._policy = BadImagePolicy(options.on_bad_image)
         self.bad_images = self._policy.bad_images
         self._device = options.device
         self._workers = min(num_workers(options.workers), num_cores())
-        self._buffers = BufferPool()
+        self._buffers = BufferPool(options.device)
         self._pipelines: dict[tuple[int, tuple[int, ...]], Any] = {}
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """See `loaders.batch.Loader`."""
+        """See `loaders.base.Loader`."""
         return to_device(self._host_batches(plan, epoch, start), self._device)
 
     def close(self) -> None:
-        """Lets go of compiled code and memory."""
+        """Frees the compiled code and memory."""
         self._pipelines.clear()
         self._buffers.clear()
-
-    def _take(self, shape: tuple[int, ...]) -> Tensor:
-        if self._device.type == "cuda":
-            # Called from FFCV's thread, where pinning would start a context on the first GPU.
-            with torch.cuda.device(self._device):
-                return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        return self._buffers.take(shape)
 
     def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
         if start >= plan.num_batches:
             return
         pipeline = self._pipeline(plan)
-        epoch_plan = EpochPlan(self._storage, plan, epoch, start, self._take)
+        epoch_plan = EpochPlan(self._storage, plan, epoch, start, self._buffers.take)
         with closing(pipeline.run(epoch_plan)) as statuses:
             for status in statuses:
-                batch, crops = epoch_plan.made.popleft()
+                batch, crops = epoch_plan.prepared.popleft()
                 for row in np.flatnonzero(status).tolist():
                     self._repair(plan, batch, row, crops)
                 yield assemble(batch, crops, pin=self._device.type == "cuda")
@@ -111,12 +104,12 @@ class FfcvLoader:
         return self._pipelines[key]
 
     def _repair(self, plan: Plan, batch: BatchPlan, row: int, crops: tuple[Tensor, ...]) -> None:
-        """What libjpeg-turbo refused goes by the policy."""
+        """Replaces an image that libjpeg-turbo refused, or raises its error."""
 
         def frame(index: int) -> npt.NDArray[np.uint8]:
             height, width = self._storage.sizes[index].tolist()
             pixels = decode_jpeg(self._storage.read(index), height * width)
-            # PIL would put up with some damage. But every record was whole when it was packed.
+            # Not by PIL, which accepts some damage: every record was complete when it was packed.
             if pixels is None or pixels.shape[:2] != (height, width):
                 raise BadImageError(
                     f"{self._storage.name(index)} cannot be decoded (damaged since it was packed)"

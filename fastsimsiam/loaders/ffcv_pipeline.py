@@ -1,4 +1,4 @@
-"""FFCV's pipeline around our operation. Needs FFCV and Numba; imported only when asked for.
+"""The pipeline of the loader `ffcv`. Imports FFCV, so it is imported only when it is used.
 
 Shapes: B batch, V views, G distinct crop sizes, T threads.
 """
@@ -24,27 +24,26 @@ from ffcv.pipeline.state import State
 from ffcv.traversal_order.base import TraversalOrder
 from ffcv.utils import cast_int_to_byte_ptr
 
-from fastsimsiam.loaders.base import size_groups
+from fastsimsiam.loaders.base import BATCHES_AHEAD, size_groups
 from fastsimsiam.loaders.ffcv_epoch import EpochPlan
 from fastsimsiam.loaders.resample import PADDING, resample_box, row_bytes
 from fastsimsiam.storage.beton import Beton
 
-_BATCHES_AHEAD = 2
 _CLOSE_SECONDS = 30.0
 _PIXEL_FORMAT_RGB = 0
 _ACCURATE = 0
-"""No flags: the accurate DCT and smooth chroma upsampling, as PIL decodes."""
+"""No flags: the accurate DCT and smooth chroma upsampling, as in PIL."""
 
-# Training and evaluation run pipelines at the same time; Numba's own thread pool cannot.
+# Training and evaluation run pipelines at the same time, which Numba's default threads cannot.
 numba.config.THREADING_LAYER = "threadsafe"
 
 
 def _turbojpeg() -> tuple[Callable[[], int], Callable[..., int], Callable[[int], int]]:
-    """Functions of the libturbojpeg that FFCV is linked against: init, decompress, destroy."""
+    """The functions init, decompress and destroy of the libturbojpeg that FFCV is linked against."""
     library = ctypes.CDLL(ffcv._libffcv.__file__)
     init, decompress, destroy = (library.tjInitDecompress, library.tjDecompress2, library.tjDestroy)
     init.restype = ctypes.c_uint64
-    # Addresses as numbers: Numba passes them on as they are.
+    # Addresses as integers, which Numba passes on unchanged.
     decompress.argtypes = [ctypes.c_uint64] * 4 + [ctypes.c_int] * 5
     decompress.restype = ctypes.c_int
     destroy.argtypes = [ctypes.c_uint64]
@@ -52,9 +51,9 @@ def _turbojpeg() -> tuple[Callable[[], int], Callable[..., int], Callable[[int],
 
 
 class _DecodeOnce(SimpleRGBImageDecoder):  # type: ignore[misc]
-    """Decodes an image into its thread's frame and cuts all its boxes.
+    """Decodes an image into its thread's frame and cuts all boxes.
 
-    Its result is (B, 1) int32: 0, or what libjpeg-turbo returned.
+    The result is (B, 1) int32: 0, or the error code of libjpeg-turbo.
     """
 
     def __init__(self, view_sizes: tuple[int, ...]) -> None:
@@ -79,9 +78,9 @@ class _DecodeOnce(SimpleRGBImageDecoder):  # type: ignore[misc]
         def decode(
             batch_indices: Any, status: Any, metadata: Any, storage_state: Any
         ) -> Any:  # pragma: no cover (compiled)
-            inner, boxes, targets, turn, handles, frames, rows = storage_state
-            for number_of_turn in threads(len(batch_indices)):
-                position = turn[number_of_turn]
+            inner, boxes, targets, order_of_rows, handles, frames, scratch = storage_state
+            for turn in threads(len(batch_indices)):
+                position = order_of_rows[turn]
                 field = metadata[batch_indices[position]]
                 data = read(field["data_ptr"], inner)
                 width, height = np.int64(field["width"]), np.int64(field["height"])
@@ -112,7 +111,7 @@ class _DecodeOnce(SimpleRGBImageDecoder):  # type: ignore[misc]
                             frames.shape[1],
                             3 * width,
                             boxes[position, order[view]],
-                            rows[thread],
+                            scratch[thread],
                             out,
                         )
                         view += 1
@@ -123,13 +122,13 @@ class _DecodeOnce(SimpleRGBImageDecoder):  # type: ignore[misc]
 
 
 class _PlannedOrder(TraversalOrder):  # type: ignore[misc]
-    """The order of the epoch that is about to run."""
+    """The order of the epoch that runs next."""
 
     def __init__(self) -> None:
         self.order: npt.NDArray[np.uint64] = np.zeros(1, np.uint64)
 
     def __call__(self, loader: Loader) -> "_PlannedOrder":
-        """FFCV calls what it is given with itself."""
+        """FFCV constructs a traversal order with the loader; this one exists already."""
         return self
 
     def sample_order(self, epoch: int) -> Sequence[int]:
@@ -137,11 +136,11 @@ class _PlannedOrder(TraversalOrder):  # type: ignore[misc]
 
 
 class _PlannedMemory:
-    """FFCV's memory manager, which also hands over boxes and our own memory."""
+    """FFCV's memory manager, extended by our inputs of the compiled code."""
 
     def __init__(self, manager: Any, state: tuple[Any, ...]) -> None:
         self.manager = manager
-        self.boxes, self.targets, self.turn, handles = state[:4]
+        self.boxes, self.targets, self.rows, handles = state[:4]
         self.workers = len(handles)
         self.state = state
         self.epoch_plan: EpochPlan | None = None
@@ -168,20 +167,27 @@ class _PlannedContext(MemoryContext):  # type: ignore[misc]
     def start_batch(self, batch: int) -> None:
         try:
             memory = self._memory
-            self._plan.prepare(batch, memory.boxes, memory.targets, memory.turn, memory.workers)
+            self._plan.prepare(batch, memory.boxes, memory.targets, memory.rows, memory.workers)
         except BaseException as error:
-            self._plan.error = error  # raised by the thread that waits for the batch
-            raise SystemExit from error  # which ends this one quietly
+            self._plan.error = error  # raised in the thread that waits for the batch
+            raise SystemExit from error  # ends this thread without a traceback
         self._inner.start_batch(batch)
 
 
 class FfcvPipeline:
-    """One compiled pipeline: for a batch size and the sizes of the views."""
+    """A compiled pipeline for one batch size and one set of view sizes."""
 
     def __init__(
         self, storage: Beton, batch_size: int, view_sizes: tuple[int, ...], workers: int
     ) -> None:
-        """Compiles it, which takes some seconds."""
+        """Compiles the pipeline, which takes some seconds.
+
+        Args:
+            storage: the packed file.
+            batch_size: samples per batch.
+            view_sizes: side of each view's crop in pixels.
+            workers: number of threads.
+        """
         self._order = _PlannedOrder()
         threads = torch.get_num_threads()
         self._loader = Loader(
@@ -195,9 +201,9 @@ class FfcvPipeline:
                 "label": None,
             },
             drop_last=False,
-            batches_ahead=_BATCHES_AHEAD,
+            batches_ahead=BATCHES_AHEAD,
         )
-        torch.set_num_threads(threads)  # FFCV has set torch's threads to its own
+        torch.set_num_threads(threads)  # FFCV has changed it to its own number
         init, _, self._destroy = _turbojpeg()
         self._handles = np.array([init() for _ in range(workers)], np.uint64)
         height = int(storage.sizes[:, 0].max())
@@ -209,7 +215,7 @@ class FfcvPipeline:
                 np.zeros(len(size_groups(view_sizes)), np.uint64),
                 np.zeros(batch_size, np.int64),
                 self._handles,
-                # Pages that no image reaches are never touched, and take no memory.
+                # As large as the largest image: pages that are never written take no memory.
                 np.empty((workers, largest + PADDING), np.uint8),
                 np.empty((workers, height, row_bytes(max(view_sizes))), np.uint8),
             ),
@@ -217,7 +223,6 @@ class FfcvPipeline:
         self._loader.memory_manager = self._memory
 
     def __del__(self) -> None:
-        """Frees the decoders."""
         for handle in getattr(self, "_handles", ()):
             self._destroy(int(handle))
 
@@ -236,14 +241,14 @@ class FfcvPipeline:
             while (result := _next(iterator, epoch_plan)) is not None:
                 yield result[1][0][:, 0]
         finally:
-            # First the thread, then what it reads from.
+            # The thread first, then the file that it reads.
             iterator.terminate_event.set()
             iterator.join(_CLOSE_SECONDS)
             iterator.close()
 
 
 def _next(iterator: Any, epoch_plan: EpochPlan) -> Any:
-    """The next batch; FFCV's own way would wait for ever for a thread that has died."""
+    """The next batch; FFCV's iterator would wait forever for a thread that has died."""
     while True:
         try:
             return iterator.output_queue.get(timeout=0.5)

@@ -1,94 +1,66 @@
-"""Crops cut on the device, from frames that were decoded there by nvJPEG or have travelled there whole.
+"""Crops cut on the GPU from whole frames: loader `nvjpeg`, and `cpu` with `--cpu.crops device`.
 
-For machines with few CPU cores for each GPU. nvJPEG is torchvision's; its decoder differs from
-libjpeg-turbo by a few gray levels in chroma, and like DALI's it shows its guess of a JPEG that is
-damaged inside. What it is not asked to decode goes the way of `folder`: anything but a JPEG in RGB or
-gray that stands upright and has its end, and batches that it refuses.
+For machines with few CPU cores per GPU. `nvjpeg` decodes on the GPU; otherwise CPU threads decode, and
+frames are copied to the GPU. Only JPEGs in RGB or gray that are upright and complete are decoded on the
+GPU; all other images, and batches in which nvJPEG refuses an image, are decoded on the CPU. Damage
+inside a JPEG's data goes unnoticed on the GPU, as with DALI: the crop shows the decoder's guess.
 """
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
-import simplejpeg
 import torch
 from torch import Tensor
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble_on
+from fastsimsiam.loaders.base import BATCHES_AHEAD, Batch, LoaderOptions, assemble_on
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.device_crop import crop_views, send
-from fastsimsiam.loaders.jpeg_header import is_plain_jpeg
+from fastsimsiam.loaders.device_decode import decode_jpegs, require_device_decoder
+from fastsimsiam.loaders.jpeg_header import hide_exif, is_plain_jpeg
 from fastsimsiam.loaders.prefetch import ahead
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.resources import num_workers
 
-_BATCHES_AHEAD = 2
-"""Batches that threads read or decode while the device is at an earlier one."""
 
-
-def decode_on(device: torch.device, files: list[Tensor]) -> list[Tensor]:
-    """Decodes JPEGs on a device.
-
-    Args:
-        device: a GPU (nvJPEG), or the CPU (torchvision's libjpeg).
-        files: bytes (N,) uint8 of each, in host memory.
-
-    Returns:
-        RGB frames (H, W, 3) on the device.
+def nvjpeg_loader(storage: Storage, options: LoaderOptions) -> "FrameLoader":
+    """A loader that decodes JPEGs on the GPU.
 
     Raises:
-        RuntimeError: one of them cannot be decoded.
+        UserError: there is no GPU, torchcodec cannot decode on it, or a file has no readable header
+            and is not to be skipped.
     """
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    if device.type == "cuda":
-        # nvJPEG writes at once, on a stream of torchvision's own, into memory that kernels queued on
-        # this one may still read: github.com/pytorch/vision/pull/9606. Only the loader's thread waits.
-        torch.cuda.current_stream(device).synchronize()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it will move to another package, as torchvision says
-        planes = decode_jpeg(files, mode=ImageReadMode.RGB, device=device)
-    return [frame.permute(1, 2, 0) for frame in planes]
-
-
-def _require_decoder(device: torch.device) -> None:
-    image = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8), colorspace="RGB")
-    try:
-        decode_on(device, [torch.from_numpy(np.frombuffer(image, np.uint8).copy())])
-    except (ImportError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--folder.decoder nvjpeg: this torchvision cannot ({reason}); pass --folder.decoder cpu"
-        ) from error
+    if options.device.type != "cuda":
+        raise UserError("--loader nvjpeg needs a GPU: pass --loader cpu")
+    return FrameLoader(storage, options, decode_on_device=True)
 
 
 class FrameLoader:
-    """Frames reach the device, and crops are cut there.
+    """Copies whole frames to the device, or decodes them there, and cuts the crops there.
 
     Attributes:
-        bad_images: path -> what is wrong with it, for images that were skipped so far.
+        bad_images: image -> error, for the images that were skipped so far.
     """
 
     def __init__(self, storage: Storage, options: LoaderOptions, *, decode_on_device: bool) -> None:
         """Starts the threads.
 
         Args:
-            storage: where the images lie.
+            storage: the images.
             options: device, threads, broken images.
-            decode_on_device: by nvJPEG; otherwise threads decode, and whole frames travel.
+            decode_on_device: torchcodec decodes on the device; otherwise CPU threads decode.
 
         Raises:
-            UserError: files without a readable header, unless they are to be skipped; or there is no
-                nvJPEG in this torchvision.
+            UserError: a file has no readable header and is not to be skipped, or torchcodec cannot
+                decode on the device.
         """
         if decode_on_device:
-            _require_decoder(options.device)
+            require_device_decoder(options.device, "--loader nvjpeg")
         self._storage = storage
         self._policy = BadImagePolicy(options.on_bad_image)
         self._policy.require_readable(storage)
@@ -102,12 +74,12 @@ class FrameLoader:
         )
 
     def _enter_thread(self) -> None:
-        # Pinning memory would otherwise start a context on the first GPU, in every process.
+        # Without a current device, pinning starts a context on the first GPU, in every process.
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """See `loaders.batch.Loader`."""
+        """See `loaders.base.Loader`."""
         return ahead(partial(self._batches, plan, epoch, start), self._device)
 
     def close(self) -> None:
@@ -120,7 +92,7 @@ class FrameLoader:
         read = self._encoded if self._decode_on_device else self._decoded
         try:
             while True:
-                while len(pending) < _BATCHES_AHEAD and (step := next(steps, None)) is not None:
+                while len(pending) < BATCHES_AHEAD and (step := next(steps, None)) is not None:
                     batch = plan.batch(epoch, step)
                     pending.append((batch, self._submit(plan, batch, read)))
                 if not pending:
@@ -128,8 +100,8 @@ class FrameLoader:
                 batch, futures = pending.popleft()
                 frames = self._on_device([future.result() for future in futures])
                 if frames is None:
-                    careful = self._submit(plan, batch, self._decoded)
-                    frames = self._on_device([future.result() for future in careful])
+                    futures = self._submit(plan, batch, self._decoded)
+                    frames = self._on_device([future.result() for future in futures])
                 assert frames is not None
                 yield self._cut(plan, batch, frames)
         finally:
@@ -140,23 +112,25 @@ class FrameLoader:
     def _submit(
         self, plan: Plan, batch: BatchPlan, read: Callable[[int], Tensor]
     ) -> list[Future[Tensor]]:
-        def one(row: int) -> Tensor:
+        def read_row(row: int) -> Tensor:
             return self._policy.run(plan, batch, row, read, self._storage.name)
 
-        return [self._pool.submit(one, row) for row in range(len(batch.index))]
+        return [self._pool.submit(read_row, row) for row in range(len(batch.index))]
 
     def _encoded(self, index: int) -> Tensor:
-        """The bytes (N,) of a sample that the device is to decode, or else its pixels."""
+        """The bytes (N,) of a sample that the device can decode, or else its pixels (H, W, 3)."""
         data = self._storage.read(index)
         if is_plain_jpeg(self._storage, index, data):
-            return torch.from_numpy(np.array(data))
+            jpeg = np.array(data)
+            hide_exif(jpeg.data)
+            return torch.from_numpy(jpeg)
         return self._decoded(index)
 
     def _decoded(self, index: int) -> Tensor:
-        """The pixels (H, W, 3) of a sample, in memory of their own.
+        """The pixels (H, W, 3) of a sample, in new memory.
 
         Raises:
-            BadImageError: it is broken.
+            BadImageError: the image is broken.
         """
         pixels = read_rgb(self._storage, index)
         pin = self._device.type == "cuda"
@@ -165,14 +139,14 @@ class FrameLoader:
         return frame
 
     def _on_device(self, rows: list[Tensor]) -> list[Tensor] | None:
-        """Frames (H, W, 3) on the device; None if it refused to decode one of them."""
+        """Frames (H, W, 3) on the device; None if one of the files cannot be decoded there."""
         encoded = [position for position, row in enumerate(rows) if row.ndim == 1]
         frames = [row if row.ndim == 1 else row.to(self._device, non_blocking=True) for row in rows]
         if encoded:
             try:
-                decoded = decode_on(self._device, [rows[position] for position in encoded])
+                decoded = decode_jpegs([rows[position] for position in encoded], self._device)
             except RuntimeError:
-                return None  # it does not say which
+                return None  # the error does not say which file
             for position, frame in zip(encoded, decoded, strict=True):
                 frames[position] = frame
         return frames

@@ -1,4 +1,4 @@
-"""Views cut from a frame in host memory: the one resampling of all loaders that crop on the CPU."""
+"""Crops from a frame in host memory, for all loaders that crop on the CPU."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,7 @@ from fastsimsiam.system.scratch import scratch
 
 
 def crop_views(pixels: Pixels, boxes: npt.NDArray[np.int32], out: Pixels) -> None:
-    """Cuts boxes from a frame and resamples them, without the interpreter's lock.
+    """Cuts boxes from a frame and resamples them; releases the GIL.
 
     Args:
         pixels: (H, W, 3) uint8 frame.

@@ -1,7 +1,7 @@
-"""Crops made on CPU threads: the machinery of all loaders whose frames are in host memory.
+"""Crops cut on CPU threads from frames in host memory: common part of `cpu` and, on a CPU, `resident`.
 
-A frame is asked for once; each view's box is cut from it and resampled, as PIL does, into its place in
-the batch.
+Each sample's frame is requested once; the boxes of all its views are cut from it and resampled
+directly into the crop tensors of the batch.
 """
 
 import os
@@ -10,11 +10,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, size_groups
+from fastsimsiam.loaders.base import (
+    BATCHES_AHEAD,
+    Batch,
+    LoaderOptions,
+    assemble,
+    crop_shapes,
+    size_groups,
+)
 from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.prefetch import to_device
@@ -22,14 +28,12 @@ from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.system.buffers import BufferPool
 from fastsimsiam.system.resources import num_workers
 
-_BATCHES_AHEAD = 2
-
 
 class HostLoader:
     """Cuts crops on CPU threads.
 
     Attributes:
-        bad_images: path -> what is wrong with it, for images that were skipped so far.
+        bad_images: image -> error, for the images that were skipped so far.
     """
 
     def __init__(
@@ -46,13 +50,13 @@ class HostLoader:
 
         Args:
             frame: the upright image (H, W, 3) of a sample; called from all threads.
-            name: what reports call a sample.
+            name: name of a sample in reports.
             policy: what happens to broken images.
             options: device and threads.
-            will_need: told of samples some time before their frames are asked for; None: nobody is.
-            prefetch: batches made ahead of the one asked for. None: two; but none on a CPU, whose cores
-                they would take from whoever uses the batches: a thread that holds up one of a step's
-                threads holds up all, and costs twice the time it works (benchmarks/LOG.md).
+            will_need: called with samples some time before their frames are requested; None: no hints.
+            prefetch: batches that are made ahead of use. None: 2 on a GPU, 0 on a CPU, where decoding
+                ahead slows the step more than it saves: a step waits for the slowest of its threads,
+                and is delayed by twice the time of the decoding (benchmarks/LOG.md).
         """
         self.bad_images = policy.bad_images
         self._frame = frame
@@ -61,16 +65,16 @@ class HostLoader:
         self._device = options.device
         self._will_need = will_need
         if prefetch is None:
-            # Where the system cannot be asked to read ahead, the threads have to.
-            alone = options.device.type != "cpu" or not hasattr(os, "posix_fadvise")
-            prefetch = _BATCHES_AHEAD if alone else 0
+            # Without a system call for reading ahead, the threads have to work ahead instead.
+            threads_ahead = options.device.type != "cpu" or not hasattr(os, "posix_fadvise")
+            prefetch = BATCHES_AHEAD if threads_ahead else 0
         self._prefetch = prefetch
         self._workers = num_workers(options.workers)
-        self._buffers = BufferPool()
+        self._buffers = BufferPool(options.device)
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="crops")
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """See `loaders.batch.Loader`."""
+        """See `loaders.base.Loader`."""
         return to_device(self._host_batches(plan, epoch, start), self._device)
 
     def close(self) -> None:
@@ -80,48 +84,43 @@ class HostLoader:
 
     def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
         pin = self._device.type == "cuda"
-        pending: deque[_Underway] = deque()
-        drawn = (plan.batch(epoch, step) for step in range(start, plan.num_batches))
-        upcoming = next(drawn, None)
-        unread: Iterator[int] = iter(())  # samples of the upcoming batch
+        pending: deque[_PendingBatch] = deque()
+        batch_plans = (plan.batch(epoch, step) for step in range(start, plan.num_batches))
+        upcoming = next(batch_plans, None)
+        unread: Iterator[int] = iter(())  # samples of the upcoming batch that are not hinted yet
         try:
             while True:
                 _exhaust(unread)  # from here on threads read what they need
                 while upcoming is not None and len(pending) <= self._prefetch:
-                    pending.append(self._submit(plan, upcoming, pin))
-                    upcoming = next(drawn, None)  # while the threads work
+                    pending.append(self._submit(plan, upcoming))
+                    upcoming = next(batch_plans, None)  # drawn while the threads work
                 if not pending:
                     return
-                made = pending[0]
-                for future in made.futures:
+                current = pending[0]
+                for future in current.futures:
                     future.result()
                 pending.popleft()
                 if self._will_need and upcoming is not None and not pending:
-                    unread = iter(upcoming.index.tolist())  # nobody works on the next batch
+                    # The threads are idle during the step: they ask for the files of the next batch.
+                    unread = iter(upcoming.index.tolist())
                     self._pool.submit(_exhaust, map(self._will_need, unread))
-                yield assemble(made.batch, made.crops, pin=pin)
+                yield assemble(current.batch, current.crops, pin=pin)
         finally:
             _exhaust(unread)
-            for left in pending:
-                left.abandon()
+            for batch in pending:
+                batch.abandon()
 
-    def _submit(self, plan: Plan, batch: BatchPlan, pin: bool) -> "_Underway":
+    def _submit(self, plan: Plan, batch: BatchPlan) -> "_PendingBatch":
         size = len(batch.index)
-        groups = size_groups(plan.view_sizes)
-        crops = tuple(
-            torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-            if pin
-            else self._buffers.take(shape)
-            for shape in ((size, len(views), side, side, 3) for side, views in groups.items())
-        )
-        # The threads share one iterator (its `next` is atomic) and finish together, with one task
-        # each: handing rows out in chunks costs the main thread more wake-ups than rows are long.
+        crops = tuple(self._buffers.take(shape) for shape in crop_shapes(size, plan.view_sizes))
+        # Threads take rows from one iterator (its `next` is atomic), with one task per thread. A task
+        # per chunk of rows would wake the main thread more often than the rows take.
         rows = iter(range(size))
         futures = [
             self._pool.submit(self._crop_rows, plan, batch, rows, crops)
             for _ in range(min(self._workers, size))
         ]
-        return _Underway(batch=batch, crops=crops, rows=rows, futures=futures)
+        return _PendingBatch(batch=batch, crops=crops, rows=rows, futures=futures)
 
     def _crop_rows(
         self, plan: Plan, batch: BatchPlan, rows: Iterator[int], crops: tuple[Tensor, ...]
@@ -135,13 +134,13 @@ class HostLoader:
                 for out, views in zip(arrays, groups, strict=True):
                     crop_views(pixels, boxes[views], out[row])
         except BaseException:
-            _exhaust(rows)  # the batch is lost: the other threads need not finish it
+            _exhaust(rows)  # the batch is lost: stops the other threads
             raise
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Underway:
-    """A batch that the threads are making, or will."""
+class _PendingBatch:
+    """A batch that the threads work on, or have in their queue."""
 
     batch: BatchPlan
     crops: tuple[Tensor, ...]
@@ -149,11 +148,11 @@ class _Underway:
     futures: list[Future[None]]
 
     def abandon(self) -> None:
-        """Makes no more of it than the images that threads are at."""
+        """Stops the work after the images that are being decoded."""
         _exhaust(self.rows)
         for future in self.futures:
             future.cancel()
 
 
-def _exhaust(numbers: Iterator[object]) -> None:
-    deque(numbers, maxlen=0)
+def _exhaust(iterator: Iterator[object]) -> None:
+    deque(iterator, maxlen=0)

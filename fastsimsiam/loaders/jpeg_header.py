@@ -1,58 +1,84 @@
-"""A look at a JPEG that does not decode it (ITU-T T.81, annex B)."""
+"""Reads the header of a JPEG without decoding the image (ITU-T T.81, annex B)."""
+
+from collections.abc import Iterator
 
 from fastsimsiam.storage.base import Storage
 
 _START_OF_IMAGE = b"\xff\xd8"
 _END_OF_IMAGE = b"\xff\xd9"
 _START_OF_SCAN = 0xDA
+_EXIF = 0xE1
 _ADOBE = 0xEE
-# Frame headers: C0 to CF without DHT, JPG and DAC.
+_SKIPPED = 0xEF
+"""Application segment that decoders ignore."""
+# Frame headers: C0 to CF except DHT, JPG and DAC.
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _TAIL = 64
-"""Bytes that may lie behind the end marker; cameras pad."""
+"""Bytes in which the end marker is searched: cameras append padding."""
 
 
 def is_plain_jpeg(storage: Storage, index: int, data: memoryview) -> bool:
-    """Whether a sample may go to a decoder that is not libjpeg-turbo under our eyes.
+    """Whether an image may be decoded by another library than libjpeg-turbo, as DALI or nvJPEG.
 
     Args:
-        storage: where it lies.
-        index: its number.
-        data: its bytes.
+        storage: the images.
+        index: number of the image.
+        data: its encoded bytes.
 
     Returns:
-        True for a JPEG that every decoder reads alike, stands upright and is of the size it was
-        indexed with.
+        True for an upright JPEG that all decoders read alike and that has the size in the storage.
     """
     height, width = storage.sizes[index].tolist()
     return bool(storage.orientation[index] == 1) and jpeg_size(data) == (height, width)
 
 
 def jpeg_size(data: memoryview) -> tuple[int, int] | None:
-    """Height and width of a JPEG that every decoder reads alike.
+    """Height and width of a JPEG that all decoders read alike.
 
     Returns:
-        None for what is no JPEG or has lost its end, and for colors other than gray and YCbCr.
+        None for data that is no JPEG, lacks its end, or has colors other than gray and YCbCr.
     """
     if data[:2] != _START_OF_IMAGE or _END_OF_IMAGE not in bytes(data[-_TAIL:]):
         return None
-    position, size = 2, None
+    size = None
+    for marker, start, length in _segments(data):
+        if marker == _START_OF_SCAN:
+            return size
+        # An Adobe segment states the color transform; 1 is YCbCr, which is also the default.
+        if marker == _ADOBE and length >= 14 and data[start + 13] != 1:
+            return None
+        if marker in _FRAMES:
+            bits, components = data[start + 2], data[start + 7]
+            if bits != 8 or components not in (1, 3):
+                return None
+            height = data[start + 3] << 8 | data[start + 4]
+            size = (height, data[start + 5] << 8 | data[start + 6])
+    return None
+
+
+def hide_exif(data: memoryview) -> None:
+    """Makes the EXIF segments of a JPEG, in place, segments that decoders ignore.
+
+    For decoders that turn images by their EXIF orientation: only the storage's orientation counts.
+    """
+    for marker, start, _ in _segments(data):
+        if marker == _EXIF:
+            data[start - 1] = _SKIPPED
+
+
+def _segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Marker, position after the marker, and length of each complete segment up to the first scan."""
+    position = 2
     while position + 9 < len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
             continue
-        length = data[position + 2] << 8 | data[position + 3]
+        start = position + 2
+        length = data[start] << 8 | data[start + 1]
+        if start + length > len(data):
+            return
+        yield marker, start, length
         if marker == _START_OF_SCAN:
-            return size
-        # An Adobe segment says how colors are coded; 1 is YCbCr, what everybody assumes.
-        if marker == _ADOBE and length >= 14 and data[position + 15] != 1:
-            return None
-        if marker in _FRAMES:
-            bits, components = data[position + 4], data[position + 9]
-            if bits != 8 or components not in (1, 3):
-                return None
-            height = data[position + 5] << 8 | data[position + 6]
-            size = (height, data[position + 7] << 8 | data[position + 8])
-        position += 2 + length
-    return None
+            return
+        position = start + length

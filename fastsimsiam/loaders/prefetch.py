@@ -1,4 +1,4 @@
-"""Work for batches to come, on a side stream, while the step is at an earlier one."""
+"""Prepares the next batches on a side stream while the step uses the current one."""
 
 import functools
 import threading
@@ -10,22 +10,24 @@ from typing import Any
 
 import torch
 
-from fastsimsiam.loaders.base import Batch
+from fastsimsiam.loaders.base import BATCHES_AHEAD, Batch
 
 
 @functools.cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of all loaders: memory that was taken for one stream is never handed to another."""
+    """The one stream of all loaders: the allocator keeps freed memory for the stream that used it."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def to_device(batches: Iterator[Batch], device: torch.device, depth: int = 2) -> Iterator[Batch]:
-    """Yields `batches` on `device`; on a GPU `depth` copies are under way ahead of the consumer.
+def to_device(
+    batches: Iterator[Batch], device: torch.device, depth: int = BATCHES_AHEAD
+) -> Iterator[Batch]:
+    """Yields `batches` on `device`; to a GPU they are copied asynchronously, ahead of use.
 
     Args:
-        batches: batches in pinned host memory (for a GPU).
-        device: where they go.
-        depth: batches on their way or waiting on the device.
+        batches: batches in host memory, pinned for a GPU.
+        device: the target.
+        depth: batches that are copied ahead of use.
     """
     if device.type != "cuda":
         yield from batches
@@ -53,23 +55,23 @@ def to_device(batches: Iterator[Batch], device: torch.device, depth: int = 2) ->
 
 
 def _hand_over(batch: Batch, ready: torch.cuda.Event, device: torch.device) -> None:
-    """Lets the consumer's stream use what another stream has made."""
+    """Makes the current stream wait for a batch that the side stream has made."""
     compute = torch.cuda.current_stream(device)
     compute.wait_event(ready)
     for tensor in batch.tensors():
-        # Tells the allocator that the compute stream uses memory of the other stream.
+        # Tells the allocator that the compute stream, too, uses this memory of the side stream.
         tensor.record_stream(compute)
 
 
 def ahead(
-    make: Callable[[], Iterator[Batch]], device: torch.device, depth: int = 2
+    make: Callable[[], Iterator[Batch]], device: torch.device, depth: int = BATCHES_AHEAD
 ) -> Iterator[Batch]:
-    """Runs `make()`, whose batches are made on `device` itself, in a thread and stream of its own.
+    """Yields the batches of `make()`, which runs in another thread and on the side stream.
 
     Args:
-        make: a generator function.
-        device: where its batches are.
-        depth: finished batches that wait.
+        make: a generator function that makes batches on `device`.
+        device: the device of the batches.
+        depth: finished batches that wait for use.
     """
     queue: Queue[Any] = Queue(depth)
     stop = threading.Event()

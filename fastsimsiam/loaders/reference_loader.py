@@ -1,7 +1,7 @@
-"""The official recipe's loader: PIL, torchvision's PIL operations, a DataLoader with processes.
+"""Loader `reference`, as in the official recipe: PIL, torchvision's PIL operations, a DataLoader.
 
-Slow and trusted: the baseline of the benchmarks and the oracle of the parity tests. It shows the
-views of the plan, so it differs from the other loaders in arithmetic alone.
+Slow and trusted: the baseline of the benchmarks and the oracle of the parity tests. It shows the views
+of the plan, so it differs from the other loaders in arithmetic only.
 """
 
 import io
@@ -31,7 +31,7 @@ def open_with_pil(storage: Storage, index: int) -> Image.Image:
     """The upright RGB image of a sample.
 
     Raises:
-        BadImageError: PIL cannot read it whole.
+        BadImageError: PIL cannot read all of it.
     """
     try:
         with Image.open(io.BytesIO(storage.read(index))) as image:
@@ -41,7 +41,7 @@ def open_with_pil(storage: Storage, index: int) -> Image.Image:
 
 
 def crop_with_pil(image: Image.Image, box: Sequence[int], size: int) -> Image.Image:
-    """Cuts (top, left, height, width) and resizes to a square, bilinear with antialiasing."""
+    """Cuts a box (top, left, height, width) and resizes it to a square: bilinear, antialiased."""
     top, left, height, width = (int(number) for number in box)
     crop: Image.Image = TF.resized_crop(
         image, top, left, height, width, [size, size], InterpolationMode.BILINEAR, antialias=True
@@ -50,7 +50,7 @@ def crop_with_pil(image: Image.Image, box: Sequence[int], size: int) -> Image.Im
 
 
 def photometric_with_pil(image: Image.Image, table: ViewTable, row: int, view: int) -> Image.Image:
-    """The photometric part of a view, in the official order: jitter, gray, blur, solarize, flip."""
+    """Applies a view's parameters in the official order: jitter, grayscale, blur, solarize, flip."""
     steps = {
         BRIGHTNESS: (TF.adjust_brightness, float(table.brightness[row, view]), 1.0),
         CONTRAST: (TF.adjust_contrast, float(table.contrast[row, view]), 1.0),
@@ -59,7 +59,7 @@ def photometric_with_pil(image: Image.Image, table: ViewTable, row: int, view: i
     }
     for operation in table.order[row, view].tolist():
         adjust, factor, neutral = steps[operation]
-        if factor != neutral:  # as drawn where torchvision's ColorJitter is not applied
+        if factor != neutral:  # neutral where torchvision would not apply its ColorJitter
             image = adjust(image, factor)
     if table.grayscale[row, view]:
         image = TF.to_grayscale(image, num_output_channels=3)
@@ -71,8 +71,8 @@ def photometric_with_pil(image: Image.Image, table: ViewTable, row: int, view: i
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
-    """What a worker process sends back for a sample: its plan, its crops, its broken images."""
+class _Result:
+    """The result of a worker process for a sample or a batch: plan, crops, broken images, error."""
 
     batch: BatchPlan
     crops: tuple[Tensor, ...] = ()
@@ -80,8 +80,8 @@ class _Row:
     error: str = ""
 
 
-class _Rows(Dataset[_Row]):
-    """The data set: an index is a batch plan of one row."""
+class _PlannedSamples(Dataset[_Result]):
+    """A data set whose indices are batch plans of one row."""
 
     def __init__(self, storage: Storage, plan: Plan, skip: bool, full: bool) -> None:
         self._storage = storage
@@ -92,13 +92,13 @@ class _Rows(Dataset[_Row]):
     def _open(self, index: int) -> Image.Image:
         return open_with_pil(self._storage, index)
 
-    def __getitem__(self, batch: BatchPlan) -> _Row:
+    def __getitem__(self, batch: BatchPlan) -> _Result:
         policy = BadImagePolicy("skip" if self._skip else "error")
         try:
             image = policy.run(self._plan, batch, 0, self._open, self._storage.name)
         except UserError as error:
-            # As a value: an exception would arrive wrapped in the worker's traceback.
-            return _Row(batch=batch, bad_images=policy.bad_images, error=str(error))
+            # Returned, because DataLoader would add the worker's traceback to an exception.
+            return _Result(batch=batch, bad_images=policy.bad_images, error=str(error))
         crops = []
         for side, views in size_groups(self._plan.view_sizes).items():
             group = []
@@ -108,11 +108,11 @@ class _Rows(Dataset[_Row]):
                     crop = photometric_with_pil(crop, batch.views, 0, view)
                 group.append(torch.from_numpy(np.array(crop)))
             crops.append(torch.stack(group))
-        return _Row(batch=batch, crops=tuple(crops), bad_images=policy.bad_images)
+        return _Result(batch=batch, crops=tuple(crops), bad_images=policy.bad_images)
 
 
 class _PlannedBatches:
-    """A DataLoader batch sampler: each batch is a list of one-row plans."""
+    """A batch sampler for DataLoader: each batch is a list of batch plans of one row."""
 
     def __init__(self, plan: Plan, epoch: int, start: int) -> None:
         self._plan, self._epoch, self._start = plan, epoch, start
@@ -126,10 +126,10 @@ class _PlannedBatches:
         return self._plan.num_batches - self._start
 
 
-def _collate(rows: list[_Row]) -> _Row:
+def _collate(rows: list[_Result]) -> _Result:
     error = next((row.error for row in rows if row.error), "")
     groups = () if error else zip(*(row.crops for row in rows), strict=True)
-    return _Row(
+    return _Result(
         batch=BatchPlan.concatenate([row.batch for row in rows]),
         crops=tuple(torch.stack(group) for group in groups),
         bad_images={path: reason for row in rows for path, reason in row.bad_images.items()},
@@ -141,20 +141,20 @@ class ReferenceLoader:
     """PIL in worker processes.
 
     Attributes:
-        bad_images: path -> what is wrong with it, for images that were skipped so far.
+        bad_images: image -> error, for the images that were skipped so far.
     """
 
     def __init__(self, storage: Storage, options: LoaderOptions, *, full: bool = True) -> None:
         """Prepares the loader; processes start with each epoch.
 
         Args:
-            storage: where the images lie.
-            options: device, threads, broken images.
-            full: apply the photometric part with PIL too, as the official recipe does; False: crops
-                alone, the rest is left to the device as with the other loaders.
+            storage: the images.
+            options: device, processes, broken images.
+            full: PIL applies the photometric parameters too, as in the official recipe; False: they
+                are applied on the device, as with the other loaders.
 
         Raises:
-            UserError: files without a readable header, unless they are to be skipped.
+            UserError: a file has no readable header and is not to be skipped.
         """
         self._skip = options.on_bad_image == "skip"
         BadImagePolicy(options.on_bad_image).require_readable(storage)
@@ -165,24 +165,24 @@ class ReferenceLoader:
         self._full = full
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """See `loaders.batch.Loader`."""
+        """See `loaders.base.Loader`."""
         return to_device(self._host_batches(plan, epoch, start), self._device)
 
     def close(self) -> None:
-        """Nothing is kept between epochs."""
+        """Does nothing: processes end with each epoch."""
 
     def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
-        loader = DataLoader(
-            _Rows(self._storage, plan, self._skip, self._full),
+        batches = DataLoader(
+            _PlannedSamples(self._storage, plan, self._skip, self._full),
             batch_sampler=_PlannedBatches(plan, epoch, start),
             num_workers=self._workers,
             collate_fn=_collate,
             pin_memory=False,
         )
         pin = self._device.type == "cuda"
-        for made in loader:
-            if made.error:
-                raise BadImageError(made.error)
-            self.bad_images.update(made.bad_images)
-            crops = tuple(crop.pin_memory() for crop in made.crops) if pin else made.crops
-            yield assemble(made.batch, crops, photometric=not self._full, pin=pin)
+        for result in batches:
+            if result.error:
+                raise BadImageError(result.error)
+            self.bad_images.update(result.bad_images)
+            crops = tuple(crop.pin_memory() for crop in result.crops) if pin else result.crops
+            yield assemble(result.batch, crops, photometric=not self._full, pin=pin)

@@ -1,5 +1,6 @@
-"""The loaders by name: which one `auto` means, and how each is built."""
+"""All loaders by name: which one `auto` means, and how each is built."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -11,7 +12,7 @@ from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.cpu_loader import cpu_loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.ffcv_loader import FfcvLoader
-from fastsimsiam.loaders.frame_loader import FrameLoader
+from fastsimsiam.loaders.frame_loader import nvjpeg_loader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader
 from fastsimsiam.loaders.resident_loader import decoded_bytes, resident_loader
 from fastsimsiam.storage.base import Report, Storage
@@ -19,60 +20,11 @@ from fastsimsiam.storage.beton import as_beton
 from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import host_memory, num_cores
 
-# Shares of the memory that a decoded data set may take: the rest is for training and the system.
-_DEVICE_SHARE = 0.25
-_HOST_SHARE = 0.10
+# Shares of GPU memory and host memory that a decoded split may take: training needs the rest.
+RESIDENT_DEVICE_SHARE = 0.25
+RESIDENT_HOST_SHARE = 0.10
 # A core decodes and crops about 500 photographs a second, and a fast GPU trains on 4,000.
 _CORES_PER_GPU = 8
-
-
-def choose_loader(
-    asked: LoaderName, storage: Storage, device: torch.device, num_processes: int = 1
-) -> tuple[str, str]:
-    """The loader's name and why.
-
-    Args:
-        asked: `auto`, or what the user wants.
-        storage: the training split.
-        device: of the training.
-        num_processes: that train together on this machine.
-
-    Raises:
-        UserError: a loader is asked for by a name of the past.
-    """
-    if asked in renamed.LOADERS:
-        raise UserError(
-            f"the loader {asked} is called {renamed.LOADERS[asked]} now: pass that name"
-        )
-    if asked != "auto":
-        return asked, "asked for"
-    share = _DEVICE_SHARE if device.type == "cuda" else _HOST_SHARE
-    if device.type == "cuda":
-        room = torch.cuda.mem_get_info(device)[0] * share
-        where = "free GPU memory"
-    else:
-        room = host_memory() * share
-        where = "memory"
-    need = decoded_bytes(storage)
-    size = f"{need / 1e9:.2f} GB decoded"
-    # On its way to a GPU everything passes through memory, once for each process.
-    if device.type == "cuda" and need * num_processes > host_memory() / 2:
-        why = f"{size} for {num_processes} processes is more than half of the memory"
-    elif need <= room:
-        return "resident", f"{size} is within {share:.0%} of the {where}"
-    else:
-        why = f"{size} is more than {share:.0%} of the {where}"
-    if as_beton(storage):
-        if storage.bytes_total > host_memory() / 2:
-            return (
-                "ffcv",
-                f"{why}; a packed file, larger than half of the memory: read ahead of use",
-            )
-        return "ffcv", f"{why}; a packed file, which stays in the page cache"
-    cores = num_cores() / num_processes
-    if device.type == "cuda" and cores < _CORES_PER_GPU and has_dali():
-        return "dali", f"{why}; {cores:.0f} CPU cores per GPU are few, so the GPU decodes"
-    return "cpu", why
 
 
 def build_loader(
@@ -84,33 +36,79 @@ def build_loader(
     dali: DaliConfig | None = None,
     report: Report | None = None,
 ) -> Loader:
-    """The loader of a name that `choose_loader` has returned.
+    """The loader of a name, as returned by `choose_loader`.
 
     Args:
-        name: see `config.run.LoaderName`.
-        storage: where the images lie.
+        name: one of `config.run.LoaderName` except `auto`.
+        storage: the images.
         options: device, threads, broken images.
         cpu, dali: options of these loaders; None: their defaults.
-        report: told of the progress of decoding a data set that stays on the device.
+        report: receives the progress of `resident`, which decodes everything first.
 
     Raises:
         UserError: the loader cannot read this storage or run on this device, or a library is missing.
     """
-    on_gpu = options.device.type == "cuda"
-    crops = (cpu or CpuConfig()).crops
-    if name == "nvjpeg" and not on_gpu:
-        raise UserError("--loader nvjpeg needs a GPU: pass --loader cpu")
-    if name == "cpu" and crops == "device" and not on_gpu:
-        raise UserError("--cpu.crops device needs a GPU: pass --cpu.crops host")
-    if name == "cpu" and crops == "host":
-        return cpu_loader(storage, options)
-    if name in ("cpu", "nvjpeg"):
-        return FrameLoader(storage, options, decode_on_device=name == "nvjpeg")
-    if name == "dali":
-        return DaliLoader(storage, options, **asdict(dali or DaliConfig()))
-    if name == "ffcv":
-        return FfcvLoader(storage, options)
-    if name == "resident":
-        return resident_loader(storage, options, report=report)
-    assert name == "reference"
-    return ReferenceLoader(storage, options)
+    cpu, dali = cpu or CpuConfig(), dali or DaliConfig()
+    builders: dict[str, Callable[[], Loader]] = {
+        "cpu": lambda: cpu_loader(storage, options, crops=cpu.crops),
+        "nvjpeg": lambda: nvjpeg_loader(storage, options),
+        "dali": lambda: DaliLoader(storage, options, **asdict(dali)),
+        "ffcv": lambda: FfcvLoader(storage, options),
+        "resident": lambda: resident_loader(storage, options, report=report),
+        "reference": lambda: ReferenceLoader(storage, options),
+    }
+    return builders[name]()
+
+
+def choose_loader(
+    name: LoaderName, storage: Storage, device: torch.device, num_processes: int = 1
+) -> tuple[str, str]:
+    """The name of the loader to build, and the reason for it.
+
+    `auto` is the first that applies: `resident` if the decoded split fits the memory, `ffcv` for a
+    packed file, `dali` for a GPU with few CPU cores, else `cpu`.
+
+    Args:
+        name: `auto`, or the loader that the user asks for.
+        storage: the training split.
+        device: the training device.
+        num_processes: training processes on this machine.
+
+    Raises:
+        UserError: `name` is a loader's name in an earlier version.
+    """
+    if name in renamed.LOADERS:
+        raise UserError(f"the loader {name} is called {renamed.LOADERS[name]} now: pass that name")
+    if name != "auto":
+        return name, "asked for"
+    fits, why = _fits_in_memory(storage, device, num_processes)
+    if fits:
+        return "resident", why
+    if as_beton(storage):
+        if storage.bytes_total > host_memory() / 2:
+            why += "; a packed file, larger than half of the memory: read ahead of use"
+        else:
+            why += "; a packed file, which stays in the page cache"
+        return "ffcv", why
+    cores = num_cores() / num_processes
+    if device.type == "cuda" and cores < _CORES_PER_GPU and has_dali():
+        return "dali", f"{why}; {cores:.0f} CPU cores per GPU are few, so the GPU decodes"
+    return "cpu", why
+
+
+def _fits_in_memory(storage: Storage, device: torch.device, num_processes: int) -> tuple[bool, str]:
+    """Whether each process can keep the decoded split, and a sentence that says why."""
+    need = decoded_bytes(storage)
+    size = f"{need / 1e9:.2f} GB decoded"
+    if device.type == "cuda":
+        # Frames are decoded in host memory, by each process, before they are copied to its GPU.
+        if need * num_processes > host_memory() / 2:
+            return False, f"{size} for {num_processes} processes is more than half of the memory"
+        share, where = RESIDENT_DEVICE_SHARE, "free GPU memory"
+        room = torch.cuda.mem_get_info(device)[0] * share
+    else:
+        share, where = RESIDENT_HOST_SHARE, "memory"
+        room = host_memory() * share
+    if need <= room:
+        return True, f"{size} is within {share:.0%} of the {where}"
+    return False, f"{size} is more than {share:.0%} of the {where}"

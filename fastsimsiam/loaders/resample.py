@@ -1,11 +1,11 @@
-"""PIL's antialiased bilinear resampling for compiled pipelines.
+"""PIL's antialiased bilinear resampling, compiled by Numba.
 
 The arithmetic is Pillow's (src/libImaging/Resample.c): a triangle as wide as the scale, weights rounded
 to 22 bits, sums in 32-bit integers, bytes between the horizontal and the vertical pass. Each pass is
-Pillow's to the bit; but where the vertical one first is less work, newer versions of Pillow take it
-first, and pixels then differ by up to one gray level.
+bit-equal to Pillow's. Newer versions of Pillow do the vertical pass first where that is less work;
+pixels then differ by up to one gray level.
 
-Shapes: H W box, S side of the crop. `row_bytes(S)` bytes of scratch are needed for each row of the box.
+Shapes: H W box, S crop side. Each row of the box needs `row_bytes(S)` bytes of scratch memory.
 """
 
 from typing import Any
@@ -27,23 +27,23 @@ from fastsimsiam.loaders.resample_vectors import (
 )
 
 PADDING = 16
-"""Bytes that may be read or written behind a row."""
+"""Bytes that may be read or written after the end of a row."""
 
 
 def row_bytes(side: int) -> int:
-    """Scratch for one row of the box."""
+    """Bytes of scratch memory for one row of the box."""
     return 3 * side + PADDING
 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def most_taps(length: int, side: int) -> int:
-    """An upper bound of the pixels that one pixel of a crop is made of; a multiple of 4."""
+    """Upper bound of the pixels that contribute to one pixel of a crop; a multiple of 4."""
     return (2 * int(max(length / side, 1.0)) + 6) // 4 * 4
 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _fill_weights(length: int, side: int, first: Any, count: Any, weights: Any) -> None:
-    """Which pixels of `length` make each of `side` pixels, and their 22-bit weights."""
+    """Which of `length` pixels contribute to each of `side` pixels, and their 22-bit weights."""
     scale = length / side
     support = max(scale, 1.0)
     inverse = 1.0 / support
@@ -64,10 +64,10 @@ def _fill_weights(length: int, side: int, first: Any, count: Any, weights: Any) 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _group_weights(length: int, first: Any, count: Any, weights: Any, grouped: Any) -> None:
-    """Weights for `weigher`: (S, groups, 2, 4), high and low parts of four neighbors.
+    """Weights for `weigher`: (S, groups, 2, 4), high and low parts for four neighbors.
 
-    All pixels get as many groups: a CPU foresees the end of loops that are always as long. At the right
-    edge groups begin further left, so that nothing is read that lies far behind the box.
+    All pixels have the same number of groups, so the CPU predicts the end of the loop. At the right
+    edge groups begin further left, so at most `PADDING` bytes after the box are read.
     """
     for x in range(len(first)):
         shift = min(max(first[x] + 4 * grouped.shape[1] - length, 0), first[x])
@@ -79,17 +79,17 @@ def _group_weights(length: int, first: Any, count: Any, weights: Any, grouped: A
             grouped[x, group, 1, place] = weights[x, k] & LOW
 
 
-# Memory whose address is taken is an argument: Numba frees an array after its name's last mention.
+# Arrays whose address is taken are arguments: Numba frees a local array after its last use by name.
 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _horizontal(start: Any, pitch: Any, height: Any, first: Any, grouped: Any, rows: Any) -> None:
-    """Sums pixels of each row of a box that begins at `start` into a row of the crop's width."""
+    """Resamples each row of the box at address `start` to the crop's width, into `rows`."""
     side, num_groups = grouped.shape[:2]
     table, step = np.intp(grouped.ctypes.data), num_groups * 16
     scratch, row_length = np.intp(rows.ctypes.data), rows.shape[1]
     for block in range(0, height, ROWS):
-        # The last rows come with some of those before, once more.
+        # The last block overlaps the one before.
         y = max(min(block, height - ROWS), 0)
         source, target = start + y * pitch, scratch + y * row_length
         for x in range(side):
@@ -103,7 +103,7 @@ def _horizontal(start: Any, pitch: Any, height: Any, first: Any, grouped: Any, r
                     row_length,
                 )
             else:
-                for row in range(height):  # as both of two rows
+                for row in range(height):  # twice the same row
                     weigh_two_rows(
                         source + row * pitch + 3 * first[x],
                         0,
@@ -116,7 +116,7 @@ def _horizontal(start: Any, pitch: Any, height: Any, first: Any, grouped: Any, r
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _vertical(rows: Any, first: Any, count: Any, weights: Any, out: Any) -> None:
-    """Sums rows to those of the crop."""
+    """Resamples `rows` to the crop's height, into `out`."""
     scratch, row_length = np.intp(rows.ctypes.data), rows.shape[1]
     table, step = np.intp(weights.ctypes.data), 4 * weights.shape[1]
     crop, length = np.intp(out.ctypes.data), 3 * out.shape[1]
@@ -125,7 +125,7 @@ def _vertical(rows: Any, first: Any, count: Any, weights: Any, out: Any) -> None
         entry, line = table + y * step, crop + y * length
         if length >= VECTOR:
             for part in range(0, length, VECTOR):
-                i = min(part, length - VECTOR)  # the last ones, some of them once more
+                i = min(part, length - VECTOR)  # the last vector overlaps the one before
                 weigh_rows(source + i, row_length, entry, count[y], line + i)
         else:
             for i in range(length):
@@ -137,7 +137,7 @@ def _vertical(rows: Any, first: Any, count: Any, weights: Any, out: Any) -> None
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _resample(start: Any, pitch: Any, height: Any, width: Any, rows: Any, out: Any) -> None:
-    """Resamples a box that begins at `start`, with `PADDING` readable bytes behind it."""
+    """Resamples the box at address `start`, after which `PADDING` bytes are readable."""
     side = out.shape[0]
     first = np.empty(side, np.int64)
     count = np.empty(side, np.int64)
@@ -154,7 +154,7 @@ def _resample(start: Any, pitch: Any, height: Any, width: Any, rows: Any, out: A
 def _resample_copy(
     start: Any, pitch: Any, height: Any, width: Any, copy: Any, rows: Any, out: Any
 ) -> None:
-    """The same by way of `copy`, where too little may be read behind the box."""
+    """As `_resample`, from a copy of the box: for one without `PADDING` readable bytes after it."""
     corner = np.intp(copy.ctypes.data)
     for y in range(height):
         copy_bytes(corner + y * copy.shape[1], start + y * pitch, 3 * width)
@@ -167,15 +167,16 @@ def resample_box(frame: Any, readable: Any, pitch: Any, box: Any, rows: Any, out
 
     Args:
         frame: address of an RGB frame.
-        readable: bytes from there on that may be read. Where `PADDING` of them lie behind the frame, no
-            box needs a copy; otherwise those in the last corner do.
+        readable: bytes that may be read from there. If they include `PADDING` bytes after the frame, no
+            box has to be copied; otherwise boxes in the lower right corner are.
         pitch: bytes from one row of the frame to the next.
         box: top, left, height, width.
-        rows: uint8 scratch, (height or more, row_bytes(S) or more). Of two dimensions, because FFCV
-            changes Numba's type of one-dimensional byte arrays, and so the keys of compiled code.
-        out: (S, S, 3) uint8, contiguous.
+        rows: uint8 scratch memory, (height or more, row_bytes(S) or more). It has two dimensions
+            because FFCV changes Numba's type of one-dimensional byte arrays, and so the keys of
+            compiled code.
+        out: (S, S, 3) uint8, contiguous; receives the crop.
     """
-    # All integers alike: of a signed and an unsigned one Numba makes floats.
+    # All of one type: Numba computes a signed with an unsigned integer in floating point.
     row = np.intp(pitch)
     top, left, height, width = np.intp(box[0]), np.intp(box[1]), np.intp(box[2]), np.intp(box[3])
     start = np.intp(frame) + top * row + 3 * left
@@ -192,8 +193,8 @@ def resample_boxes(frame: Any, boxes: Any, rows: Any, out: Any) -> None:
     Args:
         frame: (H, W, 3) uint8, contiguous.
         boxes: (V, 4) int32: top, left, height, width.
-        rows: uint8 scratch, (H or more, row_bytes(S) or more).
-        out: (V, S, S, 3) uint8, contiguous.
+        rows: uint8 scratch memory, (H or more, row_bytes(S) or more).
+        out: (V, S, S, 3) uint8, contiguous; receives the crops.
     """
     for view in range(len(boxes)):
         resample_box(
@@ -202,7 +203,8 @@ def resample_boxes(frame: Any, boxes: Any, rows: Any, out: Any) -> None:
 
 
 try:
-    # Compiling takes two seconds. Numba looks at no other file to see that what it kept is stale.
+    # Cached, because compiling takes two seconds. Numba notices changes of this file only: after a
+    # change of resample_vectors.py delete __pycache__.
     resample_boxes = njit(nogil=True, error_model="numpy", cache=True)(resample_boxes)
-except RuntimeError:  # no folder to keep it in can be written to
+except RuntimeError:  # there is no writable folder for the cache
     resample_boxes = njit(nogil=True, error_model="numpy")(resample_boxes)

@@ -1,9 +1,9 @@
-"""Vector code for resampling, which Numba does not make by itself.
+"""Vector instructions for resampling, in LLVM's intermediate representation.
 
-Numba does not vectorize over the channels of a pixel, so sums of weighted pixels are written in LLVM's
-vectors. The horizontal one multiplies neighboring pixels as 16-bit numbers, which a CPU adds up in
-pairs (pmaddwd); a weight of 22 bits is two of 11. The fourth value that comes with a pixel is
-overwritten by the next.
+Numba does not vectorize over the channels of a pixel, so weighted sums of pixels are written here
+with LLVM's vectors. The horizontal sum multiplies neighboring pixels as 16-bit integers, and the CPU
+adds the products in pairs (pmaddwd); a weight of 22 bits is split into two of 11. Pixels are written
+as four bytes, and the fourth is overwritten by the next pixel.
 """
 
 from typing import Any
@@ -14,14 +14,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 BITS = 22
-"""Bits behind the point of a weight."""
+"""Fractional bits of a weight."""
 HALF = 1 << (BITS - 1)
 LOW_BITS = 11
 LOW = (1 << LOW_BITS) - 1
 ROWS = 8
-"""Rows that the horizontal pass does at once."""
+"""Rows that the horizontal pass sums at a time."""
 VECTOR = 32
-"""Bytes of a row that the vertical pass sums at once."""
+"""Bytes of a row that the vertical pass sums at a time."""
 
 _BYTE, _WORD, _INT = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
@@ -46,18 +46,19 @@ def _splat(builder: Any, value: Any, lanes: int) -> Any:
 
 
 def weigher(rows: int) -> Any:
-    """Sums neighboring RGB pixels, weighted, to one pixel, in `rows` rows (an even number) at once.
+    """An intrinsic that sums weighted neighboring RGB pixels to one pixel, in `rows` rows at a time.
 
-    Its arguments: the address of the first of the pixels, bytes from a row to the next, the address of
-    the weights, the number of groups of four neighbors, the address that receives the pixel, and
-    bytes from a row to the next there. A group's weights are eight int16: four high parts, then four
-    low parts. Rows share the weights, and their sums do not wait for each other.
+    `rows` is even. Arguments of the intrinsic: the address of the first pixel, the bytes from a row to
+    the next, the address of the weights, the number of groups of four neighbors, the address that
+    receives the pixel, and the bytes from a row to the next there. The weights of a group are eight
+    int16: four high parts, then four low parts. All rows have the same weights, and their sums do not
+    depend on each other.
     """
     ints8, words16 = ir.VectorType(_INT, 8), ir.VectorType(_WORD, 16)
-    halves = rows // 2  # two rows make a vector
+    halves = rows // 2  # a vector holds two rows
 
     def multiply(builder: Any, values: Any, weight: Any) -> Any:
-        """(16,) words to (8,) sums of the products of pairs: one instruction on a CPU that has it."""
+        """(8,) sums of the products of pairs of (16,) words: one instruction, pmaddwd, if there is."""
         wide = ir.VectorType(_INT, 16)
         product = builder.mul(builder.sext(values, wide), builder.sext(weight, wide))
         even = _shuffle(builder, product, product, list(range(0, 16, 2)))
@@ -65,7 +66,7 @@ def weigher(rows: int) -> Any:
         return builder.add(even, odd)
 
     def side_by_side(builder: Any, bytes32: Any, pixel: int) -> Any:
-        """The channels of a pixel and its right neighbor in turns, as words, for two rows."""
+        """The channels of a pixel and its right neighbor, interleaved, as words, for two rows."""
         zero = 32
         lanes = []
         for row in (0, 16):
@@ -141,7 +142,7 @@ weigh_two_rows = weigher(2)
 def weigh_rows(
     typing_context: Any, source: Any, pitch: Any, weights: Any, count: Any, target: Any
 ) -> tuple[Any, Any]:
-    """Sums `VECTOR` bytes of `count` rows that lie `pitch` apart, weighted by int32."""
+    """Sums `VECTOR` bytes of each of `count` rows, `pitch` bytes apart, with int32 weights."""
     signature = types.void(types.uintp, types.uintp, types.uintp, types.intp, types.uintp)
     ints = ir.VectorType(_INT, VECTOR)
 
@@ -165,7 +166,7 @@ def weigh_rows(
 
 @intrinsic  # type: ignore[untyped-decorator]
 def copy_bytes(typing_context: Any, target: Any, source: Any, length: Any) -> tuple[Any, Any]:
-    """Copies `length` bytes from an address to another."""
+    """Copies `length` bytes from address `source` to address `target`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target, source, length = arguments

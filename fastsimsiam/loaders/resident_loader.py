@@ -1,4 +1,7 @@
-"""Everything decoded once and kept: on the GPU, where a batch is a gather, or in host memory."""
+"""Loader `resident`: the whole split is decoded once and kept in GPU memory or host memory.
+
+On a GPU a batch is a gather and two matrix products; on a CPU threads crop, as with `cpu`.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.loaders.bad_images import MEND, BadImagePolicy
+from fastsimsiam.loaders.bad_images import FIX_BAD_IMAGE, BadImagePolicy
 from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions, assemble_on
 from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.loaders.device_crop import crop_views, send
@@ -21,19 +24,19 @@ from fastsimsiam.system.resources import num_workers
 
 
 def decoded_bytes(storage: Storage) -> int:
-    """Memory that the decoded data set takes."""
+    """Bytes of the decoded images of a split."""
     return int(storage.sizes.astype(np.int64).prod(axis=1).sum()) * 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """A decoded data set in host memory.
+    """A decoded split in host memory: N frames of P pixels in all.
 
     Attributes:
-        pixels: (P, 3) uint8, the frames one after the other, row by row.
-        offset: (N + 1,) int64 position of each frame's first pixel.
-        sizes: (N, 2) height and width.
-        broken: sample -> what is wrong with its file.
+        pixels: (P, 3) uint8, all frames concatenated row by row.
+        offset: (N + 1,) int64 position of each frame's first pixel, and P.
+        sizes: (N, 2) int32 height and width of each frame.
+        broken: sample -> error, for broken images.
     """
 
     pixels: Tensor
@@ -45,7 +48,7 @@ class Frames:
         """The frame (H, W, 3) of a sample.
 
         Raises:
-            BadImageError: its file is broken.
+            BadImageError: the image is broken.
         """
         if index in self.broken:
             raise BadImageError(self.broken[index])
@@ -58,11 +61,17 @@ class Frames:
 def decode_all(
     storage: Storage, policy: BadImagePolicy, workers: int | None, report: Report | None
 ) -> Frames:
-    """Decodes a whole split with threads.
+    """Decodes a whole split on CPU threads.
+
+    Args:
+        storage: the images.
+        policy: whether a broken image is an error.
+        workers: number of threads; None: one per core.
+        report: receives the progress.
 
     Raises:
-        BadImageError: an image is broken and the policy is not to skip.
-        UserError: the decoded images do not fit the memory.
+        BadImageError: an image is broken and is not to be skipped.
+        UserError: the decoded images do not fit the host memory.
     """
     count = storage.sizes.astype(np.int64).prod(axis=1)
     offset = np.concatenate([[0], np.cumsum(count)])
@@ -77,7 +86,7 @@ def decode_all(
             frame = read_rgb(storage, index)
         except BadImageError as error:
             if not policy.skip:
-                raise BadImageError(f"{error}: {MEND}") from error
+                raise BadImageError(f"{error}: {FIX_BAD_IMAGE}") from error
             frames.broken[index] = str(error)
             return
         np.copyto(frames[index], frame)
@@ -108,41 +117,42 @@ def resident_loader(
     prefetch: int | None = None,
     report: Report | None = None,
 ) -> Loader:
-    """Decodes everything, then serves it from the device's own memory.
+    """Decodes a whole split; returns a loader that keeps it in the memory of the device.
 
     Args:
-        storage: where the images lie.
+        storage: the images.
         options: device, threads, broken images.
         prefetch: see `HostLoader`; for a CPU.
-        report: told of the progress of decoding.
+        report: receives the progress of decoding.
 
     Raises:
-        BadImageError: an image is broken, unless they are to be skipped.
-        UserError: the data set does not fit.
+        BadImageError: an image is broken and is not to be skipped.
+        UserError: the decoded split does not fit the memory, or a file has no readable header and is
+            not to be skipped.
     """
     policy = BadImagePolicy(options.on_bad_image)
     policy.require_readable(storage)
     frames = decode_all(storage, policy, options.workers, report)
     if options.device.type == "cuda":
         try:
-            return DeviceLoader(frames, storage, policy, device=options.device)
+            return ResidentLoader(frames, storage, policy, device=options.device)
         except torch.OutOfMemoryError as error:
             raise _too_large(storage, "GPU") from error
-    # On a CPU the per-image kernel beats batched products twelvefold (benchmarks/LOG.md).
+    # On a CPU the kernel per image is twelve times as fast as batched products (benchmarks/LOG.md).
     return HostLoader(frames.__getitem__, storage.name, policy, options, prefetch=prefetch)
 
 
-class DeviceLoader:
-    """Frames on the device; crops by two batched matrix products.
+class ResidentLoader:
+    """Cuts crops from frames in the memory of the device by batched matrix products.
 
     Attributes:
-        bad_images: path -> what is wrong with it, for images that were skipped so far.
+        bad_images: image -> error, for the images that were skipped so far.
     """
 
     def __init__(
         self, frames: Frames, storage: Storage, policy: BadImagePolicy, *, device: torch.device
     ) -> None:
-        """Moves the frames to the device; raises torch.OutOfMemoryError where they do not fit."""
+        """Copies the frames to the device; raises torch.OutOfMemoryError if they do not fit."""
         self.bad_images = policy.bad_images
         self._policy = policy
         self._storage = storage
@@ -153,7 +163,7 @@ class DeviceLoader:
         self._width = torch.as_tensor(frames.sizes[:, 1].astype(np.int64), device=device)
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """See `loaders.batch.Loader`."""
+        """See `loaders.base.Loader`."""
         for step in range(start, plan.num_batches):
             yield self._batch(plan, plan.batch(epoch, step))
 

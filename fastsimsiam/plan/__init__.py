@@ -1,1 +1,1 @@
-"""What every batch holds, as pure functions of (seed, epoch, sample index, view): no state."""
+"""The contents of all batches, as pure functions of (seed, epoch, sample index, view): no state."""

@@ -1,6 +1,6 @@
-"""The batches of an epoch: which samples, in which order, seen how.
+"""The batches of an epoch: which samples, in which order, with which view parameters.
 
-Shapes: B batch, V views. A plan is handed to a loader; a loader adds pixels and nothing else.
+Shapes: B batch, V views, N samples of the data set. A loader gets a plan and adds the pixels.
 """
 
 from abc import ABC, abstractmethod
@@ -22,13 +22,13 @@ _REPLACEMENT_STREAM = 3
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """One batch before its pixels.
+    """One batch without its pixels.
 
     Attributes:
-        epoch: the epoch it belongs to.
+        epoch: number of the epoch.
         index: (B,) int64 sample indices.
         label: (B,) int64 class numbers.
-        views: the (B, V) view parameters.
+        views: (B, V) view parameters.
     """
 
     epoch: int
@@ -57,7 +57,7 @@ class BatchPlan:
 
 
 class Plan(Protocol):
-    """What a loader needs to know of the batches to make."""
+    """The batches of a run, as loaders see them."""
 
     @property
     def num_batches(self) -> int:
@@ -68,18 +68,18 @@ class Plan(Protocol):
         """Side of each view's square crop, in pixels."""
 
     def index(self, epoch: int, step: int) -> npt.NDArray[np.int64]:
-        """The samples of batch number `step` of an epoch."""
+        """(B,) sample indices of batch `step` of an epoch."""
 
     def batch(self, epoch: int, step: int) -> BatchPlan:
-        """The batch number `step` of an epoch."""
+        """Batch `step` of an epoch; a new copy on each call, which the loader may change."""
 
     def replacement(self, epoch: int, index: int, attempt: int) -> BatchPlan:
-        """A batch of one sample of the same epoch, to stand in for an unreadable one."""
+        """A batch of one sample that replaces the unreadable sample `index` of the epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SamplePool(ABC):
-    """The samples a plan picks from: `label` (N,) and `sizes` (N, 2) height and width."""
+    """The samples of a plan: `label` (N,) and `sizes` (N, 2), height and width in pixels."""
 
     label: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int32]
@@ -95,16 +95,16 @@ class _SamplePool(ABC):
         )
 
     def replacement(self, epoch: int, index: int, attempt: int) -> BatchPlan:
-        """A sample drawn by hash, hence the same on any rank and any number of threads."""
+        """A sample drawn by a hash, so the same on any rank and with any number of threads."""
         number = hash_words(_REPLACEMENT_STREAM, self.seed, epoch, index, attempt)
         return self.rows(epoch, np.array([number % len(self.label)]))
 
 
 def require_a_batch(images: int, batch_size: int) -> None:
-    """Refuses a batch that a data set cannot fill once.
+    """Checks that a data set has at least one batch.
 
     Raises:
-        UserError: `images` are fewer than `batch_size`.
+        UserError: `images` is less than `batch_size`.
     """
     if images < batch_size:
         raise UserError(
@@ -119,12 +119,12 @@ class TrainPlan(_SamplePool):
 
     Attributes:
         specs: one per view.
-        image_size: side in pixels of views whose spec names none.
-        batch_size: samples of one batch on one rank.
-        rank, world_size: this process among all. Batches of all ranks together are consecutive
-            pieces of the epoch's order, so the samples of a step do not depend on the number of
-            ranks as long as `batch_size * world_size` does not.
-        round_to: `num_batches` is a multiple of this (batches accumulated to one step).
+        image_size: default crop side in pixels, for specs without a size.
+        batch_size: samples per batch and rank.
+        rank, world_size: number of this process, and of processes. The batches of all ranks are
+            consecutive pieces of the epoch's order, so the samples of a step depend on
+            `batch_size * world_size` only.
+        round_to: divisor of `num_batches`: the number of batches accumulated in a step.
     """
 
     specs: Sequence[ViewSpec]
@@ -135,7 +135,6 @@ class TrainPlan(_SamplePool):
     round_to: int = 1
 
     def __post_init__(self) -> None:
-        """Refuses a batch that the data set cannot fill once."""
         require_a_batch(len(self.label), self.batch_size * self.world_size * self.round_to)
 
     @property
@@ -150,19 +149,19 @@ class TrainPlan(_SamplePool):
         return view_sizes(self.specs, self.image_size)
 
     def table(self, epoch: int, index: npt.NDArray[np.int64]) -> ViewTable:
-        """Random views of the samples `index` (B,)."""
+        """Random views of the samples `index` (B,), (B, V)."""
         return draw_views(
             self.specs, seed=self.seed, epoch=epoch, index=index, sizes=self.sizes[index]
         )
 
     def index(self, epoch: int, step: int) -> npt.NDArray[np.int64]:
-        """The samples of batch number `step` of an epoch, on this rank."""
+        """(B,) sample indices of batch `step` of an epoch, on this rank."""
         assert 0 <= step < self.num_batches
         first = (step * self.world_size + self.rank) * self.batch_size
         return epoch_order(len(self.label), self.seed, epoch)[first : first + self.batch_size]
 
     def batch(self, epoch: int, step: int) -> BatchPlan:
-        """The batch number `step` of an epoch, on this rank."""
+        """Batch `step` of an epoch, on this rank."""
         return self.rows(epoch, self.index(epoch, step))
 
 
@@ -172,8 +171,8 @@ class CenterPlan(_SamplePool):
 
     Attributes:
         image_size: side of the crop in pixels.
-        batch_size: samples per batch; the last one may be smaller.
-        fraction: side of the square cut out, over the image's shorter side.
+        batch_size: samples per batch; the last batch may be smaller.
+        fraction: side of the box, relative to the shorter side of the image.
     """
 
     image_size: int
@@ -188,20 +187,20 @@ class CenterPlan(_SamplePool):
 
     @property
     def view_sizes(self) -> tuple[int, ...]:
-        """The crop's side in pixels; there is one view."""
+        """Side of the one view's crop, in pixels."""
         return (self.image_size,)
 
     def table(self, epoch: int, index: npt.NDArray[np.int64]) -> ViewTable:
-        """Centered views of the samples `index` (B,)."""
+        """Centered views of the samples `index` (B,), (B, 1)."""
         del epoch
         return without_photometric(center_boxes(self.sizes[index], self.fraction)[:, None, :])
 
     def index(self, epoch: int, step: int) -> npt.NDArray[np.int64]:
-        """The samples of batch number `step`; the same in every epoch."""
+        """(B,) sample indices of batch `step`, the same in every epoch."""
         del epoch
         first = step * self.batch_size
         return np.arange(first, min(first + self.batch_size, len(self.label)))
 
     def batch(self, epoch: int, step: int) -> BatchPlan:
-        """The batch number `step`; the same in every epoch."""
+        """Batch `step`, the same in every epoch."""
         return self.rows(epoch, self.index(epoch, step))

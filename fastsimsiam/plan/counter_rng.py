@@ -1,8 +1,8 @@
 """Counter-based random numbers: a hash of integers, no state, vectorized.
 
 The generator is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
-generators"): draw number c of a key is `finalize(key + c * golden)`. Keys are themselves hashes, so
-any draw of any sample can be computed alone, in any order, by anybody.
+generators"): draw number c of a key is `finalize(key + c * golden)`. Keys are hashes too, so any draw
+of any sample can be computed alone, in any order, in any process.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ _MUL_2 = 0x94D049BB133111EB
 
 
 def _finalize(x: UInts) -> UInts:
-    """SplitMix64's output function, in place: the table of a batch is drawn within a millisecond."""
+    """SplitMix64's output function, in place: the view table of a batch takes less than 1 ms."""
     x ^= x >> np.uint64(30)
     x *= np.uint64(_MUL_1)
     x ^= x >> np.uint64(27)
@@ -30,7 +30,7 @@ def _finalize(x: UInts) -> UInts:
 
 
 def hash_words(*words: int) -> int:
-    """One 64-bit hash of a few integers (any sign); order matters."""
+    """A 64-bit hash of integers of any sign; their order matters."""
     state = 0
     for word in words:
         state = (state + _GOLDEN + (word & _MASK)) & _MASK
@@ -44,7 +44,7 @@ def keys(stream: int, index: npt.NDArray[Any]) -> UInts:
     """A key for each sample of a stream.
 
     Args:
-        stream: a hash of what the samples share, see `hash_words`.
+        stream: hash of what all samples have in common, see `hash_words`.
         index: sample indices, integers of shape (B,).
 
     Returns:

@@ -1,4 +1,4 @@
-"""The order of an epoch: a permutation that depends on (seed, epoch) alone."""
+"""The order of an epoch: a permutation that depends on seed and epoch only."""
 
 from functools import lru_cache
 
@@ -10,10 +10,10 @@ from fastsimsiam.plan.counter_rng import bits, hash_words
 _ORDER_STREAM = 1
 
 
-# Cached because every batch of an epoch asks again; the two last epochs are all anybody holds.
+# Cached because every batch of an epoch calls it. Loaders use two epochs at a time at most.
 @lru_cache(maxsize=4)
 def epoch_order(num_samples: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """Sample indices in the order in which an epoch shows them.
+    """Sample indices in the order of an epoch.
 
     Args:
         num_samples: size of the data set.

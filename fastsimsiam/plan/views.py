@@ -1,9 +1,9 @@
-"""View parameters: what a view looks like, drawn for a whole batch at once.
+"""Random view parameters (box, flip, color, blur), drawn for a whole batch at once.
 
-Shapes: B batch, V views. Everything is a function of (seed, epoch, sample index, view number), the
-image's size and the view's spec; nothing else, so any loader on any machine shows the same views.
-Distributions are torchvision's (`transforms.RandomResizedCrop`, `ColorJitter`, `RandomGrayscale`),
-as the official recipe uses them.
+Shapes: B batch, V views, N = B V. Parameters are functions of (seed, epoch, sample index, view number),
+the image's size and the view's spec, so any loader on any machine shows the same views. They are
+distributed as in torchvision's `RandomResizedCrop`, `ColorJitter` and `RandomGrayscale`, which the
+official recipe uses.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from fastsimsiam.plan.counter_rng import Floats, UInts, hash_words, keys, unifor
 
 _VIEW_STREAM = 2
 
-# Every draw has a slot of its own, so that changing one probability leaves all other draws alone.
+# Each parameter has its own slots, so changing one probability leaves all other draws as they are.
 _FLIP, _JITTER, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(6)
 _ORDER = slice(6, 10)
 _GRAY, _BLUR, _SIGMA, _SOLARIZE = range(10, 14)
 _SCALAR_SLOTS = np.arange(14)
-_CROP_SLOT = 16  # four slots for each of the ten attempts
+_CROP_SLOT = 16  # the first; four slots for each attempt
 _CROP_ATTEMPTS = 10
 
 # Operation numbers in `ViewTable.order`.
@@ -38,12 +38,12 @@ class ViewTable:
     Attributes:
         box: (B, V, 4) int32: top, left, height, width, in pixels of the upright image.
         flip: (B, V) bool: mirror left to right.
-        brightness, contrast, saturation: (B, V) float32 factors; 1 changes nothing.
-        hue: (B, V) float32 rotation as a fraction of a turn; 0 changes nothing.
-        order: (B, V, 4) int64: the operation at each place of the jitter, see `BRIGHTNESS` etc.
-        grayscale: (B, V) bool: without color.
-        blur_sigma: (B, V) float32 standard deviation in pixels of the crop; 0 is no blur.
-        solarize: (B, V) bool: invert what is at or above 128.
+        brightness, contrast, saturation: (B, V) float32 factors; 1: unchanged.
+        hue: (B, V) float32 rotation as a fraction of a turn; 0: unchanged.
+        order: (B, V, 4) int64: order of the color operations, numbered as `BRIGHTNESS` etc.
+        grayscale: (B, V) bool: remove color.
+        blur_sigma: (B, V) float32 standard deviation in pixels of the crop; 0: no blur.
+        solarize: (B, V) bool: invert pixels of 128 and more.
     """
 
     box: npt.NDArray[np.int32]
@@ -58,7 +58,7 @@ class ViewTable:
     solarize: npt.NDArray[np.bool_]
 
     def overwrite_row(self, row: int, other: "ViewTable") -> None:
-        """Puts the only row of `other` (a replacement sample's parameters) at `row`, in place."""
+        """Overwrites a row, in place, with the only row of `other`, a replacement sample's."""
         for field in fields(self):
             getattr(self, field.name)[row] = getattr(other, field.name)[0]
 
@@ -79,14 +79,14 @@ class ViewTable:
         )
 
     def photometric(self) -> dict[str, npt.NDArray[np.generic]]:
-        """All parameters but the box: what is left to do once the crops are cut."""
+        """All parameters except the box: the work that is left once crops are cut."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "box"}
 
 
 def without_photometric(box: npt.NDArray[np.int32]) -> ViewTable:
-    """A table of `box` (B, V, 4) alone: no flip, no color, no blur."""
+    """A table of boxes (B, V, 4) that leaves their pixels unchanged: no flip, no color, no blur."""
     shape = box.shape[:2]
-    # An array for each parameter: rows are overwritten in place when an image is replaced.
+    # Separate arrays, because rows are overwritten in place when an image is replaced.
     return ViewTable(
         box=box,
         flip=np.zeros(shape, np.bool_),
@@ -103,7 +103,7 @@ def without_photometric(box: npt.NDArray[np.int32]) -> ViewTable:
 
 @lru_cache(maxsize=16)
 def _columns(specs: tuple[ViewSpec, ...]) -> dict[str, Floats]:
-    """Each field of the specs as an array, (V,) or (V, 2): a run asks for them with every batch."""
+    """Each field of the specs as an array, (V,) or (V, 2); cached because every batch needs them."""
     names = [field.name for field in fields(ViewSpec) if field.name != "size"]
     return {name: np.array([getattr(spec, name) for spec in specs], np.float64) for name in names}
 
@@ -128,36 +128,36 @@ def draw_views(
     Returns:
         The table of (B, V) parameters.
     """
-    # All views in one go: a batch's table is made of a hundred calls, whose number is what costs.
+    # All views at once: the cost of a table is the number of its NumPy calls, about a hundred.
     streams = [hash_words(_VIEW_STREAM, seed, epoch, view) for view in range(len(specs))]
     key = np.stack([keys(stream, index) for stream in streams], axis=1)
     u = uniform(key.ravel(), _SCALAR_SLOTS).reshape(*key.shape, -1)
 
-    of = _columns(tuple(specs))
+    columns = _columns(tuple(specs))
 
     def happens(slot: int, name: str) -> npt.NDArray[np.bool_]:
-        return u[..., slot] < of[name]
+        return u[..., slot] < columns[name]
 
     jitter, blur = happens(_JITTER, "jitter"), happens(_BLUR, "blur")
 
     def where(drawn: npt.NDArray[np.bool_], value: Floats, unchanged: float) -> Any:
         return np.where(drawn, value, unchanged).astype(np.float32)
 
-    low, high = of["blur_sigma"].T
+    low, high = columns["blur_sigma"].T
     rows = np.repeat(np.arange(len(index)), len(specs))
     box = random_resized_crop(
         key.ravel(),
         sizes[rows],
-        np.tile(of["area"], (len(index), 1)),
-        np.tile(of["ratio"], (len(index), 1)),
+        np.tile(columns["area"], (len(index), 1)),
+        np.tile(columns["ratio"], (len(index), 1)),
     )
     return ViewTable(
         box=box.reshape(*key.shape, 4),
         flip=happens(_FLIP, "flip"),
-        brightness=where(jitter, _factor(u[..., _BRIGHTNESS], of["brightness"]), 1.0),
-        contrast=where(jitter, _factor(u[..., _CONTRAST], of["contrast"]), 1.0),
-        saturation=where(jitter, _factor(u[..., _SATURATION], of["saturation"]), 1.0),
-        hue=where(jitter, (2.0 * u[..., _HUE] - 1.0) * of["hue"], 0.0),
+        brightness=where(jitter, _factor(u[..., _BRIGHTNESS], columns["brightness"]), 1.0),
+        contrast=where(jitter, _factor(u[..., _CONTRAST], columns["contrast"]), 1.0),
+        saturation=where(jitter, _factor(u[..., _SATURATION], columns["saturation"]), 1.0),
+        hue=where(jitter, (2.0 * u[..., _HUE] - 1.0) * columns["hue"], 0.0),
         order=np.argsort(u[..., _ORDER], axis=-1),
         grayscale=happens(_GRAY, "grayscale"),
         blur_sigma=where(blur, low + (high - low) * u[..., _SIGMA], 0.0),
@@ -176,13 +176,13 @@ def random_resized_crop(
 ) -> npt.NDArray[np.int32]:
     """Boxes as `torchvision.transforms.RandomResizedCrop.get_params` draws them.
 
-    Ten attempts at an area and a log-uniform aspect ratio; where none fits, the largest centered box
-    whose ratio lies in the range.
+    Ten attempts to draw a uniform area and a log-uniform aspect ratio; if none fits the image, the
+    largest centered box with a ratio in the range.
 
     Args:
         key: (N,) one key per view.
         sizes: (N, 2) height and width of the image in pixels.
-        area: (N, 2) smallest and largest share of the image's area.
+        area: (N, 2) smallest and largest area of the box, relative to the image's.
         ratio: (N, 2) smallest and largest width / height.
 
     Returns:
@@ -190,15 +190,16 @@ def random_resized_crop(
     """
     # A size of 0 marks a file without a readable header; the loader replaces or reports it.
     frames = np.maximum(sizes, 1).astype(np.int64)
+    # The first attempt fits most images: the others are computed only where it does not.
     boxes, fits = _attempt(key, frames, area, ratio, np.arange(1))
     box = boxes[:, 0]
-    left = np.flatnonzero(~fits[:, 0])
-    if len(left):
+    rest = np.flatnonzero(~fits[:, 0])
+    if len(rest):
         others = np.arange(1, _CROP_ATTEMPTS)
-        boxes, fits = _attempt(key[left], frames[left], area[left], ratio[left], others)
-        box[left] = boxes[np.arange(len(left)), fits.argmax(axis=1)]
-        left = left[~fits.any(axis=1)]
-        box[left] = _fallback_boxes(*frames[left].T, *ratio[left].T)
+        boxes, fits = _attempt(key[rest], frames[rest], area[rest], ratio[rest], others)
+        box[rest] = boxes[np.arange(len(rest)), fits.argmax(axis=1)]
+        rest = rest[~fits.any(axis=1)]
+        box[rest] = _fallback_boxes(*frames[rest].T, *ratio[rest].T)
     return box
 
 
@@ -209,7 +210,7 @@ def _attempt(
     ratio: Floats,
     attempts: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-    """Boxes (N, A, 4) of attempts (A,), and whether they lie within the image (N, A)."""
+    """Boxes (N, A, 4) of the attempts numbered `attempts` (A,), and whether they fit (N, A)."""
     slots = _CROP_SLOT + 4 * attempts[:, None] + np.arange(4)
     u = uniform(key, slots.ravel()).reshape(len(key), *slots.shape)
     height, width = frames[:, :1], frames[:, 1:]
@@ -227,6 +228,7 @@ def _attempt(
 def _fallback_boxes(
     height: npt.NDArray[np.int64], width: npt.NDArray[np.int64], narrowest: Floats, widest: Floats
 ) -> npt.NDArray[np.int32]:
+    """Largest centered boxes (N, 4) of N images with a ratio from `narrowest` to `widest`."""
     w = np.where(width > height * widest, np.rint(height * widest).astype(np.int64), width)
     h = np.where(width < height * narrowest, np.rint(width / narrowest).astype(np.int64), height)
     h, w = np.clip(h, 1, height), np.clip(w, 1, width)
@@ -234,13 +236,13 @@ def _fallback_boxes(
 
 
 def center_boxes(sizes: npt.NDArray[np.int32], fraction: float) -> npt.NDArray[np.int32]:
-    """The centered square of `fraction` of the shorter side, as evaluation crops it.
+    """Centered squares, as evaluation crops them.
 
-    Resizing the shorter side to 256 and cropping 224 from the center is this box with 224/256.
+    Resizing the shorter side to 256 and cropping 224 from the center is the fraction 224/256.
 
     Args:
         sizes: (B, 2) height and width in pixels.
-        fraction: side of the square over the image's shorter side.
+        fraction: side of the square, relative to the shorter side of the image.
 
     Returns:
         (B, 4) int32: top, left, height, width.

@@ -1,1 +1,1 @@
-"""Where samples lie. Storage knows counts, labels and sizes; it decodes no pixels."""
+"""Where encoded images are stored: counts, labels, sizes and bytes. Nothing here decodes pixels."""

@@ -1,4 +1,18 @@
-"""What every storage of one split offers: counts, labels, sizes and file bytes, but no pixels."""
+"""The contract of all storages, and what the author of a new one needs to know.
+
+A storage holds the encoded images of one split, with labels and sizes. Loaders read any image at any
+time, in the order of the plan, so a storage needs random access. To add one:
+
+- a file in this folder with a class that fulfils `Storage` and a function `open_split`
+- a line in `_OPENERS` of open.py
+
+Images without a readable header have size 0, 0. `require_readable` refuses them at the start of a run;
+with `--on-bad-image skip` it is not called, and the loader replaces the images when it cannot decode
+them. The encoded images are JPEGs or PNGs (`IMAGE_FORMATS`), which `loaders.decode` decodes.
+
+`read` and `will_need` are called from many threads at once. The loader `reference` uses the storage in
+worker processes: it must be picklable.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -8,23 +22,27 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+IMAGE_FORMATS = ("JPEG", "PNG")
+"""Formats of the encoded images, by PIL's names."""
+
 Report = Callable[[int, int], None]
-"""Called with (done, total) while something long goes on."""
+"""Called with (done, total) during long work."""
 
 
 class Storage(Protocol):
-    """The images of one split.
+    """The encoded images of one split: N images with labels.
 
     Attributes:
-        root: the folder or file they lie in.
-        paths: N names of the images within `root`.
-        classes: names of the classes; a label is a position in it.
+        root: the folder or file that holds the images.
+        paths: N names of the images within `root`; they identify the data set, see `fingerprint`.
+        classes: names of the classes; a label is a position in this sequence.
         label: (N,) int64.
-        sizes: (N, 2) int32 height and width of the upright image in pixels; 0, 0 where it has no
-            readable header.
-        orientation: (N,) uint8 EXIF orientation, 1 to 8.
-        is_one_file: all images lie in `root`, which is a file.
-        bytes_total: size of all encoded images together.
+        sizes: (N, 2) int32 height and width in pixels of the upright image; 0, 0 where an image has no
+            readable header. A decoded image of another size is an error.
+        orientation: (N,) uint8 EXIF orientation, 1 to 8, by which loaders turn the decoded image. The
+            EXIF data in an image's bytes is ignored.
+        is_one_file: whether `root` is a file that holds all images.
+        bytes_total: total size of the encoded images.
     """
 
     @property
@@ -48,23 +66,29 @@ class Storage(Protocol):
         """Number of images."""
 
     def name(self, index: int) -> str:
-        """What a report calls a sample: its file, or its record."""
+        """Name of an image in reports and errors: its file, or its storage record."""
 
     def read(self, index: int) -> memoryview:
-        """The encoded image, JPEG or PNG, in this thread's memory: its next call overwrites it.
+        """The encoded bytes of an image, uint8.
+
+        The next call from the same thread may overwrite the memory. Reading must release the GIL,
+        because threads read in parallel.
 
         Raises:
-            BadImageError: the file cannot be read.
+            BadImageError: the image cannot be read; the message begins with `name(index)`.
         """
 
     def will_need(self, index: int) -> None:
-        """Has the system fetch a sample's bytes, where it can; `read` is going to ask for them."""
+        """Hints that `read(index)` follows soon, so that the system can read ahead.
+
+        Must not wait for the data and must not raise: errors are left to `read`.
+        """
 
     def require_readable(self) -> None:
         """Refuses a data set with files that are no images.
 
         Raises:
-            UserError: names the first such file and how many there are.
+            UserError: names the first such file, how many there are, and what to do.
         """
 
 

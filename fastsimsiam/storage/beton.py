@@ -1,8 +1,8 @@
-"""FFCV's packed files (.beton): JPEGs one after the other, with sizes and labels in front.
+"""FFCV's packed files (.beton): a table of sizes and labels, then a storage record, a JPEG, per image.
 
-Beside a file that `fastsimsiam pack` wrote lies a manifest, FILE.json, with the names of classes and
-images. FFCV reads the format; this module needs it, and nothing else of the package does but its
-loader. Format: https://docs.ffcv.io/ffcv_examples/custom_datasets.html (images are its RGBImageField).
+`fastsimsiam pack` also writes a manifest, FILE.json, with the names of classes and images. FFCV reads
+the table, so that opening a file needs the optional library FFCV; any loader can then read the records.
+Format: https://docs.ffcv.io/ffcv_examples/custom_datasets.html (images are its RGBImageField).
 """
 
 import json
@@ -15,35 +15,32 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsimsiam.errors import UserError
-from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.read_ahead import read_ahead
 from fastsimsiam.system.optional import require_ffcv
 
 SUFFIX = ".beton"
 MODE_JPEG = 0
-"""In the metadata of an image: its record is a JPEG. 1: raw pixels."""
+"""Mode of an image in the table: its record is a JPEG. Mode 1: raw pixels."""
 
 
 def manifest_path(file: Path) -> Path:
-    """Where the manifest of a packed file lies."""
+    """The path of a packed file's manifest."""
     return file.with_name(file.name + ".json")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Beton:
-    """The images of one packed file.
+    """A `Storage` of one packed file; attributes as there.
 
     Attributes:
-        root: the file.
-        paths: names of the images: those they were packed from, or their numbers.
-        classes: names of the classes.
-        label: (N,) int64.
-        sizes: (N, 2) int32 height and width in pixels.
+        root: the packed file.
+        paths: names of the packed images, from the manifest, or else their numbers.
+        classes: class names, from the manifest, or else their numbers.
         orientation: (N,) uint8, all 1: packed images are upright.
-        pointer: (N,) position of each record in the file.
-        length: (N,) its bytes.
-        page_size: records lie within pages of this many bytes.
-        is_one_file: True.
+        pointer: (N,) int64 position of each record in the file.
+        length: (N,) int64 bytes of each record.
+        page_size: bytes of a page; no record crosses a page's end.
     """
 
     root: Path
@@ -60,7 +57,7 @@ class Beton:
 
     @property
     def bytes_total(self) -> int:
-        """Size of all records together."""
+        """Total size of the records."""
         return int(self.length.sum())
 
     def __len__(self) -> int:
@@ -68,28 +65,28 @@ class Beton:
         return len(self.label)
 
     def name(self, index: int) -> str:
-        """File, record and original name of a sample, for reports."""
+        """File, record and original name of an image, for reports."""
         return f"{self.root}, record {index} ({self.paths[index]})"
 
     def read(self, index: int) -> memoryview:
-        """The JPEG of a record, where it lies in the page cache."""
+        """The bytes of a record, in the page cache."""
         start = int(self.pointer[index])
         return self._bytes[start : start + int(self.length[index])].data
 
     def will_need(self, index: int) -> None:
-        """Has the system fetch a record, without waiting for it."""
-        # Not by its mapping: Python's `madvise` holds the interpreter's lock.
+        """Starts reading a record into the page cache."""
+        # Not by `madvise` of the mapping, which holds the GIL.
         read_ahead(self.root, int(self.pointer[index]), int(self.length[index]))
 
     def require_readable(self) -> None:
-        """Nothing to refuse: what is packed was decoded."""
+        """Refuses nothing: every image was decoded when it was packed."""
 
 
 def read_manifest(file: Path) -> dict[str, Any] | None:
-    """The manifest beside a packed file; None where there is none.
+    """The manifest of a packed file; None if it has none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the manifest is damaged.
     """
     path = manifest_path(file)
     try:
@@ -102,19 +99,49 @@ def read_manifest(file: Path) -> dict[str, Any] | None:
 
 
 def as_beton(storage: Storage) -> Beton | None:
-    """The storage as what FFCV needs to know of it; None if it is no packed file."""
+    """`storage` as a `Beton`; None if it is another storage."""
     return storage if isinstance(storage, Beton) else None
 
 
-def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:
-    """Opens a packed file, one of `fastsimsiam pack` or another with JPEGs and integer labels.
+def has_split(data: Path, split: str) -> bool:
+    """Whether `data` has a packed file of the split."""
+    return (data / f"{split}{SUFFIX}").is_file()
+
+
+def accepts(data: Path, split: str) -> bool:
+    """Whether a split is to be opened as a packed file."""
+    return data.suffix == SUFFIX or has_split(data, split)
+
+
+def open_split(
+    data: Path, split: str, *, classes: Sequence[str] | None = None, report: Report | None = None
+) -> Beton:
+    """Opens `data/SPLIT.beton`, or `data` itself if it is a packed file and `split` is `train`.
 
     Args:
-        file: it.
-        classes: the classes that labels refer to (the training split's); None: the file's own.
+        data: the data set's folder, or a packed file.
+        split: `train` or `val`.
+        classes: see `open_beton`.
+        report: unused: opening takes no time.
 
     Raises:
-        UserError: it is missing, damaged or of another kind, or FFCV is not installed.
+        UserError: see `open_beton`.
+    """
+    del report
+    is_file = data.suffix == SUFFIX and split == "train"
+    return open_beton(data if is_file else data / f"{split}{SUFFIX}", classes=classes)
+
+
+def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:
+    """Opens a packed file of JPEGs and integer labels, written by `fastsimsiam pack` or by FFCV.
+
+    Args:
+        file: the packed file.
+        classes: class names that labels refer to (the training split's); None: the file's own.
+
+    Raises:
+        UserError: the file is missing, damaged or holds no JPEGs, has a class that is not in
+            `classes`, or FFCV is not installed.
     """
     if not file.is_file():
         raise UserError(f"{file} does not exist: make it with fastsimsiam pack SRC {file}")
@@ -130,7 +157,7 @@ def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:
         ]
     except (AssertionError, IndexError, KeyError, ValueError, StopIteration) as error:
         raise UserError(
-            f"{file} is no whole packed file of images and labels: pack the data set again"
+            f"{file} is not a complete packed file of images and labels: pack the data set again"
         ) from error
     image, label = (reader.metadata[f"f{field}"] for field in fields)
     table = reader.alloc_table[np.argsort(reader.alloc_table["ptr"])]
@@ -142,19 +169,19 @@ def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:
         or (table["ptr"][row] != image["data_ptr"]).any()
         or (table["ptr"] + table["size"] > size).any()
     ):
-        raise UserError(f"{file} is cut short or damaged: pack the data set again")
+        raise UserError(f"{file} is truncated or damaged: pack the data set again")
     if (image["mode"] != MODE_JPEG).any():
         raise UserError(f"{file} holds raw pixels, not JPEGs: pack it with fastsimsiam pack")
     manifest = read_manifest(file) or {}
-    own = manifest.get("classes") or [str(i) for i in range(int(label.max()) + 1)]
+    file_classes = manifest.get("classes") or [str(i) for i in range(int(label.max()) + 1)]
     names = manifest.get("images") or [str(i) for i in range(len(label))]
-    if len(names) != len(label) or int(label.max()) >= len(own):
-        raise UserError(f"{manifest_path(file)} is not the manifest of {file}: pack it again")
+    if len(names) != len(label) or int(label.max()) >= len(file_classes):
+        raise UserError(f"{manifest_path(file)} belongs to another file than {file}: pack it again")
     return Beton(
         root=file,
         paths=names,
-        classes=own if classes is None else list(classes),
-        label=_translate(file, label.astype(np.int64), own, classes),
+        classes=file_classes if classes is None else list(classes),
+        label=_translate(file, label.astype(np.int64), file_classes, classes),
         sizes=np.stack([image["height"], image["width"]], axis=1).astype(np.int32),
         orientation=np.ones(len(label), np.uint8),
         pointer=image["data_ptr"].astype(np.int64),
@@ -165,13 +192,17 @@ def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:
 
 
 def _translate(
-    file: Path, label: npt.NDArray[np.int64], own: Sequence[str], classes: Sequence[str] | None
+    file: Path,
+    label: npt.NDArray[np.int64],
+    file_classes: Sequence[str],
+    classes: Sequence[str] | None,
 ) -> npt.NDArray[np.int64]:
-    """Labels as positions in `classes`."""
+    """Labels, positions in `file_classes`, as positions in `classes`."""
     if classes is None:
         return label
     number = {name: position for position, name in enumerate(classes)}
-    strange = [own[i] for i in np.unique(label).tolist() if own[i] not in number]
-    if strange:
-        raise UserError(f"{file} has a class {strange[0]} that the training split does not have")
-    return np.array([number.get(name, -1) for name in own], np.int64)[label]
+    names = [file_classes[i] for i in np.unique(label).tolist()]
+    unknown = [name for name in names if name not in number]
+    if unknown:
+        raise UserError(f"{file} has a class {unknown[0]} that the training split does not have")
+    return np.array([number.get(name, -1) for name in file_classes], np.int64)[label]

@@ -1,8 +1,4 @@
-"""Class folders of JPEG and PNG files: `ROOT/train/CLASS/*.jpg`, or flat, `ROOT/CLASS/*.jpg`.
-
-The files' headers are read once, for sizes and EXIF orientation, and kept in an index under the
-user's cache folder (`XDG_CACHE_HOME`, else ~/.cache); only new or changed files are read again.
-"""
+"""Class folders of JPEG and PNG files: `ROOT/train/CLASS/*.jpg`, or flat, `ROOT/CLASS/*.jpg`."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +11,7 @@ import numpy.typing as npt
 
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.storage.base import Report
-from fastsimsiam.storage.header_index import read_headers
+from fastsimsiam.storage.header_index import FileStamp, read_headers
 from fastsimsiam.storage.read_ahead import read_ahead
 from fastsimsiam.system.scratch import scratch
 
@@ -24,18 +20,12 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFolder:
-    """The images of one split.
+    """A `Storage` of one split; attributes as there.
 
     Attributes:
-        root: folder that holds the class folders.
+        root: the folder that holds the class folders.
         paths: N paths relative to `root`, sorted by class and name.
-        classes: names of the classes, sorted; a label is a position in it.
-        label: (N,) int64.
-        sizes: (N, 2) int32 height and width of the upright image in pixels; 0, 0 where the file has
-            no readable header.
-        orientation: (N,) uint8 EXIF orientation, 1 to 8.
-        bytes_total: size of all files together.
-        is_one_file: False.
+        classes: names of the class folders, sorted, or those of the training split.
     """
 
     root: Path
@@ -52,15 +42,15 @@ class ClassFolder:
         return len(self.paths)
 
     def path(self, index: int) -> Path:
-        """The file of a sample."""
+        """The file of an image."""
         return self.root / self.paths[index]
 
     def name(self, index: int) -> str:
-        """The file of a sample, for reports."""
+        """The file of an image, for reports."""
         return str(self.path(index))
 
     def read(self, index: int) -> memoryview:
-        """The bytes of a file, in this thread's memory: its next call overwrites them.
+        """The bytes of a file, in memory that this thread's next call overwrites.
 
         Raises:
             BadImageError: the file cannot be read.
@@ -78,12 +68,12 @@ class ClassFolder:
         return buffer[:length].data
 
     def will_need(self, index: int) -> None:
-        """Has the system fetch a file; waits for its opening alone, and leaves errors to `read`."""
+        """Starts reading a file into the page cache; errors are left to `read`."""
         read_ahead(self.path(index))
 
     @property
     def unreadable(self) -> list[Path]:
-        """Files whose header cannot be read."""
+        """Files without a readable header."""
         return [self.path(i) for i in np.flatnonzero(self.sizes[:, 0] == 0).tolist()]
 
     def require_readable(self) -> None:
@@ -102,23 +92,23 @@ class ClassFolder:
 
 
 def has_split(data: Path, split: str) -> bool:
-    """Whether `data` has a folder for the split; a flat data set has none."""
+    """Whether `data` has a folder for the split; False for a flat data set."""
     return (data / split).is_dir()
 
 
 def open_split(
     data: Path, split: str, *, classes: Sequence[str] | None = None, report: Report | None = None
 ) -> ClassFolder:
-    """Opens `data/split`, or `data` itself where it is a flat class folder and split is train.
+    """Opens `data/SPLIT`, or `data` itself if it is a flat data set and `split` is `train`.
 
     Args:
         data: the data set's folder.
         split: `train` or `val`.
-        classes: the classes that labels refer to (the training split's); None: those found.
-        report: told of the progress of reading headers.
+        classes: class names that labels refer to (the training split's); None: the split's own.
+        report: receives the progress of reading headers.
 
     Raises:
-        UserError: there is no such folder, or there are no images in it.
+        UserError: the folder does not exist, holds no images, or has a class that is not in `classes`.
     """
     if not data.is_dir():
         raise UserError(
@@ -130,20 +120,20 @@ def open_split(
         if split != "train" or any(has_split(data, name) for name in ("val", "test")):
             raise UserError(f"{data} has no folder {split}/: make one with a folder for each class")
         root = data
-    found = _list_images(root)
-    if not found:
+    files = _list_images(root)
+    if not files:
         raise UserError(
             f"no {', '.join(IMAGE_SUFFIXES)} files in class folders under {root}: "
             f"expected {root}/CLASS/IMAGE"
         )
-    paths = [path for path, _, _ in found]
+    paths = [path for path, _, _ in files]
     names = [path.split("/", 1)[0] for path in paths]
     known = sorted(set(names)) if classes is None else list(classes)
-    strange = sorted(set(names) - set(known))
-    if strange:
-        raise UserError(f"{root / strange[0]} is a class that the training split does not have")
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UserError(f"{root / unknown[0]} is a class that the training split does not have")
     number = {name: position for position, name in enumerate(known)}
-    headers = read_headers(root, found, report)
+    headers = read_headers(root, files, report)
     return ClassFolder(
         root=root,
         paths=paths,
@@ -151,13 +141,13 @@ def open_split(
         label=np.array([number[name] for name in names], dtype=np.int64),
         sizes=headers[:, :2].astype(np.int32),
         orientation=headers[:, 2].astype(np.uint8),
-        bytes_total=sum(size for _, size, _ in found),
+        bytes_total=sum(size for _, size, _ in files),
     )
 
 
-def _list_images(root: Path) -> list[tuple[str, int, int]]:
-    """(relative path, bytes, mtime in ns) of every image file under a class folder, sorted."""
-    found: list[tuple[str, int, int]] = []
+def _list_images(root: Path) -> list[FileStamp]:
+    """All image files within class folders, sorted by path."""
+    files: list[FileStamp] = []
 
     def walk(folder: str, prefix: str) -> None:
         with os.scandir(folder) as entries:
@@ -168,12 +158,12 @@ def _list_images(root: Path) -> list[tuple[str, int, int]]:
                 elif prefix and entry.name.lower().endswith(IMAGE_SUFFIXES):
                     try:
                         status = entry.stat()
-                        found.append((relative, status.st_size, status.st_mtime_ns))
-                    except FileNotFoundError:  # a dangling link: kept, and reported as unreadable
-                        found.append((relative, 0, 0))
+                        files.append((relative, status.st_size, status.st_mtime_ns))
+                    except FileNotFoundError:  # a dangling link: kept and reported as unreadable
+                        files.append((relative, 0, 0))
 
     try:
         walk(str(root), "")
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror})") from error
-    return sorted(found)
+    return sorted(files)

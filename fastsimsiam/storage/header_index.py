@@ -1,6 +1,7 @@
-"""The headers of image files, read once and kept in an index under the user's cache folder.
+"""Sizes and orientations from the headers of image files, cached in an index.
 
-The folder is `XDG_CACHE_HOME`, else ~/.cache; only new or changed files are read again.
+The index is in the user's cache folder (`XDG_CACHE_HOME`, else ~/.cache). Only headers of new and
+changed files are read again.
 """
 
 import hashlib
@@ -15,53 +16,63 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastsimsiam.storage.base import Report
+from fastsimsiam.storage.base import IMAGE_FORMATS, Report
 
 _EXIF_ORIENTATION = 0x0112
 _READ_THREADS = 8
 _INDEX_VERSION = 1
-# PIL warns of images over 89 megapixels and refuses those over 179: the refusal is enough.
+# PIL warns about images over 89 megapixels and refuses those over 179: the refusal is enough.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+FileStamp = tuple[str, int, int]
+"""Path relative to the root, bytes, and modification time in ns: tells whether a file has changed."""
+
+
 def read_headers(
-    root: Path, found: list[tuple[str, int, int]], report: Report | None
+    root: Path, files: list[FileStamp], report: Report | None
 ) -> npt.NDArray[np.int64]:
-    """(N, 3) height, width, orientation, from the index where files are unchanged."""
+    """Height, width and orientation of N files as (N, 3); unchanged files come from the index.
+
+    Args:
+        root: folder of the files; each root has an index.
+        files: all image files under `root`.
+        report: receives the progress over files that are read.
+    """
     index_file = _index_file(root)
     known = _load_index(index_file)
-    rows = np.zeros((len(found), 3), dtype=np.int64)
-    fresh = []
-    for position, (path, size, mtime) in enumerate(found):
+    rows = np.zeros((len(files), 3), dtype=np.int64)
+    changed = []
+    for position, (path, size, mtime) in enumerate(files):
         row = known.get(path)
         if row is not None and row[:2] == (size, mtime):
             rows[position] = row[2:]
         else:
-            fresh.append(position)
-    if fresh:
+            changed.append(position)
+    if changed:
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            files = [root / found[position][0] for position in fresh]
-            for done, header in enumerate(pool.map(read_header, files), start=1):
-                rows[fresh[done - 1]] = header
-                if report and (done % 1000 == 0 or done == len(fresh)):
-                    report(done, len(fresh))
-    if fresh or len(known) != len(found):
-        _save_index(index_file, found, rows)
+            paths = [root / files[position][0] for position in changed]
+            for done, header in enumerate(pool.map(read_header, paths), start=1):
+                rows[changed[done - 1]] = header
+                if report and (done % 1000 == 0 or done == len(changed)):
+                    report(done, len(changed))
+    if changed or len(known) != len(files):
+        _save_index(index_file, files, rows)
     return rows
 
 
 def read_header(path: Path) -> tuple[int, int, int]:
-    """Height, width and orientation of the upright image; 0, 0, 1 where there is no image."""
+    """Height and width of the upright image and its EXIF orientation; 0, 0, 1 if it is unreadable."""
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             width, height = image.size
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    # PIL raises these for what is no image, for a broken header or EXIF block, or a monstrous size.
+    # PIL raises these for files that are no images, broken headers or EXIF data, and huge sizes.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return 0, 0, 1
     if orientation not in range(1, 9):
         orientation = 1
-    # Orientations 5 to 8 lie on their side.
+    # Orientations 5 to 8 swap height and width.
     return (width, height, orientation) if orientation >= 5 else (height, width, orientation)
 
 
@@ -72,22 +83,22 @@ def _index_file(root: Path) -> Path:
 
 
 def _load_index(file: Path) -> dict[str, tuple[int, ...]]:
-    """Path -> (bytes, mtime, height, width, orientation); empty where there is no usable index."""
+    """Path -> (bytes, mtime, height, width, orientation); empty if there is no usable index."""
     try:
-        # Opened here, because np.load leaves a damaged file open.
+        # Opened here because np.load does not close a damaged file.
         with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
             if int(stored["version"]) != _INDEX_VERSION:
                 return {}
             paths = stored["paths"].tobytes().decode().split("\n")
             return dict(zip(paths, map(tuple, stored["rows"].tolist()), strict=True))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return {}  # missing, or damaged: the headers are read again
+        return {}  # missing or damaged: all headers are read again
 
 
-def _save_index(file: Path, found: list[tuple[str, int, int]], rows: npt.NDArray[np.int64]) -> None:
-    """Writes the index atomically. A cache folder that cannot be written costs time, no more."""
-    stamps = np.array([(size, mtime) for _, size, mtime in found], dtype=np.int64)
-    paths = "\n".join(path for path, _, _ in found).encode()
+def _save_index(file: Path, files: list[FileStamp], rows: npt.NDArray[np.int64]) -> None:
+    """Writes the index atomically; does nothing if the cache folder is not writable."""
+    stamps = np.array([(size, mtime) for _, size, mtime in files], dtype=np.int64)
+    paths = "\n".join(path for path, _, _ in files).encode()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as handle:

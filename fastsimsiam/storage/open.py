@@ -1,34 +1,55 @@
-"""Opens a data set, whichever way it is stored: class folders, or packed files."""
+"""Opens a split of a data set, whatever it is stored as."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from fastsimsiam.storage import class_folder
+from fastsimsiam.storage import beton, class_folder
 from fastsimsiam.storage.base import Report, Storage
-from fastsimsiam.storage.beton import SUFFIX, open_beton
+
+
+class _OpenSplit(Protocol):
+    def __call__(
+        self, data: Path, split: str, *, classes: Sequence[str] | None, report: Report | None
+    ) -> Storage: ...
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """A storage: whether `data` has a split in its form, whether it opens the split, and how."""
+
+    has_split: Callable[[Path, str], bool]
+    accepts: Callable[[Path, str], bool]
+    open_split: _OpenSplit
+
+
+# The first that accepts a split opens it. Packed files come before class folders beside them: the user
+# has packed them to be used. Class folders accept everything, and report what is missing.
+_OPENERS = (
+    _Opener(beton.has_split, beton.accepts, beton.open_split),
+    _Opener(class_folder.has_split, lambda data, split: True, class_folder.open_split),
+)
 
 
 def has_split(data: Path, split: str) -> bool:
-    """Whether `data` holds the split; a flat data set or a packed file has none but train."""
-    return (data / f"{split}{SUFFIX}").is_file() or class_folder.has_split(data, split)
+    """Whether `data` contains the split; False for a flat folder and for a packed file itself."""
+    return any(opener.has_split(data, split) for opener in _OPENERS)
 
 
 def open_split(
     data: Path, split: str, *, classes: Sequence[str] | None = None, report: Report | None = None
 ) -> Storage:
-    """Opens `data/split.beton`, or class folders (see `class_folder.open_split`).
+    """Opens a split: `data/SPLIT.beton`, `data` if it is a packed file, or class folders.
 
     Args:
         data: the data set's folder, or a packed file, which is the training split.
         split: `train` or `val`.
-        classes: the classes that labels refer to (the training split's); None: those found.
-        report: told of the progress of reading headers.
+        classes: class names that labels refer to (the training split's); None: the split's own.
+        report: receives the progress of reading headers.
 
     Raises:
-        UserError: there is no such split, there is nothing in it, or FFCV is not installed.
+        UserError: the split is missing, empty or damaged, or needs a library that is not installed.
     """
-    packed = data if data.suffix == SUFFIX and split == "train" else data / f"{split}{SUFFIX}"
-    # A packed file wins over folders beside it: somebody took the trouble to make it.
-    if packed.is_file() or data.suffix == SUFFIX:
-        return open_beton(packed, classes=classes)
-    return class_folder.open_split(data, split, classes=classes, report=report)
+    opener = next(opener for opener in _OPENERS if opener.accepts(data, split))
+    return opener.open_split(data, split, classes=classes, report=report)

@@ -1,4 +1,4 @@
-"""Asking the system to read what is about to be needed."""
+"""Asks the system to read parts of files into the page cache ahead of use."""
 
 import os
 from contextlib import suppress
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 def read_ahead(file: Path, start: int = 0, length: int = 0) -> None:
-    """Has the system fetch a part of a file into its page cache; waits for its opening alone.
+    """Starts reading a part of a file into the page cache; waits only for the file to open.
 
     Args:
-        file: it; one that cannot be opened is left to its reader to report.
+        file: the file; if it cannot be opened, nothing happens.
         start: position of the first byte.
-        length: bytes; 0: to the end.
+        length: number of bytes; 0: to the end.
     """
     if not hasattr(os, "posix_fadvise"):
         return
-    with suppress(OSError):  # not every file system can
+    with suppress(OSError):  # some file systems do not support this
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)

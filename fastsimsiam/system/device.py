@@ -1,4 +1,4 @@
-"""Where to compute, and in which dtype; each choice comes with its reason, for the log."""
+"""The device and the dtype of a run, each with the reason for the log."""
 
 import torch
 
@@ -6,33 +6,33 @@ from fastsimsiam.config.run import DeviceName, PrecisionName
 from fastsimsiam.errors import UserError
 
 
-def choose_device(asked: DeviceName, local_rank: int = 0) -> tuple[torch.device, str]:
-    """The training device and why.
+def choose_device(name: DeviceName, local_rank: int = 0) -> tuple[torch.device, str]:
+    """The training device and the reason for it.
 
     Args:
-        asked: `auto`, or what the user wants.
+        name: `auto`, `cpu` or `cuda`.
         local_rank: number of the GPU.
 
     Raises:
-        UserError: a GPU is asked for, and there is none.
+        UserError: `name` is `cuda` and there is no GPU.
     """
     available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
+    if name == "cuda" and not available:
         raise UserError("--device cuda: torch finds no CUDA device: pass --device cpu")
-    if asked == "cuda" or (asked == "auto" and available):
-        return torch.device("cuda", local_rank), "asked for" if asked == "cuda" else "found"
-    return torch.device("cpu"), "asked for" if asked == "cpu" else "no CUDA device"
+    if name == "cuda" or (name == "auto" and available):
+        return torch.device("cuda", local_rank), "asked for" if name == "cuda" else "found"
+    return torch.device("cpu"), "asked for" if name == "cpu" else "no CUDA device"
 
 
-def choose_dtype(asked: PrecisionName, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype of the network's arithmetic and why.
+def choose_dtype(name: PrecisionName, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype of the network's arithmetic and the reason for it.
 
     Args:
-        asked: `auto`, or what the user wants.
-        device: of the network.
+        name: `auto`, `bf16` or `fp32`.
+        device: the network's device.
     """
-    if asked != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[asked], "asked for"
+    if name != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name], "asked for"
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -43,9 +43,9 @@ def choose_dtype(asked: PrecisionName, device: torch.device) -> tuple[torch.dtyp
 
 
 def _cpu_computes_in_bf16() -> bool:
-    # Emulated bfloat16 is slower than float32, and torch has no public question for this before
-    # `torch.cpu.get_capabilities`.
+    # Emulated bfloat16 is slower than float32. Before `torch.cpu.get_capabilities` torch has no public
+    # function for this.
     if hasattr(torch.cpu, "get_capabilities"):
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return bool(torch.cpu._is_avx512_bf16_supported())

@@ -1,4 +1,4 @@
-"""What there is: versions, optional parts, processors and memory."""
+"""The machine and its software, for reports: versions, optional libraries, processors, memory."""
 
 import importlib.util
 import platform
@@ -25,83 +25,84 @@ _PACKAGES = (
     "ffcv",
     "nvidia-dali-cuda120",
     "nvidia-dali-cuda130",
+    "torchcodec",
     "lightly",
 )
 
 
 def versions() -> dict[str, str]:
-    """Installed packages that figures depend on, each with its version."""
-    found = {}
+    """Versions of the installed packages that affect measurements."""
+    installed = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def commit() -> str | None:
-    """The commit of the source tree that this package lies in; None for an installed package."""
+    """The commit of the source tree that holds this package; None for an installed package."""
     package = Path(__file__).parent
     if not (package.parent / "pyproject.toml").is_file() or shutil.which("git") is None:
         return None
-    asked = subprocess.run(
+    git = subprocess.run(
         ["git", "-C", str(package.parent), "describe", "--always", "--dirty"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return asked.stdout.strip() or None
+    return git.stdout.strip() or None
 
 
 def cpu_name() -> str:
-    """The processor as it calls itself, with family and model: clouds cut its name short."""
+    """The processor's name, with family and model: clouds shorten the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(":")
-        found.setdefault(key.strip(), value.strip())
-    if "model name" not in found:
+        fields.setdefault(key.strip(), value.strip())
+    if "model name" not in fields:
         return platform.processor()
-    number = [f"{key} {found[key]}" for key in ("cpu family", "model") if key in found]
-    return ", ".join([found["model name"], *number])
+    numbers = [f"{key} {fields[key]}" for key in ("cpu family", "model") if key in fields]
+    return ", ".join([fields["model name"], *numbers])
 
 
 def _driver() -> str | None:
-    """NVIDIA's driver, from its own tool: torch does not tell."""
+    """Version of NVIDIA's driver; torch has no function for it."""
     if shutil.which("nvidia-smi") is None:
         return None
-    asked = subprocess.run(
+    smi = subprocess.run(
         ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return asked.stdout.splitlines()[0].strip() if asked.stdout.strip() else None
+    return smi.stdout.splitlines()[0].strip() if smi.stdout.strip() else None
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Every CUDA device: name, memory in bytes (all and free), compute capability."""
-    found = []
+    """Every CUDA device: name, total and free memory in bytes, compute capability."""
+    devices = []
     for number in range(torch.cuda.device_count()):
-        free, whole = torch.cuda.mem_get_info(number)
+        free, total = torch.cuda.mem_get_info(number)
         major, minor = torch.cuda.get_device_capability(number)
-        found.append(
+        devices.append(
             {
                 "name": torch.cuda.get_device_name(number),
-                "memory": whole,
+                "memory": total,
                 "free": free,
                 "capability": f"{major}.{minor}",
             }
         )
-    return found
+    return devices
 
 
 def describe() -> dict[str, Any]:
-    """All of it, for a report."""
+    """Everything in this module, as a report stores it."""
     return {
         "fastsimsiam": __version__,
         "commit": commit(),

@@ -1,14 +1,14 @@
-"""Whether memory that was freed stays with the process or goes back to the system.
+"""Whether freed memory stays with the process or returns to the system (GNU's malloc).
 
-GNU's C library by itself gives large blocks back, in part. The system then hands out cleared pages, one
-by one: thousands of page faults in each step on a CPU (`eager-returned-memory` of
+By default the C library returns part of the large blocks. The system then hands out zeroed pages one
+by one: thousands of page faults per step on a CPU (`eager-returned-memory` of
 benchmarks/regimes/step.py).
 """
 
 import ctypes
 import sys
 
-# Of malloc.h.
+# From malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_MMAP_MAX = -4
@@ -19,26 +19,26 @@ _kept = False
 
 
 def keep_freed_memory() -> bool:
-    """Has this process keep what its main thread frees, from now on: for steps on a CPU.
+    """Keeps the memory that the main thread frees with the process, from now on: for steps on a CPU.
 
-    It then has the peak of all that it does, and in pieces: with ResNet-50 at 224 pixels 6 % more for a
+    The process then holds its peak memory, and fragmented: with ResNet-50 at 224 pixels 6 % more for a
     step, 60 % more for features without gradients (benchmarks/LOG.md).
 
     Returns:
-        Whether its C library can: GNU's can, macOS's and musl cannot.
+        Whether the C library supports this: GNU's does, macOS's and musl do not.
     """
     global _kept
-    # Not a threshold for mapping blocks: older versions refuse one above 32 MiB.
+    # Not by the threshold for mapped blocks: older versions refuse one above 32 MiB.
     _kept = _set(_M_MMAP_MAX, 0) and _set(_M_TRIM_THRESHOLD, _NEVER)
     return _kept
 
 
 def return_large_blocks() -> None:
-    """Has every large block go back, unless freed memory is to be kept: for frames of all sizes.
+    """Returns freed blocks of 4 MiB and more to the system: DALI's frames fragment the heap otherwise.
 
-    By itself the library raises the size from which it does so with each larger block, up to 32 MiB,
-    and frames of all sizes then share heaps that fragment: 709 MiB, 802, 833 in epochs of 1,000
-    photographs that DALI decodes; with a size that stays 559, 560, 563 (benchmarks/LOG.md).
+    By default each larger block raises the library's threshold, up to 32 MiB, and frames of all sizes
+    share heaps that fragment: 709 MiB, 802, 833 in epochs of 1,000 photographs decoded by DALI; with a
+    fixed threshold 559, 560, 563 (benchmarks/LOG.md). Does nothing after `keep_freed_memory`.
     """
     if not _kept:
         _set(_M_MMAP_THRESHOLD, _RETURNED_FROM_BYTES)

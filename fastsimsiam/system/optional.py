@@ -1,7 +1,8 @@
-"""Optional dependencies: what to type when one is missing."""
+"""Optional dependencies: a missing one is an error of one line with the command that installs it."""
 
 import importlib
 import importlib.util
+from importlib.metadata import version
 
 from fastsimsiam.errors import UserError
 
@@ -12,6 +13,9 @@ _INSTALL_FFCV = (
 _INSTALL_DALI = (
     "pip install 'fastsimsiam[dali]' (or fastsimsiam[dali-cuda13] beside a torch for CUDA 13)"
 )
+_INSTALL_TORCHCODEC = "pip install 'fastsimsiam[nvjpeg]' (a wheel for the CUDA version of torch)"
+_OLDEST_TORCHCODEC = (0, 17)
+"""Older versions let an H100's JPEG engine write into memory that is still in use."""
 
 
 def has_dali() -> bool:
@@ -23,42 +27,57 @@ def has_dali() -> bool:
 
 
 def require_ffcv(why: str) -> None:
-    """Refuses to go on without FFCV.
+    """Raises an error if FFCV is missing or does not load.
 
     Raises:
-        UserError: says how to install it, or why it does not load.
+        UserError: names `why` and the command that installs FFCV.
     """
     require("ffcv", why, _INSTALL_FFCV, name="FFCV")
 
 
 def require_dali(why: str) -> None:
-    """Refuses to go on without DALI.
+    """Raises an error if DALI is missing or does not load.
 
     Raises:
-        UserError: says how to install it, or why it does not load.
+        UserError: names `why` and the command that installs DALI.
     """
     require("nvidia.dali", why, _INSTALL_DALI, name="NVIDIA DALI")
 
 
-def require(module: str, why: str, install: str, *, name: str | None = None) -> None:
-    """Refuses to go on without an optional dependency.
-
-    Args:
-        module: to import.
-        why: what needs it.
-        install: the command that brings it.
-        name: as people call it; None: the module's.
+def require_torchcodec(why: str) -> None:
+    """Raises an error if torchcodec is missing, does not load or is older than 0.17.
 
     Raises:
-        UserError: says how to install it, or why it does not load.
+        UserError: names `why` and the command that installs torchcodec.
+    """
+    require("torchcodec", why, _INSTALL_TORCHCODEC)
+    installed = version("torchcodec")
+    if tuple(int(number) for number in installed.split(".")[:2]) < _OLDEST_TORCHCODEC:
+        oldest = ".".join(map(str, _OLDEST_TORCHCODEC))
+        raise UserError(
+            f"{why} needs torchcodec {oldest} or newer, this is {installed}: {_INSTALL_TORCHCODEC}"
+        )
+
+
+def require(module: str, why: str, install: str, *, name: str | None = None) -> None:
+    """Raises an error if an optional dependency is missing or does not load.
+
+    Args:
+        module: the module to import.
+        why: the option or command that needs the module.
+        install: the command that installs it.
+        name: the library's name; None: the module's name.
+
+    Raises:
+        UserError: names `why` and `install`, and the reason if the module does not load.
     """
     need = f"{why} needs {name or module}"
-    # Imported, not looked for: an extension whose libraries are gone is there, and does not load.
+    # Imported rather than found: an extension may be installed and lack a shared library.
     try:
         importlib.import_module(module)
     except ModuleNotFoundError:
         raise UserError(f"{need}: {install}") from None
     except (ImportError, OSError) as error:
         raise UserError(
-            f"{need}, which does not load ({error}); install it anew: {install}"
+            f"{need}, which does not load ({error}); reinstall it with {install}"
         ) from error

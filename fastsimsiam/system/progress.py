@@ -1,4 +1,4 @@
-"""Progress of a command: a bar where somebody watches, a line now and then elsewhere."""
+"""Progress of a command on stderr: a bar on a terminal, else a line every ten seconds."""
 
 import sys
 import time
@@ -18,10 +18,15 @@ def clock(seconds: float) -> str:
 
 
 class ImageProgress:
-    """Reports images (or other units) done, their rate and the time left, on stderr."""
+    """A `storage.base.Report` that shows units done, their rate and the time left."""
 
     def __init__(self, what: str, unit: str = "images") -> None:
-        """Takes a word for what goes on, and one for what is counted."""
+        """Prepares the bar; entering the context shows it.
+
+        Args:
+            what: the work, as a participle: `decoding`.
+            unit: what is counted.
+        """
         self._what, self._unit = what, unit
         self._started = self._last = time.perf_counter()
         self._bar: Progress | None = None
@@ -37,7 +42,6 @@ class ImageProgress:
             self._task = self._bar.add_task(what, rate=0.0)
 
     def __enter__(self) -> "ImageProgress":
-        """Shows the bar."""
         if self._bar:
             self._bar.start()
         return self
@@ -48,12 +52,11 @@ class ImageProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Takes the bar away."""
         if self._bar:
             self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """A `storage.base.Report`."""
+        """Reports `done` of `total` units."""
         now = time.perf_counter()
         rate = done / max(now - self._started, 1e-9)
         if self._bar:

@@ -1,11 +1,11 @@
-"""What this process may take: cores, memory; how many threads to start."""
+"""Cores and memory that this process may use, and the number of workers to start."""
 
 import os
 from pathlib import Path
 
 from fastsimsiam.errors import UserError
 
-# Of control groups, version 2 and 1, as a container sees its own.
+# Control groups of version 2 and 1, at the paths where a container sees its own.
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -15,24 +15,24 @@ def num_cores() -> int:
 
 
 def host_memory() -> int:
-    """Bytes of memory of this machine, or of this process's control group where that has less."""
+    """Bytes of memory of the machine, or the limit of this process's control group if that is less."""
     least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in _MEMORY_LIMITS:
         try:
             least = min(least, int(Path(file).read_text()))
-        except (OSError, ValueError):  # not there, or "max"
+        except (OSError, ValueError):  # no such file, or "max"
             continue
     return least
 
 
-def num_workers(asked: int | None) -> int:
-    """Threads or processes: what was asked for, or (None) one per core.
+def num_workers(workers: int | None) -> int:
+    """Threads or processes to start; None means one per core.
 
     Raises:
-        UserError: less than one was asked for.
+        UserError: `workers` is less than 1.
     """
-    if asked is None:
+    if workers is None:
         return num_cores()
-    if asked < 1:
-        raise UserError(f"--workers is {asked}: give 1 or more")
-    return asked
+    if workers < 1:
+        raise UserError(f"--workers is {workers}: give 1 or more")
+    return workers

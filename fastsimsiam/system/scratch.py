@@ -1,4 +1,4 @@
-"""Memory of a thread for one image at a time: fresh memory costs a page fault for every 4 kB."""
+"""Reused memory of a thread, for one image at a time: fresh memory costs a page fault per 4 KiB."""
 
 import threading
 
@@ -9,10 +9,10 @@ _thread = threading.local()
 
 
 def scratch(use: str, size: int) -> npt.NDArray[np.uint8]:
-    """At least `size` bytes of this thread's own; the next call for the same `use` gives them anew."""
+    """At least `size` bytes of this thread; its next call with the same `use` returns them again."""
     block: npt.NDArray[np.uint8] | None = getattr(_thread, use, None)
     if block is None or block.size < size:
-        # With room to spare: sizes that grow little by little would allocate again and again.
+        # A quarter more than needed, or sizes that grow slowly would allocate each time.
         block = np.empty(size + size // 4, dtype=np.uint8)
         setattr(_thread, use, block)
     return block

@@ -21,7 +21,7 @@ import simplejpeg
 from PIL import Image
 
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.loaders.bad_images import MEND
+from fastsimsiam.loaders.bad_images import FIX_BAD_IMAGE
 from fastsimsiam.loaders.decode import Pixels, decode_jpeg, read_rgb
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.beton import SUFFIX, Beton, manifest_path, open_beton, read_manifest
@@ -276,7 +276,7 @@ def _encode(storage: Storage, index: int, options: PackOptions, skip: bool) -> _
         pixels = read_rgb(storage, index)
     except BadImageError as error:
         if not skip:
-            raise BadImageError(f"{error}: {MEND}") from error
+            raise BadImageError(f"{error}: {FIX_BAD_IMAGE}") from error
         return _Record(source=index, broken=str(error))
     if max(pixels.shape) > _LARGEST_SIDE:
         raise UserError(f"{storage.name(index)} is too large for the format: pass --max-side")
