@@ -30,10 +30,12 @@ def decode_jpegs(files: list[Tensor], device: torch.device) -> list[Tensor]:
     """
     from torchcodec.decoders import decode_jpeg
 
-    # The JPEG engine of an H100 ignores its stream: it writes at once, even into memory that queued
-    # kernels still read. Since 0.17 torchcodec waits for the current stream before it starts the engine
-    # (github.com/meta-pytorch/torchcodec/pull/1634), and all else it does is ordered by that stream, so
-    # no wait is needed here. `require_torchcodec` refuses older versions.
+    if device.type == "cuda":
+        # The JPEG engine of an H100 ignores its stream: it writes at once, even into memory that queued
+        # kernels still read. torchcodec waits by itself since 0.17
+        # (github.com/meta-pytorch/torchcodec/pull/1634); until that is measured here, the loader's
+        # thread, which has nothing else to do, waits as well.
+        torch.cuda.current_stream(device).synchronize()
     frames = decode_jpeg(files, mode="RGB", device=device)
     return [frame.permute(1, 2, 0) for frame in frames]
 

@@ -6,17 +6,19 @@ changed files are read again.
 
 import hashlib
 import os
-import tempfile
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fastsimsiam.errors import UserError
 from fastsimsiam.storage.base import IMAGE_FORMATS, Report
+from fastsimsiam.system.files import written_whole
 
 _EXIF_ORIENTATION = 0x0112
 _READ_THREADS = 8
@@ -99,15 +101,15 @@ def _save_index(file: Path, files: list[FileStamp], rows: npt.NDArray[np.int64])
     """Writes the index atomically; does nothing if the cache folder is not writable."""
     stamps = np.array([(size, mtime) for _, size, mtime in files], dtype=np.int64)
     paths = "\n".join(path for path, _, _ in files).encode()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as handle:
-            np.savez(
-                handle,
-                version=_INDEX_VERSION,
-                paths=np.frombuffer(paths, np.uint8),
-                rows=np.concatenate([stamps, rows], axis=1),
-            )
-        os.replace(handle.name, file)
-    except OSError:
-        return
+    # Without the index the headers are read again, which costs time alone. Ranks write it together.
+    with (
+        suppress(UserError),
+        written_whole(file, "index", shared=True) as partial,
+        open(partial, "wb") as handle,  # np.savez would add a suffix to a name
+    ):
+        np.savez(
+            handle,
+            version=_INDEX_VERSION,
+            paths=np.frombuffer(paths, np.uint8),
+            rows=np.concatenate([stamps, rows], axis=1),
+        )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastsimsiam.errors import UserError
@@ -45,7 +45,8 @@ def written_whole(
             f"cannot write {what} {target} ({error.strerror or error}): {fix}"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # mostly it is renamed already
+            partial.unlink()
 
 
 def _sync(path: Path) -> None:
