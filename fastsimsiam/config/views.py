@@ -8,7 +8,7 @@ from fastsimsiam.config.fields import require, require_probability
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
-    """How one view of an image is drawn. Defaults are SimSiam's, see recipes.py."""
+    """How one view of an image is drawn. Defaults are SimSiam's, see recipes/simsiam.py."""
 
     size: int | None = None
     """Side of the square crop in pixels; None takes image_size."""

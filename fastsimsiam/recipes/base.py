@@ -26,7 +26,7 @@ IMAGENET = DataSet(train_images=1_281_167, val_images=50_000, height=375, width=
 IMAGENETTE = DataSet(train_images=9_469, val_images=3_925, height=375, width=500)
 IMAGEWOOF = DataSet(train_images=9_025, val_images=3_929, height=375, width=500)
 CIFAR10 = DataSet(train_images=50_000, val_images=10_000, height=32, width=32)
-DIGITS = DataSet(train_images=1_437, val_images=360, height=32, width=32)
+DIGITS = DataSet(train_images=1_438, val_images=359, height=32, width=32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,8 +117,8 @@ def demo() -> Config:
     Command: make demo
     Source: none; sized to show the whole path at work. Color is jittered so strongly that the views
         have only the digit's shape in common.
-    Expected: kNN (k 20) 19 to 38 % of ten classes, depending on rounding and seed; about 10 % for the
-        untrained network; measured.
+    Expected: kNN (k 20) of ten classes from about 10 % (untrained) to between 19 and 38 %, depending on
+        rounding and seed; measured.
     Time: two and a half minutes on two CPU cores; measured.
     """
     view = ViewSpec(area=(0.5, 1.0), flip=0.0, hue=0.5, blur=0.0)
