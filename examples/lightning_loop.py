@@ -21,7 +21,7 @@ import fastsimsiam
 
 
 class SimSiamModule(lightning.LightningModule):
-    """Trains the method of a config; any module that takes a tuple of views works alike."""
+    """Trains a method without hooks and with default parameter groups, as SimSiam is."""
 
     def __init__(self, config: fastsimsiam.Config) -> None:
         """Builds the network of a config, with fresh weights."""

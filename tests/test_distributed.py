@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from throwaway_method import throwaway
 
-from fastsimsiam.config.run import Config, OptimizerConfig
+from fastsimsiam.config.run import CheckpointConfig, Config, OptimizerConfig
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.train.pretrain import pretrain
 
@@ -17,8 +18,9 @@ SCRIPT = """
 import json, sys
 sys.path.insert(0, TESTS)
 import tiny_backbone
-from fastsimsiam.config_io import from_dict
-from fastsimsiam.pretraining import pretrain
+import throwaway_method
+from fastsimsiam.config.stored import from_dict
+from fastsimsiam.train.pretrain import pretrain
 pretrain(from_dict(json.loads(sys.argv[1])), resume=len(sys.argv) > 2)
 """
 
@@ -28,9 +30,16 @@ def launch(config: Config, script: Path, *more: str) -> subprocess.CompletedProc
     from fastsimsiam.config.stored import to_dict
 
     script.write_text(SCRIPT.replace("TESTS", repr(str(Path(__file__).parent))))
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     return subprocess.run(
-        [*words, str(script), json.dumps(to_dict(config)), *more],
+        [*torchrun, str(script), json.dumps(to_dict(config)), *more],
         capture_output=True,
         text=True,
         timeout=300,
@@ -64,3 +73,30 @@ def test_two_processes_resumed_in_between_equal_two_accumulated_parts(
     assert [line["loss"] for line in lines] == pytest.approx(
         [line["loss"] for line in reference], abs=1e-3
     )
+
+
+def test_a_queue_is_the_same_on_all_ranks_and_resumes_to_the_bit(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    """The throw-away method on two ranks: hooks run beside DistributedDataParallel."""
+    base = replace(
+        throwaway(),
+        data=tiny_config.data,
+        workers=1,
+        epochs=1,
+        out=tmp_path / "parts",
+        checkpoint=CheckpointConfig(every_epochs=0.1),
+    )
+    whole = replace(base, out=tmp_path / "whole", max_steps=3)
+    for config, more in (
+        (replace(base, max_steps=2), ()),
+        (replace(base, max_steps=3), ("resume",)),
+        (whole, ()),
+    ):
+        done = launch(config, tmp_path / "run.py", *more)
+        assert done.returncode == 0, done.stderr
+    resumed = load(CheckpointStore(base.out, 1).paths()[-1]).method
+    expected = load(CheckpointStore(whole.out, 1).paths()[-1]).method
+    assert resumed["pointer"] == 3 * 16 % 40  # the keys of both ranks
+    for name, value in expected.items():
+        assert torch.equal(resumed[name], value), name

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from fastsimsiam.recipes import catalogue
 from fastsimsiam.recipes.base import DataSet, Recipe
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.system.hardware import cpu_name, describe
+from fastsimsiam.system.hardware import commit, cpu_name, describe
 from fastsimsiam.system.resources import host_memory
 from fastsimsiam.train.trainer import Trainer
 
@@ -358,3 +359,13 @@ def test_processors_of_two_generations_have_two_names(
     monkeypatch.setattr(Path, "read_text", lambda _: lines)
     monkeypatch.setattr("platform.processor", lambda: "by platform")
     assert cpu_name() == name
+
+
+def test_the_commit_is_that_of_the_source_tree() -> None:
+    root = Path(__file__).parent.parent
+    git = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
+    if git.returncode:
+        pytest.skip("not a git checkout")
+    assert commit() == git.stdout.strip()

@@ -1,6 +1,7 @@
 """Loggers: what each receives, and a new one."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,9 +36,10 @@ def test_a_new_logger_receives_all_metrics(
 ) -> None:
     opened: list[Kept] = []
 
-    def with_another(config: Config, resumed_step: int | None) -> list[Logger]:
+    def with_another(config: Config, resumed_step: int | None) -> Iterator[Logger]:
+        yield from loggers.open_loggers(config, resumed_step)
         opened.append(Kept(config))
-        return [*loggers.open_loggers(config, resumed_step), opened[-1]]
+        yield opened[-1]
 
     monkeypatch.setattr(recorder, "open_loggers", with_another)
     pretrain(replace(tiny_config, max_steps=4))
@@ -92,3 +94,18 @@ def test_a_folder_that_cannot_be_written_is_named(tiny_config: Config, tmp_path:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write to --out .*pass another folder"):
         Recorder(replace(tiny_config, out=tmp_path / "file" / "run"))
+
+
+def test_a_logger_that_does_not_open_leaves_none_open(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Kept(tiny_config)
+
+    def failing(config: Config, resumed_step: int | None) -> Iterator[Logger]:
+        yield opened
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recorder, "open_loggers", failing)
+    with pytest.raises(UserError, match="No space left"):
+        Recorder(tiny_config)
+    assert opened.closed

@@ -70,6 +70,17 @@ def test_an_old_choice_of_nvjpeg_is_a_loader_today() -> None:
     assert from_dict(stored).cpu.crops == "device"
 
 
+def test_a_stored_config_that_is_damaged_is_one_line() -> None:
+    stored = to_dict(fastsimsiam.recipe("demo"))
+    for broken in (
+        {key: value for key, value in stored.items() if key != "recipe"},
+        stored | {"method": None},
+        stored | {"views": 3},
+    ):
+        with pytest.raises(fastsimsiam.UserError, match="the stored config is damaged"):
+            from_dict(broken)
+
+
 def test_an_old_run_is_resumed(old_run: Path, old_data: Path) -> None:
     config = load(old_run / CHECKPOINT).config
     config = replace(config, data=old_data, out=old_run, max_steps=None, compile="off")

@@ -276,7 +276,7 @@ def test_a_full_disk_is_one_line(images: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
-    assert "cannot write" in line
+    assert "cannot write DST" in line
     assert "make room" in line
     assert not list(tmp_path.glob("a.beton*"))
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from throwaway_method import ThrowawayConfig
 
 from fastsimsiam.cli import main
 from fastsimsiam.config.evaluation import EvalOptions
@@ -250,6 +251,9 @@ def test_no_command_for_a_config_that_no_option_expresses() -> None:
     text, remark = command(replace(config, views=(ViewSpec(),) * 3))
     assert text == ""
     assert "has 3 views and the recipe 2" in remark
+    text, remark = command(replace(config, method=ThrowawayConfig()))
+    assert text == ""
+    assert "method is throwaway and the recipe's simsiam" in remark
 
 
 def test_text_of_users_is_escaped(config: Config, class_folders: Path, tmp_path: Path) -> None:

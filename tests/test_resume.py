@@ -126,6 +126,20 @@ def test_a_truncated_checkpoint_falls_back_loudly(tiny_config: Config) -> None:
         pretrain(tiny_config, resume=True)
 
 
+def test_a_checkpoint_of_an_unknown_method_is_not_called_damaged(tiny_config: Config) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+    (path,) = CheckpointStore(tiny_config.out, 1).paths()
+    stored = torch.load(path, weights_only=True)
+    stored["config"]["method"]["name"] = "nobody"
+    torch.save(stored, path)
+    with pytest.raises(UserError, match=r"step-00000002\.pt: .* unknown method: nobody"):
+        pretrain(tiny_config, resume=True)
+    del stored["optimizer"]
+    torch.save(stored, path)
+    with pytest.raises(UserError, match="all checkpoints in .* are damaged"):
+        pretrain(tiny_config, resume=True)
+
+
 def test_another_config_is_refused_by_key(tiny_config: Config) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     other = replace(

@@ -155,3 +155,16 @@ def test_lars_leaves_what_is_not_adapted_to_sgd() -> None:
         weights, (ratio * gradient, gradient, torch.tensor([0.0, 2.0])), strict=True
     ):
         torch.testing.assert_close(weight.detach(), torch.tensor([3.0, 4.0]) - 0.1 * scaled)
+
+
+def test_lars_resumes_what_an_earlier_version_stored() -> None:
+    """Version 0.1.0 had no flag `adapted`."""
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    lars = Lars([weight], lr=0.1)
+    stored = lars.state_dict()
+    del stored["param_groups"][0]["adapted"]
+    lars.load_state_dict(stored)
+    weight.grad = torch.tensor([0.0, 2.0])
+    lars.step()
+    moved = (torch.tensor([3.0, 4.0]) - weight.detach()).norm()
+    assert moved == pytest.approx(0.1 * 0.001 * 5.0, rel=1e-3)

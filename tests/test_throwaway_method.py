@@ -152,6 +152,18 @@ def test_hooks_are_called_around_every_step(config: Config) -> None:
     assert calls == [at[0], False, at[1], False]
 
 
+def test_each_accumulated_part_is_seen(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two parts of eight fill the queue as one of sixteen does."""
+    monkeypatch.setattr(Throwaway, "whole_batch", False)
+    made, recorder = trainer(replace(config, accumulate=2, max_steps=2))
+    made.fit()
+    recorder.close()
+    made.loader.close()
+    assert made.method.pointer.item() == 2 * 16
+    assert (made.method.queue_labels[: 2 * 16] >= 0).all()
+    assert (made.method.queue_labels[2 * 16 :] == -1).all()
+
+
 def test_large_views_are_those_of_the_largest_size() -> None:
     assert Throwaway.large_views((224, 224, 96, 96)) == (0, 1)
     assert Throwaway.large_views((32, 32)) == (0, 1)

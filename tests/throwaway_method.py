@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import tiny_backbone  # noqa: F401
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,7 +69,7 @@ class Throwaway(Method):
         query = F.normalize(self.projector(self.backbone(views[0])), dim=1)
         with torch.no_grad():
             key = F.normalize(self.target_projector(self.target_backbone(views[1])), dim=1)
-        self.fresh, self.fresh_labels = key, labels  # for `after_step`
+        self.fresh, self.fresh_labels = key, labels  # for `after_part`
         logits = torch.cat([(query * key).sum(1, keepdim=True), query @ self.queue.T], dim=1)
         logits = logits.float() / self.config.temperature
         same = F.pad(self.queue_labels[None, :] == labels[:, None], (1, 0))
@@ -97,16 +98,28 @@ class Throwaway(Method):
     def before_step(self, at: Progress) -> None:
         self.tau.fill_(0.9 + 0.1 * at.step / at.total_steps)
 
+    def after_part(self) -> None:
+        keys, labels = gathered(self.fresh), gathered(self.fresh_labels)
+        rows = (self.pointer + torch.arange(len(keys))) % len(self.queue)
+        self.queue.index_copy_(0, rows, keys)
+        self.queue_labels.index_copy_(0, rows, labels)
+        self.pointer.add_(len(keys)).remainder_(len(self.queue))
+
     def after_step(self) -> None:
         targets = [*self.target_backbone.parameters(), *self.target_projector.parameters()]
         onlines = [*self.backbone.parameters(), *self.projector.parameters()]
         torch._foreach_mul_(targets, self.tau)
         torch._foreach_add_(targets, torch._foreach_mul(onlines, 1 - self.tau))
-        rows = (self.pointer + torch.arange(len(self.fresh))) % len(self.queue)
-        self.queue.index_copy_(0, rows, self.fresh)
-        self.queue_labels.index_copy_(0, rows, self.fresh_labels)
-        self.pointer.add_(len(self.fresh)).remainder_(len(self.queue))
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The rows of all ranks, so that every rank has the same queue."""
+    if not dist.is_initialized():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
 
 
 def throwaway() -> Config:

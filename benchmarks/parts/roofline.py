@@ -126,7 +126,7 @@ def step_cost(
             loss.backward()
     backbone = method.get_submodule("backbone")
     elements = {fusion: _elements(backbone, views[0], fusion) for fusion in FUSIONS}
-    parameters = sum(p.numel() for p in method.parameters())
+    parameters = sum(p.numel() for p in method.parameters() if p.requires_grad)
     read = parameters * num_views * dtype.itemsize
 
     def part(direction: int, counter: FlopCounterMode, parameter_bytes: int) -> PartCost:

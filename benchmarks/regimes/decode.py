@@ -7,10 +7,10 @@ Configurations, all on the same files:
                       (bit-identical to PIL), file and frame in reused memory
   fresh-memory        the same, but newly allocated memory for each frame
   fast-dct            fresh-memory with the fast DCT and coarse chroma, as FFCV decodes: other pixels
-  torchvision         torchvision.io.decode_jpeg on threads
+  torchcodec          torchcodec on threads
   pillow              PIL on threads
   dali                DALI's decoder on the CPU
-  torchvision-nvjpeg  torchvision's binding of nvJPEG (GPU)
+  torchcodec-nvjpeg   torchcodec's binding of nvJPEG, as the loader nvjpeg has it (GPU)
   dali-mixed          DALI's decoder on the GPU
 """
 
@@ -25,6 +25,7 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.harness import (
     add_data,
@@ -36,6 +37,7 @@ from benchmarks.harness import (
     to_argv,
 )
 from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.device_decode import decode_jpegs
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
 from fastsimsiam.system.optional import has_dali
 
@@ -70,11 +72,14 @@ def fast_dct(files: ClassFolder, number: int) -> None:
     simplejpeg.decode_jpeg(files.path(number).read_bytes(), "RGB", fastdct=True, fastupsample=True)
 
 
-def torchvision_cpu(files: ClassFolder, number: int) -> None:
-    """Torchvision's binding of libjpeg-turbo."""
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+def encoded(files: ClassFolder, number: int) -> Tensor:
+    """The bytes of a file."""
+    return torch.from_numpy(np.fromfile(files.path(number), np.uint8))
 
-    decode_jpeg(read_file(str(files.path(number))), mode=ImageReadMode.RGB)
+
+def torchcodec_cpu(files: ClassFolder, number: int) -> None:
+    """Torchcodec's binding of libjpeg-turbo."""
+    decode_jpegs([encoded(files, number)], torch.device("cpu"))
 
 
 def pillow(files: ClassFolder, number: int) -> None:
@@ -84,14 +89,12 @@ def pillow(files: ClassFolder, number: int) -> None:
 
 
 def nvjpeg(files: ClassFolder, index: list[int], workers: int) -> Iterator[int]:
-    """Torchvision's binding of nvJPEG, by batches; threads read the files."""
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
-
+    """Torchcodec's binding of nvJPEG, by batches; threads read the files."""
     with ThreadPoolExecutor(workers) as pool:
         for first in range(0, len(index), _NVJPEG_BATCH):
             batch = index[first : first + _NVJPEG_BATCH]
-            data = list(pool.map(lambda number: read_file(str(files.path(number))), batch))
-            decode_jpeg(data, mode=ImageReadMode.RGB, device="cuda")
+            data = list(pool.map(lambda number: encoded(files, number), batch))
+            decode_jpegs(data, torch.device("cuda"))
             torch.cuda.synchronize()
             yield len(batch)
 
@@ -122,13 +125,13 @@ CONFIGURATIONS: dict[str, Decode] = {
     "ours": threaded(read_rgb),
     "fresh-memory": threaded(fresh_memory),
     "fast-dct": threaded(fast_dct),
-    "torchvision": threaded(torchvision_cpu),
+    "torchcodec": threaded(torchcodec_cpu),
     "pillow": threaded(pillow),
     "dali": dali("cpu"),
-    "torchvision-nvjpeg": nvjpeg,
+    "torchcodec-nvjpeg": nvjpeg,
     "dali-mixed": dali("mixed"),
 }
-GPU_ONLY = ("torchvision-nvjpeg", "dali-mixed")
+GPU_ONLY = ("torchcodec-nvjpeg", "dali-mixed")
 
 
 def measure(name: str, data: Path, workers: int, images: int) -> dict[str, Any]:

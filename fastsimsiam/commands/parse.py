@@ -12,6 +12,7 @@ import tyro
 
 from fastsimsiam.config import renamed
 from fastsimsiam.errors import UserError
+from fastsimsiam.system.files import written_whole
 
 _Args = TypeVar("_Args")
 _RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {
@@ -82,7 +83,5 @@ def write_json(path: Path, content: object) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        path.write_text(json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write --json {path} ({error.strerror})") from error
+    with written_whole(path, "--json") as file:
+        file.write_text(json.dumps(content, indent=2) + "\n")

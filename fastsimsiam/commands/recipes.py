@@ -1,6 +1,6 @@
 """`fastsimsiam recipes`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastsimsiam.commands.parse import parse
 from fastsimsiam.recipes import catalogue
@@ -10,7 +10,7 @@ from fastsimsiam.recipes import catalogue
 class _Recipes:
     """Arguments of `recipes`."""
 
-    names: bool = field(default=False)
+    names: bool = False
     """Print only the names."""
 
 

@@ -17,15 +17,22 @@ class MethodConfig:
     """Base of all methods' options; each subclass gives itself a `name` of its own.
 
     Attributes:
-        name: discriminator of the union of all methods.
+        name: identifies the class in checkpoints; unique.
     """
 
     name: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
-        """Makes the name known, so that `by_name` finds the class."""
-        assert cls.name not in _KINDS, f"two methods are called {cls.name}"
-        _KINDS[cls.name] = cls
+        """Makes the name known to `by_name`; a class that is defined again replaces itself."""
+        name = getattr(cls, "name", None)
+        if name is None:
+            raise TypeError(f"{cls.__qualname__} needs a class attribute `name`")
+        known = _KINDS.get(name)
+        if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"{known.__qualname__} and {cls.__qualname__} have the same name, {name}"
+            )
+        _KINDS[name] = cls
 
 
 def by_name(name: str) -> type[MethodConfig] | None:

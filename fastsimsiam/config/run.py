@@ -30,7 +30,7 @@ class OptimizerConfig:
     momentum: float = 0.9
     """SGD's momentum."""
     weight_decay: float = 1e-4
-    """Weight decay, on all parameters, BatchNorm and biases too."""
+    """Weight decay; a method says which parameters are exempt (SimSiam: none)."""
     schedule: Literal["epoch", "step"] = "epoch"
     """How often the cosine is evaluated: once an epoch (as published) or every step."""
     warmup_epochs: float = 0.0
@@ -176,5 +176,5 @@ class Config:
             self.accumulate,
             f"give a divisor of --batch-size {self.batch_size}",
         )
-        require(len(self.views) >= 2, "views", len(self.views), "a Siamese method needs 2 or more")
+        require(len(self.views) >= 2, "views", len(self.views), "give 2 or more")
         require(self.seed >= 0, "--seed", self.seed, "give 0 or more")

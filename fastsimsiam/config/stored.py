@@ -40,7 +40,14 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
         UserError: a key or the method is unknown, as in a checkpoint of a later version.
     """
-    config = _build(Config, _current(values))
+    try:
+        config = _build(Config, _current(values))
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the stored config is damaged ({type(error).__name__}: {error})"
+        ) from error
     assert isinstance(config, Config)
     return config
 
@@ -51,7 +58,7 @@ def _current(values: Mapping[str, Any]) -> dict[str, Any]:
     folder = current.pop("folder", None)  # options of the loader that is called `cpu` today
     if folder is not None:
         current["cpu"] = {"crops": folder["crops"]}
-        if current["loader"] == "folder" and folder["decoder"] == "nvjpeg":
+        if current.get("loader") == "folder" and folder["decoder"] == "nvjpeg":
             current["loader"] = "nvjpeg"
     for key, renamed in (("loader", LOADERS), ("compile", COMPILE)):
         if current.get(key) in renamed:
@@ -72,7 +79,9 @@ def _build(annotation: Any, value: Any) -> Any:
         name = value[_METHOD_NAME]
         annotation = by_name(name)
         if annotation is None:
-            raise UserError(f"the stored config has an unknown method: {name}")
+            raise UserError(
+                f"the stored config has an unknown method: {name}; import the module that defines it"
+            )
         value = {key: item for key, item in value.items() if key != _METHOD_NAME}
     if dataclasses.is_dataclass(annotation):
         assert isinstance(annotation, type)

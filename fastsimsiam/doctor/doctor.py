@@ -16,7 +16,7 @@ from fastsimsiam.doctor.report import Report
 from fastsimsiam.doctor.synthetic import repeated, synthetic_photographs
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
-from fastsimsiam.methods.registry import method_class
+from fastsimsiam.methods.registry import check_method
 from fastsimsiam.optim.schedule import schedule_steps
 from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.recipes import catalogue
@@ -62,7 +62,7 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
     """
     if minutes <= 0:
         raise UserError(f"--minutes is {minutes:g}: give more than 0")
-    method_class(config)
+    check_method(config)
     seconds = 60 * minutes
     # A missing folder that the user named is an error, as in `pretrain`.
     usual = catalogue.recipe(config.recipe).data
@@ -137,9 +137,9 @@ def _step_seconds(config: Config, size: int, train: Storage) -> float:
     with measure.trainer_of(quick, train) as trainer:
         batch = next(measure.batches_of(trainer))
         trainer.method.train()
-        trainer.train_on([batch])
+        trainer.train_on([batch], lr=measure.SMALL_LR)
         started = time.perf_counter()
-        trainer.train_on([batch])
+        trainer.train_on([batch], lr=measure.SMALL_LR)
         return time.perf_counter() - started
 
 

@@ -31,6 +31,8 @@ from fastsimsiam.train.trainer import Trainer
 _WARM_UP_STEPS = 4
 _FEWEST_STEPS = 8
 _WINDOWS = 12
+SMALL_LR = 1e-4
+"""Learning rate of steps that repeat one batch: with a run's own, the loss may diverge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,12 +156,12 @@ def measure_step(trainer: Trainer, batch: Batch, seconds: float) -> tuple[Rate, 
     """
     trainer.method.train()
     started = time.perf_counter()
-    trainer.train_on([batch])
+    trainer.train_on([batch], lr=SMALL_LR)
     wait_for(trainer.device)
     first = time.perf_counter() - started
 
     def work() -> int:
-        trainer.train_on([batch])
+        trainer.train_on([batch], lr=SMALL_LR)
         return len(batch.index)
 
     rate = _timed(work, trainer.device, seconds)
@@ -206,8 +208,12 @@ def measure_train(trainer: Trainer, steps: int) -> tuple[Rate, float]:
     warm_up = max(_WARM_UP_STEPS, every)
     trainer.config = replace(trainer.config, log_every=every)
     # The run itself may be shorter than its measurement.
+    end = warm_up + steps
     trainer.schedule_steps = replace(
-        trainer.schedule_steps, stop=warm_up + steps, checkpoint_every=warm_up + steps + 1
+        trainer.schedule_steps,
+        total=max(trainer.schedule_steps.total, end),
+        stop=end,
+        checkpoint_every=end + 1,
     )
     if trainer.fit():
         raise KeyboardInterrupt

@@ -67,4 +67,5 @@ def repeated(storage: ClassFolder, images: int) -> ClassFolder:
         label=np.tile(storage.label, times),
         sizes=np.tile(storage.sizes, (times, 1)),
         orientation=np.tile(storage.orientation, times),
+        bytes_total=storage.bytes_total * times,
     )

@@ -16,7 +16,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.collapse import CollapseMetrics, collapse_metrics
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.methods.collapse import COLLAPSED_STD
-from fastsimsiam.methods.registry import METHODS, build_method
+from fastsimsiam.methods.registry import build_method, find_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import load
 from fastsimsiam.system.progress import ImageProgress
@@ -56,7 +56,7 @@ class InspectResult:
     def as_dict(self) -> dict[str, Any]:
         """The result as plain JSON values."""
         return {name: asdict(metrics) for name, metrics in self.metrics.items()} | {
-            "verdict": self.diagnosis,
+            "diagnosis": self.diagnosis,
             "checkpoint": str(self.checkpoint),
             "step": self.step,
             "data": str(self.data),
@@ -154,7 +154,7 @@ def _two_views(config: Config) -> tuple[ViewSpec, ...]:
     Args:
         config: the training's configuration; its image size decides which views are large.
     """
-    large = METHODS[type(config.method)].large_views(view_sizes(config.views, config.image_size))
+    large = find_method(config.method).large_views(view_sizes(config.views, config.image_size))
     first_two = large[:2] if len(large) >= 2 else (0, 1)
     return tuple(config.views[view] for view in first_two)
 

@@ -208,13 +208,15 @@ def _identity(
     config: LinearConfig, cached: bool, backbone: str, context: EvalContext
 ) -> dict[str, Any]:
     """Everything that must be equal when an evaluation is resumed."""
-    return {
+    identity = {
         "config": asdict(config),
         "cached": cached,
         "backbone": backbone,
         "images": len(context.train),
         "image_size": context.config.image_size,
     }
+    # Version 0.1.0 shuffled cached features in another order.
+    return identity | ({"order": "epoch_order"} if cached else {})
 
 
 def _restore(state: LinearState, file: Path, identity: dict[str, Any]) -> None:

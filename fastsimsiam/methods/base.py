@@ -1,9 +1,15 @@
 """The contract of a method: what training, evaluation and the report ask of it.
 
-A step is, in this order: `before_step`; for each accumulated part of the batch `forward` (compiled)
-and the backward pass; the optimizer; `after_step`. Everything that outlives a step is a registered
-buffer or parameter, so that a checkpoint holds it, and is written outside of the compiled graph. What
-`after_step` needs of a batch (the keys of a queue, say), `forward` assigns to an attribute.
+A step is, in this order: `before_step`; for each accumulated part of the batch `forward` (compiled),
+the backward pass and `after_part`; the optimizer; `after_step`.
+
+State that outlives a step, apart from BatchNorm's statistics, is written by the hooks, outside of the
+compiled graph. It is a registered buffer or a parameter, so that a checkpoint holds it. A hook that
+needs tensors of the batch (the keys of a queue, say) finds them where `forward` has assigned them to an
+attribute: those of the latest part.
+
+With several ranks, `forward` receives this rank's share of the batch. A loss that compares images
+gathers them itself. Buffers must be equal on all ranks, since checkpoints hold those of rank 0.
 
     class Example(Method):
         whole_batch = True                                  # its loss compares the images of a batch
@@ -39,9 +45,9 @@ class ParameterGroup:
         parameters: trained parameters.
         constant_lr: they keep the peak learning rate for the whole run, instead of following the
             schedule.
-        lr_factor: their learning rate over that of the run.
+        lr_factor: multiplies their learning rate, also a constant one.
         decayed: weight decay applies to them.
-        adapted: LARS adapts their learning rate by the ratio of norms; other optimizers do not.
+        adapted: LARS adapts their learning rate by the ratio of norms; SGD does not.
         frozen_steps: optimizer steps at the start of the run that leave them and their momentum alone.
     """
 
@@ -71,9 +77,14 @@ class Progress:
 class Method(nn.Module, ABC):
     """A self-supervised method around a backbone.
 
+    It is constructed as `Method(backbone, feature_dim, config)`, after torch's generator was seeded: a
+    network with fresh weights, the number of its features, and the method's config. A target network is
+    a deepcopy of the backbone with `requires_grad_(False)`.
+
     Attributes:
         backbone: images (B, 3, H, W) to features (B, D); what evaluation and export use: always the
             network that is trained, never a moving average of it.
+        projector: features to projections, if the method has one by this name; `inspect` looks at it.
         sync_batch_norm: with several GPUs, BatchNorm layers take their statistics over all of them.
         whole_batch: the loss compares the images of a batch with one another, so that accumulating
             it over parts of a batch would be another loss; `accumulate` above 1 is refused.
@@ -103,11 +114,14 @@ class Method(nn.Module, ABC):
         """Computes the loss of a batch, or of a part of it; compiled as one graph.
 
         Args:
-            views: one tensor (B, 3, S, S) per view of the recipe.
+            views: one tensor (B, 3, S, S) per view of the recipe, normalized, in the dtype of the run's
+                arithmetic, channels_last; `forward` runs under autocast.
             labels: (B,) int64 class numbers, for supervised methods; others leave them alone.
 
         Returns:
-            The scalar loss, and scalar metrics for the log, without gradients.
+            The scalar float32 loss, and scalar metrics for the log, without gradients and with the same
+            names at every step. `loss`, `epoch`, `lr`, `images_per_second` and `data_wait` are taken;
+            `collapse_std` (1 healthy, 0 collapsed) is drawn and watched.
         """
 
     @abstractmethod
@@ -117,14 +131,20 @@ class Method(nn.Module, ABC):
     def before_step(self, at: Progress) -> None:
         """Prepares an optimizer step: writes what depends on the step into tensors on the device.
 
-        Called outside of the compiled graph; must not wait for the device.
+        Called outside of the compiled graph, without gradients; must not wait for the device.
 
         Args:
             at: the run before the step.
         """
 
+    def after_part(self) -> None:
+        """Follows the backward pass of a part of the batch: keys enter a queue.
+
+        Called outside of the compiled graph, without gradients; must not wait for the device.
+        """
+
     def after_step(self) -> None:
-        """Follows an optimizer step: moving averages, queues, normalized prototypes.
+        """Follows an optimizer step: moving averages, normalized prototypes.
 
         Called outside of the compiled graph, without gradients; must not wait for the device, and
         writes tensors in place.
@@ -136,6 +156,6 @@ class Method(nn.Module, ABC):
 
         Args:
             metrics: means of the loss (`loss`) and of `forward`'s metrics since the last log step.
-            batch_size: images that a metric was taken of.
+            batch_size: images per forward pass on one device, of which metrics are computed.
         """
         return collapse_warning(metrics, batch_size)

@@ -23,33 +23,40 @@ def register_method(config: type[MethodConfig], method: type[Method]) -> None:
     METHODS[config] = method
 
 
-def method_class(config: Config) -> type[Method]:
-    """The class of a run's method.
+def find_method(config: MethodConfig) -> type[Method]:
+    """The class of a method.
 
     Raises:
-        UserError: there is no such method, or it cannot run with this config.
+        UserError: no class is registered for it.
     """
-    name = config.method.name
-    if type(config.method) not in METHODS:
+    if type(config) not in METHODS:
         raise UserError(
-            f"no class implements the method {name}: add it to methods.registry.METHODS"
+            f"no class is registered for the method {config.name}: import the module that calls "
+            "register_method first"
         )
-    method = METHODS[type(config.method)]
-    if method.whole_batch and config.accumulate > 1:
+    return METHODS[type(config)]
+
+
+def check_method(config: Config) -> None:
+    """Refuses a run that its method cannot do.
+
+    Raises:
+        UserError: no class is registered for the method, or its loss needs the whole batch.
+    """
+    if find_method(config.method).whole_batch and config.accumulate > 1:
         raise UserError(
-            f"--accumulate is {config.accumulate}, but {name} compares all images of a batch with one "
-            "another, and parts of it would be another loss: pass --accumulate 1"
+            f"--accumulate is {config.accumulate}, but {config.method.name} compares all images of a "
+            "batch with one another, and parts of it would be another loss: pass --accumulate 1"
         )
-    return method
 
 
 def build_method(config: Config) -> Method:
     """The method with fresh weights; the same seed gives the same weights.
 
     Raises:
-        UserError: as `method_class`.
+        UserError: see `find_method` and `feature_extractor`.
     """
-    method = method_class(config)
+    method = find_method(config.method)
     torch.manual_seed(config.seed)
     backbone, feature_dim = feature_extractor(config.arch, config.stem)
     return method(backbone, feature_dim, config.method)

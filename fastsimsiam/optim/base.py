@@ -1,6 +1,9 @@
 """What training asks of an optimizer."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
+
+from fastsimsiam.methods.base import ParameterGroup
 
 
 class Optimizer(Protocol):
@@ -26,3 +29,14 @@ class Optimizer(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict`."""
+
+
+def drop_frozen_gradients(groups: Sequence[ParameterGroup], step: int) -> None:
+    """Takes the gradients of groups that are still frozen.
+
+    A learning rate of 0 would not do: momentum would gather, and let go when they thaw.
+    """
+    for group in groups:
+        if step < group.frozen_steps:
+            for parameter in group.parameters:
+                parameter.grad = None

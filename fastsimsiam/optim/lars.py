@@ -41,6 +41,12 @@ class Lars(torch.optim.Optimizer):
         }
         super().__init__(parameters, defaults)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a state, also one of a version without `adapted`."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("adapted", True)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Updates all parameters that have a gradient; nothing waits for the device."""

@@ -7,6 +7,7 @@ import torch
 
 from fastsimsiam.config.run import OptimizerConfig
 from fastsimsiam.methods.base import ParameterGroup
+from fastsimsiam.optim.base import drop_frozen_gradients
 
 
 class ScheduledSGD:
@@ -57,14 +58,3 @@ class ScheduledSGD:
         self._sgd.load_state_dict(state)
         for group, lr in zip(self._sgd.param_groups, self._lr, strict=True):
             group["lr"] = lr
-
-
-def drop_frozen_gradients(groups: Sequence[ParameterGroup], step: int) -> None:
-    """Takes the gradients of groups that are still frozen.
-
-    A learning rate of 0 would not do: momentum would gather, and let go when they thaw.
-    """
-    for group in groups:
-        if step < group.frozen_steps:
-            for parameter in group.parameters:
-                parameter.grad = None

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsimsiam.report.runs import KNN_PREFIX, Run
+from fastsimsiam.runs.curves import PALETTE
 
-# Okabe and Ito's palette, strongest contrast on white first; without yellow, which is too faint.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Strongest contrast on white first; without yellow, which is too faint.
+_COLORS = tuple(PALETTE[number] for number in (4, 5, 2, 6, 0, 1, 7))
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "diamond", "cross", "square", "triangle-up", "x")
 MOST_RUNS = len(_COLORS)

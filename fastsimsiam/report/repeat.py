@@ -60,6 +60,11 @@ def command(config: Config) -> tuple[str, str]:
         recipe = catalogue.recipe(config.recipe)
     except UserError:
         return ("", f"This version has no recipe {config.recipe}: repeat the run from Python.")
+    if type(recipe.method) is not type(config.method):
+        return "", (
+            f"The run's method is {config.method.name} and the recipe's {recipe.method.name}, which no "
+            "option changes: repeat the run from Python."
+        )
     if len(recipe.views) != len(config.views):
         return "", (
             f"The run has {len(config.views)} views and the recipe {len(recipe.views)}, and no option "

@@ -13,7 +13,7 @@ from fastsimsiam.config.stored import from_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.inspect import describe_std
 from fastsimsiam.methods.collapse import collapse_threshold
-from fastsimsiam.methods.registry import METHODS
+from fastsimsiam.methods.registry import find_method
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.system.progress import clock
 
@@ -206,9 +206,9 @@ def diagnosis(run: Run) -> tuple[str, str]:
     if not trained:
         return "unknown", "no diagnosis: the run has not logged a step yet"
     metrics = {name: value for name, value in trained[-1].items() if _is_scalar(value)}
-    # Metrics are computed per forward pass; the trainer warns by the same number of images.
+    # Metrics are computed per forward pass. The run does not record its number of processes.
     batch = run.config.batch_size // run.config.accumulate
-    warning = METHODS[type(run.config.method)].warning(metrics, batch)
+    warning = find_method(run.config.method).warning(metrics, batch)
     std = metrics.get("collapse_std")
     if warning and (std is None or std >= collapse_threshold(batch)):
         return "warning", warning.rstrip(".")

@@ -17,7 +17,12 @@ from fastsimsiam.system.files import written_whole
 
 FORMAT = 1
 """Version of the file format, in every checkpoint of this package."""
+_KEYS = ("config", "step", "data", "method", "optimizer", "rng")
 _NAME = re.compile(r"step-(\d{8})\.pt")
+
+
+class DamagedCheckpointError(UserError):
+    """A file that cannot be read as a checkpoint, unlike one of another version or method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +63,14 @@ def read_stored(path: Path) -> dict[str, Any]:
     """Reads what `torch.save` wrote, with tensors on the CPU; runs no code from the file.
 
     Raises:
-        UserError: the file is damaged, or does not hold a dict.
+        DamagedCheckpointError: the file is damaged, or does not hold a dict.
     """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+        raise DamagedCheckpointError(
+            f"{path} cannot be read ({error.strerror or error})"
+        ) from error
     # What the unpickler raises on the bytes of other files.
     except (
         RuntimeError,
@@ -75,12 +82,14 @@ def read_stored(path: Path) -> dict[str, Any]:
         struct.error,
         pickle.UnpicklingError,
     ) as error:
-        raise UserError(
+        raise DamagedCheckpointError(
             f"{path} is damaged or no checkpoint: expected a file that torch.save wrote, of "
             "tensors and plain values alone"
         ) from error
     if not isinstance(stored, dict):
-        raise UserError(f"{path} holds no weights: expected a checkpoint or a state dict")
+        raise DamagedCheckpointError(
+            f"{path} holds no weights: expected a checkpoint or a state dict"
+        )
     return stored
 
 
@@ -92,14 +101,17 @@ def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
     """
     if stored.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version of fastsimsiam")
+    missing = [key for key in _KEYS if key not in stored]
+    if missing:
+        raise DamagedCheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}")
+    try:
+        config = from_dict(stored["config"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return Checkpoint(
-        config=from_dict(stored["config"]),
-        step=stored["step"],
-        data=stored["data"],
-        method=stored["method"],
-        optimizer=stored["optimizer"],
-        rng=stored["rng"],
+        config=config,
         seconds=stored.get("seconds", 0.0),
+        **{key: stored[key] for key in _KEYS if key != "config"},
     )
 
 
@@ -157,12 +169,12 @@ class CheckpointStore:
         """The newest checkpoint that can be read; `say` is told of damaged ones.
 
         Raises:
-            UserError: all are damaged.
+            UserError: all are damaged, or one is of another version or method.
         """
         for path in reversed(self.paths()):
             try:
                 return load(path)
-            except UserError as error:
+            except DamagedCheckpointError as error:
                 say(f"WARNING: {error}; falling back to the checkpoint before it")
         raise UserError(
             f"all checkpoints in {self._folder} are damaged: start again with another --out"

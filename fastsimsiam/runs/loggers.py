@@ -1,7 +1,7 @@
 """Where a run's metrics and messages go. A new logger is a class here and a line in `open_loggers`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ METRICS_FILE = "metrics.jsonl"
 class Logger:
     """The contract of a logger; it does nothing by itself. A subclass overrides what it needs.
 
-    A logger is constructed with the run's config, before the first step:
+    `open_loggers` constructs loggers from the run's config before the first step, on the main rank
+    alone. They are called in the training loop: they must be quick, and an exception ends the run.
+    After a resume, steps that were logged already come again; a logger that keeps them drops the old
+    ones, as `resumed_step` tells it. A step may come twice, with metrics and with scores.
 
         class PrintLogger(Logger):
             def log(self, step, values):
@@ -138,25 +141,23 @@ class TensorBoardLogger(Logger):
         self._writer.close()
 
 
-def open_loggers(config: Config, resumed_step: int | None) -> list[Logger]:
-    """All loggers of a run but the terminal.
+def open_loggers(config: Config, resumed_step: int | None) -> Iterator[Logger]:
+    """Opens all loggers of a run but the terminal, on the main rank.
 
     Args:
-        config: the run's configuration; `out` is where files go.
-        resumed_step: step that the run goes on from; None: it starts.
+        config: the run's configuration; files go to `config.out`.
+        resumed_step: step from which the run continues; None: it starts.
     """
     resumed = resumed_step is not None
-    return [
-        TextLogger(config.out, resumed),
-        JsonLinesLogger(config.out, resumed),
-        TensorBoardLogger(config, resumed_step),
-    ]
+    yield TextLogger(config.out, resumed)
+    yield JsonLinesLogger(config.out, resumed)
+    yield TensorBoardLogger(config, resumed_step)
 
 
-def read_metrics(out: Path, last_step: int) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl` up to a step, without a last line that a crash cut short.
+def keep_metrics(out: Path, last_step: int) -> list[dict[str, Any]]:
+    """Cuts `metrics.jsonl` after a step, since a resumed run repeats the rest; returns its lines.
 
-    Later lines are taken out of the file: a resumed run is about to repeat them.
+    A last line that a crash has cut short is removed, too.
     """
     path = out / METRICS_FILE
     if not path.exists():

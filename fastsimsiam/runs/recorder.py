@@ -1,11 +1,12 @@
 """What happens in a run, passed on to its loggers."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.runs.loggers import Logger, TerminalLogger, open_loggers, read_metrics
+from fastsimsiam.runs.loggers import Logger, TerminalLogger, keep_metrics, open_loggers
 
 
 class Recorder:
@@ -34,13 +35,16 @@ class Recorder:
         self._loggers: list[Logger] = []
         if not active:
             return
+        self._terminal = TerminalLogger()
+        self._loggers = [self._terminal]
         try:
             config.out.mkdir(parents=True, exist_ok=True)
             if resumed_step is not None:
-                self.history = read_metrics(config.out, resumed_step)
-            self._terminal = TerminalLogger()
-            self._loggers = [self._terminal, *open_loggers(config, resumed_step)]
+                self.history = keep_metrics(config.out, resumed_step)
+            for logger in open_loggers(config, resumed_step):
+                self._loggers.append(logger)
         except OSError as error:
+            self.close()  # what is open already
             raise UserError(
                 f"cannot write to --out {config.out} ({error.strerror}): pass another folder"
             ) from error
@@ -76,6 +80,7 @@ class Recorder:
                 logger.say(f"step {step}/{total}  {text}")
 
     def close(self) -> None:
-        """Closes all loggers."""
-        for logger in self._loggers:
-            logger.close()
+        """Closes all loggers, also if one of them fails."""
+        with ExitStack() as stack:
+            for logger in self._loggers:
+                stack.callback(logger.close)

@@ -3,8 +3,9 @@
 A storage holds the encoded images of one split, with labels and sizes. Loaders read any image at any
 time, in the order of the plan, so a storage needs random access. To add one:
 
-- a file in this folder with a class that fulfils `Storage` and a function `open_split`
-- a line in `_OPENERS` of open.py
+- a file in this folder with a class that implements `Storage` and functions `has_split`, `accepts` and
+  `open_split`
+- a line in `_OPENERS` of open.py, above class folders, which accept everything
 
 Images without a readable header have size 0, 0. `require_readable` refuses them at the start of a run;
 with `--on-bad-image skip` it is not called, and the loader replaces the images when it cannot decode
@@ -41,7 +42,8 @@ class Storage(Protocol):
             readable header. A decoded image of another size is an error.
         orientation: (N,) uint8 EXIF orientation, 1 to 8, by which loaders turn the decoded image. The
             EXIF data in an image's bytes is ignored.
-        is_one_file: whether `root` is a file that holds all images.
+        is_one_file: whether `root` is a file that holds all images; if not, `root / paths[i]` is the
+            file of image i.
         bytes_total: total size of the encoded images.
     """
 

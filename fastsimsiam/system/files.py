@@ -39,7 +39,8 @@ def written_whole(
         yield partial
         _sync(partial)
         partial.replace(target)
-        _sync(target.parent)  # the name, too, reaches the disk
+        with suppress(OSError):  # not every file system can sync a folder
+            _sync(target.parent)
     except OSError as error:
         raise UserError(
             f"cannot write {what} {target} ({error.strerror or error}): {fix}"

@@ -43,11 +43,11 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of the source tree that holds this package; None for an installed package."""
-    package = Path(__file__).parent
-    if not (package.parent / "pyproject.toml").is_file() or shutil.which("git") is None:
+    root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").is_file() or shutil.which("git") is None:
         return None
     git = subprocess.run(
-        ["git", "-C", str(package.parent), "describe", "--always", "--dirty"],
+        ["git", "-C", str(root), "describe", "--always", "--dirty"],
         capture_output=True,
         text=True,
         check=False,

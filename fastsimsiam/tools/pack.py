@@ -128,13 +128,11 @@ def pack(
         raise UserError(f"DST is {target}: give a name that ends in {SUFFIX}")
     if on_bad_image == "error":
         storage.require_readable()
-    with (
-        written_whole(target, "DST") as file,
-        written_whole(manifest_path(target), "the manifest") as manifest_file,
-    ):
+    with written_whole(target, "DST") as file:
         manifest = _write(storage, file, options, workers, on_bad_image, report)
         manifest |= {"file": target.name}
-        manifest_file.write_text(json.dumps(manifest, indent=1) + "\n")
+        with written_whole(manifest_path(target), "the manifest") as manifest_file:
+            manifest_file.write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 

@@ -7,7 +7,6 @@ import torch
 from fastsimsiam.config.run import CompileName, Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.registry import choose_loader
-from fastsimsiam.methods.registry import method_class
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.device import choose_device, choose_dtype
@@ -31,12 +30,11 @@ def choose_compile(
         UserError: what is asked for cannot work here.
     """
     # torch's SyncBatchNorm picks rows by a mask, a shape that no whole graph can hold.
-    synchronized = (
-        device.type == "cuda" and num_processes > 1 and method_class(config).sync_batch_norm
-    )
+    # Without it, compiling a step inside DistributedDataParallel is not measured yet.
+    several_gpus = device.type == "cuda" and num_processes > 1
     problem = why_compile_fails(device.type)
     if config.compile != "auto":
-        if config.compile == "step" and synchronized:
+        if config.compile == "step" and several_gpus:
             raise UserError(
                 "--compile step does not work with several GPUs yet: pass --compile color"
             )
@@ -47,7 +45,7 @@ def choose_compile(
         return config.compile, "asked for"
     if problem:
         return "off", f"to compile, {problem}"
-    if synchronized:
+    if several_gpus:
         return "color", "SyncBatchNorm of several GPUs breaks the graph of the step"
     if device.type == "cuda":
         return "step", "it pays on a GPU"

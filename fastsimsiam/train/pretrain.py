@@ -18,7 +18,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
-from fastsimsiam.methods.registry import method_class
+from fastsimsiam.methods.registry import check_method
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, require_same_run
 from fastsimsiam.runs.curves import draw_curves
 from fastsimsiam.runs.recorder import Recorder
@@ -69,7 +69,7 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
     Raises:
         UserError: the config, the data or the checkpoint has to be fixed.
     """
-    method_class(config)  # refuses what it cannot run before anything is opened
+    check_method(config)  # refuses what it cannot run before anything is opened
     with join(choose_device(config.device)[0].type) as world:
         _require_equal_shares(config, world)
         store = CheckpointStore(config.out, config.checkpoint.keep)
@@ -253,8 +253,8 @@ def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> S
         steps=trainer.step,
         signal=signal,
         checkpoint=paths[-1] if paths else None,
-        first=_newest_values(reversed(recorder.history)),
-        last=_newest_values(recorder.history),
+        first=_last_values(reversed(recorder.history)),
+        last=_last_values(recorder.history),
         bad_images=bad_images,
     )
     if not trainer.world.is_main:
@@ -287,6 +287,6 @@ def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> S
     return summary
 
 
-def _newest_values(lines: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def _last_values(lines: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The value of every metric that comes last in `lines`."""
     return {name: value for line in lines for name, value in line.items()}

@@ -53,7 +53,7 @@ def optimizer_step(
         compute: returns the loss and the metrics of a part of the batch.
         parts: arguments of `compute` for each part whose gradients are accumulated.
         method: whose hooks are called.
-        optimizer: of its parameters.
+        optimizer: updates the method's parameters.
         at: the run before the step.
         lr: the schedule's learning rate.
         peak_lr: its largest.
@@ -63,7 +63,8 @@ def optimizer_step(
         The loss (`loss`) and the metrics, means over the parts, on the device.
     """
     optimizer.set_lr(lr, peak_lr)
-    method.before_step(at)
+    with torch.no_grad():
+        method.before_step(at)
     share = 1.0 / len(parts)
     means: dict[str, Tensor] = {}
     for part in parts:
@@ -72,6 +73,8 @@ def optimizer_step(
         # With several ranks every part is reduced: more traffic than needed, but exact.
         (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
         after("backward")
+        with torch.no_grad():
+            method.after_part()
         for name, value in {"loss": loss, **metrics}.items():
             value = value.detach().float() * share
             means[name] = means[name] + value if name in means else value

@@ -178,11 +178,12 @@ class Trainer:
         if self.step % steps.checkpoint_every == 0:
             self._save()
 
-    def train_on(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
+    def train_on(self, parts: Sequence[Batch], *, lr: float | None = None) -> dict[str, Tensor]:
         """One optimizer step that the run does not count; nothing here waits for the device.
 
         Args:
             parts: the batch, cut into parts whose gradients are accumulated.
+            lr: learning rate of all parameters; None: the schedule's at this step.
 
         Returns:
             Loss and metrics, see `optimizer_step`.
@@ -197,8 +198,8 @@ class Trainer:
                 steps_per_epoch=self.schedule_steps.steps_per_epoch,
                 total_steps=self.schedule_steps.total,
             ),
-            lr=self._lr(self.step),
-            peak_lr=peak_lr(self.config.optimizer, self.config.batch_size),
+            lr=self._lr(self.step) if lr is None else lr,
+            peak_lr=peak_lr(self.config.optimizer, self.config.batch_size) if lr is None else lr,
         )
 
     def _step(self, batches: Iterator[Batch], window: _Window) -> None:
