@@ -143,9 +143,9 @@ def throwaway() -> Config:
 
 
 register_method(ThrowawayConfig, Throwaway)
-catalogue.RECIPES["throwaway"] = Recipe(
-    make=throwaway, data_set=replace(DIGITS, train_images=96, val_images=24)
-)
 
 if __name__ == "__main__":
+    catalogue.RECIPES["throwaway"] = Recipe(
+        make=throwaway, data_set=replace(DIGITS, train_images=96, val_images=24)
+    )
     sys.exit(main())
