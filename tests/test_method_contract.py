@@ -64,10 +64,11 @@ def test_contract(name: str) -> None:
     assert method.backbone(some_views()[0]).shape == (8, 12)
 
 
-def test_contract_compiles_whole() -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_contract_compiles_whole(name: str) -> None:
     torch._dynamo.reset()
-    method = simsiam()
-    expected, _ = simsiam()(some_views(), LABELS)
+    method = METHODS[name]()
+    expected, _ = METHODS[name]()(some_views(), LABELS)
     loss, _ = torch.compile(method, fullgraph=True, backend="aot_eager")(some_views(), LABELS)
     torch.testing.assert_close(loss, expected)
 
