@@ -112,8 +112,8 @@ class Config:
     recipe: tyro.conf.Suppress[str]
     """Name of the recipe that this config is based on."""
     data: Path = neutral(Path("data"))
-    """Folder of class folders of JPEG or PNG files, split into train/ and val/ or not; or of packed files
-    train.beton and val.beton; or a packed file."""
+    """Folder of class folders of JPEG or PNG files, split into train/ and val/ or not; or of packed
+    files train.beton and val.beton; or a packed file."""
     out: Path = neutral(Path("runs/run"))
     """Folder for checkpoints, metrics and logs."""
     epochs: int = 100
