@@ -11,7 +11,7 @@ from torch import nn
 from fastsimsiam.config.evaluation import KNN_K, EvalOptions
 from fastsimsiam.config.run import KnnConfig
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.context import EvalContext, open_eval_context
+from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.evaluate.neighbors import knn_accuracy
 from fastsimsiam.loaders.base import Loader
@@ -48,11 +48,16 @@ class KnnEvaluator:
 
     def __call__(self, method: Method) -> Iterator[tuple[str, float]]:
         """Yields `knn_top1_k<k>` in percent."""
+        for k, score in self.top1(method.backbone).items():
+            yield f"knn_top1_k{k}", score
+
+    def top1(self, backbone: nn.Module) -> dict[int, float]:
+        """Number of neighbors -> top-1 in percent of a backbone."""
         sides = []
         for loader, plan in (self._bank, self._queries):
             sides.append(
                 extract(
-                    method.backbone,
+                    backbone,
                     loader,
                     plan,
                     device=self._device,
@@ -61,7 +66,7 @@ class KnnEvaluator:
                 )
             )
         (bank, bank_label), (queries, query_label) = sides
-        scores = knn_accuracy(
+        shares = knn_accuracy(
             bank,
             bank_label,
             queries,
@@ -70,8 +75,7 @@ class KnnEvaluator:
             temperature=self._temperature,
             num_classes=self._num_classes,
         )
-        for k, score in scores.items():
-            yield f"knn_top1_k{k}", 100.0 * score
+        return {k: 100.0 * share for k, share in shares.items()}
 
 
 def usable_k(k: Sequence[int], bank_size: int) -> list[int]:
@@ -171,9 +175,22 @@ def knn(
             raise UserError(
                 f"--k {max(k)} is more than the {len(context.train)} training images: lower it"
             )
+        with ImageProgress("features", unit="batches") as progress:
+            evaluator = KnnEvaluator(
+                bank=(context.loader("train"), context.centered("train")),
+                queries=(context.loader("val"), context.centered("val")),
+                k=k,
+                temperature=temperature,
+                num_classes=len(context.train.classes),
+                device=context.device,
+                dtype=context.dtype,
+                report=progress,
+            )
+            untrained = evaluator.top1(context.untrained())
+            trained = evaluator.top1(context.pretrained.backbone)
         return KnnResult(
-            untrained=_top1(context, context.untrained(), k, temperature),
-            trained=_top1(context, context.pretrained.backbone, k, temperature),
+            untrained=untrained,
+            trained=trained,
             bad_images=context.bad_images,
             checkpoint=Path(checkpoint),
             step=context.pretrained.step,
@@ -182,33 +199,3 @@ def knn(
             bank=len(context.train),
             queries=len(context.splits["val"]),
         )
-
-
-def _top1(
-    context: EvalContext, backbone: nn.Module, k: Sequence[int], temperature: float
-) -> dict[int, float]:
-    """Number of neighbors -> top-1 in percent of a backbone."""
-    sides = []
-    for split in context.splits:
-        with ImageProgress("features", unit="batches") as progress:
-            sides.append(
-                extract(
-                    backbone,
-                    context.loader(split),
-                    context.centered(split),
-                    device=context.device,
-                    dtype=context.dtype,
-                    report=progress,
-                )
-            )
-    (bank, bank_label), (queries, query_label) = sides
-    shares = knn_accuracy(
-        bank,
-        bank_label,
-        queries,
-        query_label,
-        k=k,
-        temperature=temperature,
-        num_classes=len(context.train.classes),
-    )
-    return {count: 100.0 * share for count, share in shares.items()}

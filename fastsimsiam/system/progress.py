@@ -28,7 +28,8 @@ class ImageProgress:
             unit: what is counted.
         """
         self._what, self._unit = what, unit
-        self._started = self._last = time.perf_counter()
+        self._started = self._last = self._called = time.perf_counter()
+        self._done = 0
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
@@ -56,8 +57,11 @@ class ImageProgress:
             self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """Reports `done` of `total` units."""
+        """Reports `done` of `total` units; a smaller `done` than before begins the next pass."""
         now = time.perf_counter()
+        if done <= self._done:
+            self._started = self._called
+        self._done, self._called = done, now
         rate = done / max(now - self._started, 1e-9)
         if self._bar:
             self._bar.update(self._task, completed=done, total=total, rate=rate)
