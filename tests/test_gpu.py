@@ -80,7 +80,7 @@ def test_crops_are_those_of_a_cpu(
 
 
 def test_decoding_waits_for_kernels_that_use_its_memory() -> None:
-    """An H100's JPEG engine writes at once; the loader waits for the stream first, as torchcodec does."""
+    """An H100's JPEG engine writes at once; the loader waits for the stream, as torchcodec does."""
     require("torchcodec")
     device = torch.device("cuda", 0)
     shape = (512, 512, 3)
