@@ -79,7 +79,7 @@ def test_unreadable_files_are_kept_and_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "void.jpg").touch()
     (tmp_path / "a" / "folder.jpg").mkdir()
     found = open_split(tmp_path, "train")
-    assert [path.name for path in found.unreadable] == ["text.jpg", "void.jpg"]
+    assert [Path(found.paths[i]).name for i in found.unreadable] == ["text.jpg", "void.jpg"]
     with pytest.raises(UserError, match=r"text\.jpg is not a readable .* \(and 1 more\).*skip"):
         found.require_readable()
 

@@ -16,7 +16,7 @@ worker processes: it must be picklable.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -45,6 +45,8 @@ class Storage(Protocol):
         is_one_file: whether `root` is a file that holds all images; if not, `root / paths[i]` is the
             file of image i.
         bytes_total: total size of the encoded images.
+        unreadable: sample -> reason, of images without a readable header.
+        passed_over: kind -> number, of entries of the data set that are not among the images.
     """
 
     @property
@@ -63,6 +65,10 @@ class Storage(Protocol):
     def is_one_file(self) -> bool: ...  # noqa: D102
     @property
     def bytes_total(self) -> int: ...  # noqa: D102
+    @property
+    def unreadable(self) -> Mapping[int, str]: ...  # noqa: D102
+    @property
+    def passed_over(self) -> Mapping[str, int]: ...  # noqa: D102
 
     def __len__(self) -> int:
         """Number of images."""

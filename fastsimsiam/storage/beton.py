@@ -6,9 +6,10 @@ Format: https://docs.ffcv.io/ffcv_examples/custom_datasets.html (images are its 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,6 +55,8 @@ class Beton:
     page_size: int
     _bytes: npt.NDArray[np.uint8]
     is_one_file: ClassVar[bool] = True
+    unreadable: ClassVar[Mapping[int, str]] = MappingProxyType({})
+    passed_over: ClassVar[Mapping[str, int]] = MappingProxyType({})
 
     @property
     def bytes_total(self) -> int:

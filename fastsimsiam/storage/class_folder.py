@@ -1,8 +1,8 @@
 """Class folders of JPEG and PNG files: `ROOT/train/CLASS/*.jpg`, or flat, `ROOT/CLASS/*.jpg`."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,6 +35,7 @@ class ClassFolder:
     sizes: npt.NDArray[np.int32]
     orientation: npt.NDArray[np.uint8]
     bytes_total: int
+    passed_over: Mapping[str, int] = field(default_factory=dict)
     is_one_file: ClassVar[bool] = False
 
     def __len__(self) -> int:
@@ -72,9 +73,11 @@ class ClassFolder:
         read_ahead(self.path(index))
 
     @property
-    def unreadable(self) -> list[Path]:
-        """Files without a readable header."""
-        return [self.path(i) for i in np.flatnonzero(self.sizes[:, 0] == 0).tolist()]
+    def unreadable(self) -> Mapping[int, str]:
+        """Sample -> reason, of files without a readable header."""
+        return dict.fromkeys(
+            np.flatnonzero(self.sizes[:, 0] == 0).tolist(), "not a readable JPEG or PNG image"
+        )
 
     def require_readable(self) -> None:
         """Refuses a data set with files that are no images.
@@ -84,10 +87,10 @@ class ClassFolder:
         """
         bad = self.unreadable
         if bad:
+            index, reason = next(iter(bad.items()))
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise UserError(
-                f"{bad[0]} is not a readable JPEG or PNG image{more}: "
-                f"remove it, or pass --on-bad-image skip"
+                f"{self.name(index)} is {reason}{more}: remove it, or pass --on-bad-image skip"
             )
 
 

@@ -6,7 +6,6 @@ changed files are read again.
 
 import hashlib
 import os
-import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,18 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from fastsimsiam.errors import UserError
-from fastsimsiam.storage.base import IMAGE_FORMATS, Report
+from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.storage.base import Report
+from fastsimsiam.storage.image_header import read_header
 from fastsimsiam.system.files import written_whole
 
-_EXIF_ORIENTATION = 0x0112
 _READ_THREADS = 8
 _INDEX_VERSION = 1
-# PIL warns about images over 89 megapixels and refuses those over 179: the refusal is enough.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
 
 FileStamp = tuple[str, int, int]
 """Path relative to the root, bytes, and modification time in ns: tells whether a file has changed."""
@@ -54,7 +49,7 @@ def read_headers(
     if changed:
         with ThreadPoolExecutor(_READ_THREADS) as pool:
             paths = [root / files[position][0] for position in changed]
-            for done, header in enumerate(pool.map(read_header, paths), start=1):
+            for done, header in enumerate(pool.map(_header_or_zeros, paths), start=1):
                 rows[changed[done - 1]] = header
                 if report and (done % 1000 == 0 or done == len(changed)):
                     report(done, len(changed))
@@ -63,19 +58,12 @@ def read_headers(
     return rows
 
 
-def read_header(path: Path) -> tuple[int, int, int]:
-    """Height and width of the upright image and its EXIF orientation; 0, 0, 1 if it is unreadable."""
+def _header_or_zeros(path: Path) -> tuple[int, int, int]:
+    """The header of a file; 0, 0, 1 if it is unreadable."""
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    # PIL raises these for files that are no images, broken headers or EXIF data, and huge sizes.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return read_header(path)
+    except (BadImageError, OSError):
         return 0, 0, 1
-    if orientation not in range(1, 9):
-        orientation = 1
-    # Orientations 5 to 8 swap height and width.
-    return (width, height, orientation) if orientation >= 5 else (height, width, orientation)
 
 
 def _index_file(root: Path) -> Path:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.views import view_sizes
-from fastsimsiam.errors import UserError
+from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.base import assemble, size_groups
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.host_crop import crop_views
@@ -23,7 +23,7 @@ from fastsimsiam.recipes import catalogue
 from fastsimsiam.runs.curves import PALETTE
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import ClassFolder
-from fastsimsiam.storage.header_index import read_header
+from fastsimsiam.storage.image_header import read_header
 from fastsimsiam.storage.open import open_split
 
 _TILE = 192
@@ -68,7 +68,10 @@ def write_views(
 
 def _single_image(path: Path) -> ClassFolder:
     """The data set of one image file."""
-    height, width, orientation = read_header(path)
+    try:
+        height, width, orientation = read_header(path)
+    except BadImageError as error:
+        raise UserError(f"{path} is {error}: pass another") from error
     return ClassFolder(
         root=path.parent,
         paths=[path.name],
