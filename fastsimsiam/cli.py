@@ -1,11 +1,13 @@
 """The command line. Wrong input gives one line on stderr and exit code 2."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from fastsimsiam.errors import UserError
+from fastsimsiam.system.text import printable_lines
 from fastsimsiam.version import __version__
 
 COMMANDS = (
@@ -49,21 +51,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for wrong input, 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding lacks is printed with escapes, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _dispatch(argv)
     except UserError as error:
-        print(f"fastsimsiam: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _print_error(str(error))
         return 2
     except BrokenPipeError:  # the reader, a pager for example, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"fastsimsiam: error: {where}{error.strerror or error}", file=sys.stderr)
+        _print_error(f"{where}{error.strerror or error}")
         return 2
     except KeyboardInterrupt:
         print("fastsimsiam: interrupted", file=sys.stderr)
         return 130
+
+
+def _print_error(message: str) -> None:
+    """Prints a message on one line; what cannot be printed is escaped."""
+    lines = printable_lines(message).split("\n")
+    print(f"fastsimsiam: error: {' '.join(line.strip() for line in lines)}", file=sys.stderr)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastsimsiam.commands.parse import parse
+from fastsimsiam.system.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,5 +42,5 @@ def run(argv: list[str]) -> int:
         stem=arguments.stem,
         image_size=arguments.image_size,
     ):
-        print(file)
+        print(printable(file))
     return 0

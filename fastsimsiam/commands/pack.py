@@ -1,5 +1,6 @@
 """`fastsimsiam pack SRC DST`."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -37,30 +38,35 @@ def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Packs class folders into one file for FFCV, and decodes every image to check it."
     arguments = parse(_Pack, argv, "fastsimsiam pack", about=about)
-    from fastsimsiam.storage.class_folder import has_split, open_split
+    from fastsimsiam.storage.class_folder import open_split
+    from fastsimsiam.storage.passed_over import notes
+    from fastsimsiam.storage.split_names import find_split
     from fastsimsiam.system.progress import ImageProgress
+    from fastsimsiam.system.text import printable
     from fastsimsiam.tools.pack import PackOptions, pack, verify
 
     if arguments.verify:
         with ImageProgress("verifying") as progress:
             beton = verify(arguments.verify, workers=arguments.workers, report=progress)
-        print(f"{arguments.verify}: {len(beton)} images, complete and as packed")
+        print(f"{printable(arguments.verify)}: {len(beton)} images, complete and as packed")
         return 0
     if arguments.source is None or arguments.target is None:
         raise UserError(
             "pack needs SRC and DST.beton, or --verify FILE; see fastsimsiam pack --help"
         )
     for split in ("train", "val"):
-        if has_split(arguments.source, split):
+        if folder := find_split(arguments.source, split):
             raise UserError(
-                f"{arguments.source} has a folder {split}/: pack each split separately, "
-                f"{arguments.source / split} first"
+                f"{arguments.source} has a folder {folder.name}/: pack each split separately, "
+                f"{folder} first"
             )
     options = PackOptions(
         max_side=arguments.max_side, short_side=arguments.short_side, quality=arguments.quality
     )
     with ImageProgress("reading headers") as progress:
         storage = open_split(arguments.source, "train", report=progress)
+    for line in notes(storage):
+        print(line, file=sys.stderr)
     with ImageProgress("packing") as progress:
         manifest = pack(
             storage,
@@ -70,8 +76,9 @@ def run(argv: list[str]) -> int:
             on_bad_image=arguments.on_bad_image,
             report=progress,
         )
+    target = printable(arguments.target)
     print(
-        f"{arguments.target}: {manifest['images_total']} images of {len(manifest['classes'])} classes, "
+        f"{target}: {manifest['images_total']} images of {len(manifest['classes'])} classes, "
         f"{manifest['bytes'] / 1e6:.1f} MB; {manifest['images_with_their_own_bytes']} images copied as "
         f"they are, {len(manifest['left_out'])} broken images left out"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from fastsimsiam.commands.parse import parse
+from fastsimsiam.system.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +41,5 @@ def run(argv: list[str]) -> int:
         num_images=arguments.images,
         seed=arguments.seed,
     )
-    print(arguments.out)
+    print(printable(arguments.out))
     return 0

@@ -23,6 +23,7 @@ from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage import class_folder
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.hardware import describe
 from fastsimsiam.system.optional import has_dali
@@ -71,7 +72,8 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
     # The whole batch has to fit the data set, though a part of it is measured.
     require_a_batch(len(train), config.batch_size)
     chosen = choose_all(config, train)
-    say(chosen.why)
+    for line in (*notes(train), chosen.why):
+        say(line)
     part_of_step = config.batch_size // config.accumulate  # this much has to fit in memory at once
     batch_size = part_of_step
     if chosen.device.type != "cuda":
@@ -92,6 +94,7 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
         measured_batch=batch_size,
         storage_bytes_per_second=storage_bytes,
         choices=chosen.why,
+        passed_over=dict(train.passed_over),
         measurements=measurements,
         forecast=forecast(
             measurements,

@@ -1,5 +1,6 @@
 """A pretrained backbone and a data set, opened together: the start of every evaluation."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.device import choose_device, choose_dtype
 from fastsimsiam.system.malloc import keep_freed_memory
 from fastsimsiam.system.progress import ImageProgress
@@ -123,6 +125,8 @@ def open_eval_context(
         splits["train"] = train = open_split(data, "train", report=progress)
         if need_val or has_split(data, "val"):
             splits["val"] = open_split(data, "val", classes=train.classes, report=progress)
+    for line in (note for storage in splits.values() for note in notes(storage)):
+        print(line, file=sys.stderr)
     name, _ = choose_loader(options.loader, train, device)
     loader_options = LoaderOptions(
         device=device, workers=options.workers, on_bad_image=options.on_bad_image

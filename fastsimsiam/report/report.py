@@ -26,6 +26,7 @@ from fastsimsiam.storage.base import Storage, fingerprint
 from fastsimsiam.storage.open import open_split
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require
+from fastsimsiam.system.text import printable
 from fastsimsiam.tools.views import draw_views_grid
 from fastsimsiam.version import __version__
 
@@ -105,7 +106,9 @@ def report(
     title = f"{run.config.recipe}: {', '.join(one.name for one in read)}"
     with written_whole(target, "--out") as file:
         file.write_text(
-            assemble(title, "".join(page.body), page.charts, page.images), encoding="utf-8"
+            assemble(title, "".join(page.body), page.charts, page.images),
+            encoding="utf-8",
+            errors="backslashreplace",  # names that are not UTF-8
         )
     return target
 
@@ -129,7 +132,7 @@ def _require_writable(target: Path) -> None:
 def _add_note(page: _Page, name: str, title: str, *texts: str) -> None:
     """Adds a section of notes to the page, and prints them."""
     for text in texts:
-        print(f"{title}: {text}", file=sys.stderr)
+        print(printable(f"{title}: {text}"), file=sys.stderr)
     body = "".join(sections.paragraph(f"{text[0].upper()}{text[1:]}.", "note") for text in texts)
     page.body.append(sections.section(name, title, body))
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import to_dict
 from fastsimsiam.system.files import written_whole
+from fastsimsiam.system.text import printable_lines
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -54,7 +55,7 @@ class TerminalLogger(Logger):
 
     def say(self, text: str) -> None:
         """Prints the line, above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     def start_bar(self, total: int, done: int) -> None:
         """Shows a bar of optimizer steps, on a terminal."""
@@ -87,11 +88,11 @@ class TextLogger(Logger):
 
     def __init__(self, out: Path, resumed: bool) -> None:
         """Opens the file in the run's folder; a resumed run appends."""
-        self._file = open(out / "log.txt", "a" if resumed else "w")  # noqa: SIM115 (see `close`)
+        self._file = open(out / "log.txt", "a" if resumed else "w", encoding="utf-8")  # noqa: SIM115
 
     def say(self, text: str) -> None:
         """Adds a line."""
-        self._file.write(text + "\n")
+        self._file.write(printable_lines(text) + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -23,6 +23,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fastsimsiam.system.text import as_bytes
+
 IMAGE_FORMATS = ("JPEG", "PNG")
 """Formats of the encoded images, by PIL's names."""
 
@@ -74,7 +76,7 @@ class Storage(Protocol):
         """Number of images."""
 
     def name(self, index: int) -> str:
-        """Name of an image in reports and errors: its file, or its storage record."""
+        """Name of an image in reports and errors: its file or its record, printable."""
 
     def read(self, index: int) -> memoryview:
         """The encoded bytes of an image, uint8.
@@ -102,6 +104,6 @@ class Storage(Protocol):
 
 def fingerprint(storage: Storage) -> str:
     """A short text that changes when the images of a data set change (by path or size)."""
-    digest = hashlib.sha256("\n".join(storage.paths).encode())
+    digest = hashlib.sha256(as_bytes("\n".join(storage.paths)))
     digest.update(np.ascontiguousarray(storage.sizes).tobytes())
     return f"{len(storage)} images, {digest.hexdigest()[:12]}"

@@ -17,6 +17,7 @@ from fastsimsiam.evaluate.features import centered_features
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require
 from fastsimsiam.system.progress import ImageProgress
+from fastsimsiam.system.text import printable
 
 _SUFFIXES = (".npz", ".parquet")
 
@@ -95,7 +96,9 @@ def _columns(
 ) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
     """Paths and labels by sample, and names of the classes."""
     storage = context.splits[split]
-    return list(storage.paths), storage.label, list(storage.classes)
+    # Parquet refuses names that are not UTF-8.
+    paths, classes = (list(map(printable, names)) for names in (storage.paths, storage.classes))
+    return paths, storage.label, classes
 
 
 def _write_npz(file: Path, context: EvalContext, split: Split) -> int:

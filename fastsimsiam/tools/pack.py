@@ -28,6 +28,7 @@ from fastsimsiam.storage.beton import SUFFIX, Beton, manifest_path, open_beton, 
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require_ffcv
 from fastsimsiam.system.resources import num_workers
+from fastsimsiam.system.text import printable
 from fastsimsiam.version import __version__
 
 _FORMAT = 1
@@ -164,7 +165,7 @@ def _write(
         with allocator:
             for record in _records(storage, options, workers, on_bad_image == "skip", report):
                 if record.broken:
-                    broken[storage.paths[record.source]] = record.broken
+                    broken[printable(storage.paths[record.source])] = record.broken
                     continue
                 position = len(records)
                 allocator.set_current_sample(position)
@@ -212,9 +213,9 @@ def _manifest(
         },
         "versions": {"fastsimsiam": __version__, "ffcv": version("ffcv")},
         "left_out": broken,
-        "classes": list(storage.classes),
+        "classes": list(map(printable, storage.classes)),
         "images_of_class": [count[i] for i in range(len(storage.classes))],
-        "images": [storage.paths[record.source] for record in records],
+        "images": [printable(storage.paths[record.source]) for record in records],
     }
 
 

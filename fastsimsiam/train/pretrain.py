@@ -23,7 +23,8 @@ from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, require_sam
 from fastsimsiam.runs.curves import draw_curves
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Report, Storage, fingerprint
-from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.open import has_split, missing_split, open_split
+from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
@@ -100,7 +101,7 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
                     trainer.restore(checkpoint)
                 _announce(trainer, train)
                 signal = _fit(trainer, loaders, profile)
-            return _conclude(trainer, signal, loaders.bad_images)
+            return _conclude(trainer, signal, loaders.bad_images, train.passed_over)
 
 
 class _Loaders:
@@ -181,12 +182,14 @@ def _evaluators(
     if not config.knn.every_epochs:
         return []
     if not has_split(config.data, "val"):
-        recorder.say(f"no kNN during training: {config.data} has no val/ folder")
+        recorder.say(f"no kNN during training: {missing_split(config.data, 'val')}")
         return []
     if not world.is_main:
         return []
     report = _reporter(recorder, "reading headers")
     val = open_split(config.data, "val", classes=train.classes, report=report)
+    for line in notes(val):
+        recorder.say(line)
     knn = build_knn(
         (loaders.open(train), train),
         (loaders.open(val), val),
@@ -207,6 +210,8 @@ def _announce(trainer: Trainer, train: Storage) -> None:
         f"{config.epochs} epochs, batch {config.batch_size}, {config.image_size} px, to step "
         f"{trainer.schedule_steps.stop} ({origin})"
     )
+    for line in notes(train):
+        trainer.recorder.say(line)
 
 
 def _reporter(recorder: Recorder, what: str) -> Report:
@@ -245,7 +250,9 @@ def _fit(trainer: Trainer, loaders: _Loaders, profile: int) -> int:
             recorder.say(f"skipped: {reason}")
 
 
-def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> Summary:
+def _conclude(
+    trainer: Trainer, signal: int, bad_images: Mapping[str, str], passed_over: Mapping[str, int]
+) -> Summary:
     """Writes summary.json and the curves, and says how the run went."""
     recorder, config = trainer.recorder, trainer.config
     paths = trainer.store.paths()
@@ -274,6 +281,7 @@ def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> S
         "first": dict(summary.first),
         "last": dict(summary.last),
         "bad_images": dict(bad_images),
+        "passed_over": dict(passed_over),
         "data": trainer.data,
         "commit": commit(),
         "versions": {"fastsimsiam": __version__, **versions()},
