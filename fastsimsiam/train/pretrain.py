@@ -6,9 +6,10 @@ In this order: open the data, choose what `auto` leaves open, build, fit, conclu
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 
 import torch
 
@@ -28,10 +29,12 @@ from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
+from fastsimsiam.system.launcher import told_by_the_first
 from fastsimsiam.system.progress import clock
 from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.build import build_trainer
-from fastsimsiam.train.distributed import World, join
+from fastsimsiam.train.distributed import OtherRankEnded, World, join
+from fastsimsiam.train.interrupt import Interrupt, Interrupted, catch_signals
 from fastsimsiam.train.profiler import profiled
 from fastsimsiam.train.trainer import Trainer
 from fastsimsiam.version import __version__
@@ -70,38 +73,75 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
     Raises:
         UserError: the config, the data or the checkpoint has to be fixed.
     """
-    check_method(config)  # refuses what it cannot run before anything is opened
-    with join(choose_device(config.device)[0].type) as world:
-        _require_equal_shares(config, world)
-        store = CheckpointStore(config.out, config.checkpoint.keep)
-        warnings: list[str] = []
-        checkpoint = _checkpoint_to_resume(store, config, resume, warnings.append)
-        resumed_step = checkpoint.step if checkpoint else None
-        with closing(Recorder(config, active=world.is_main, resumed_step=resumed_step)) as recorder:
-            train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
-            chosen = choose_all(config, train, world.local_rank, world.size)
-            for line in (chosen.why, *warnings):
-                recorder.say(line)
-            if checkpoint:
-                require_same_run(checkpoint, config, fingerprint(train))
-            with closing(_Loaders(config, chosen, recorder)) as loaders:
-                trainer = build_trainer(
-                    config,
-                    train,
-                    loaders.open(train),
-                    evaluators=_evaluators(config, train, loaders, chosen, recorder, world),
-                    store=store,
-                    recorder=recorder,
-                    device=chosen.device,
-                    dtype=chosen.dtype,
-                    compiled=chosen.compiled,
-                    world=world,
-                )
-                if checkpoint:
-                    trainer.restore(checkpoint)
-                _announce(trainer, train)
-                signal = _fit(trainer, loaders, profile)
-            return _conclude(trainer, signal, loaders.bad_images, train.passed_over)
+    with told_by_the_first():
+        check_method(config)  # refuses what it cannot run before anything is opened
+        device_type = choose_device(config.device)[0].type
+    with join(device_type) as world, catch_signals() as interrupt, ExitStack() as opened:
+        try:
+            with interrupt.droppable():
+                trainer, loaders, passed_over = _prepare(config, resume, world, opened)
+        except Interrupted:
+            return _stopped_early(config, interrupt, world)
+        signal = _fit(trainer, loaders, profile, interrupt)
+        return _conclude(trainer, signal, loaders.bad_images, passed_over)
+
+
+def _prepare(
+    config: Config, resume: bool, world: World, opened: ExitStack
+) -> "tuple[Trainer, _Loaders, Mapping[str, int]]":
+    """All that comes before the first step; what has to be closed goes to `opened`."""
+    _require_equal_shares(config, world)
+    store = CheckpointStore(config.out, config.checkpoint.keep)
+    warnings: list[str] = []
+    checkpoint = _checkpoint_to_resume(store, config, resume, warnings.append)
+    resumed_step = checkpoint.step if checkpoint else None
+    recorder = Recorder(config, active=world.is_main, resumed_step=resumed_step)
+    opened.enter_context(closing(recorder))
+    train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
+    chosen = choose_all(config, train, world.local_rank, world.size)
+    for line in (chosen.why, *warnings):
+        recorder.say(line)
+    if checkpoint:
+        require_same_run(checkpoint, config, fingerprint(train))
+    loaders = opened.enter_context(closing(_Loaders(config, chosen, recorder)))
+    loader = loaders.open(train)
+    evaluators = _evaluators(config, train, loaders, chosen, recorder, world)
+    world.wait()  # building needs all ranks at once, and each opens its data for as long as it takes
+    trainer = build_trainer(
+        config,
+        train,
+        loader,
+        evaluators=evaluators,
+        store=store,
+        recorder=recorder,
+        device=chosen.device,
+        dtype=chosen.dtype,
+        compiled=chosen.compiled,
+        world=world,
+    )
+    if checkpoint:
+        trainer.restore(checkpoint)
+    _announce(trainer, train)
+    return trainer, loaders, train.passed_over
+
+
+def _stopped_early(config: Config, interrupt: Interrupt, world: World) -> Summary:
+    """Ends a run that a signal reaches before its first step; the files of the run are as before."""
+    if world.another_ended():  # and the launcher ends this process by a signal
+        raise OtherRankEnded(2)
+    world.end()
+    if world.is_main:
+        name = Signals(interrupt.number).name
+        print(f"{name}: stopped before the first step; the same command starts again", flush=True)
+    paths = CheckpointStore(config.out, config.checkpoint.keep).paths()
+    return Summary(
+        steps=0,
+        signal=interrupt.number,
+        checkpoint=paths[-1] if paths else None,
+        first={},
+        last={},
+        bad_images={},
+    )
 
 
 class _Loaders:
@@ -234,13 +274,13 @@ def _reporter(recorder: Recorder, what: str) -> Report:
     return report
 
 
-def _fit(trainer: Trainer, loaders: _Loaders, profile: int) -> int:
+def _fit(trainer: Trainer, loaders: _Loaders, profile: int, interrupt: Interrupt) -> int:
     """Trains; whatever happens, the log names the images that were skipped."""
     recorder = trainer.recorder
     try:
         with profiled(profile, trainer.config.out, trainer.device, recorder.say) as after_step:
             trainer.after_step = after_step
-            return trainer.fit()
+            return trainer.fit(interrupt)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the GPU's memory is too small for this batch: lower --batch-size, or raise --accumulate"
