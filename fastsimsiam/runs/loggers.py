@@ -10,9 +10,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import to_dict
-from fastsimsiam.system.files import written_whole
-
-METRICS_FILE = "metrics.jsonl"
+from fastsimsiam.runs.metrics import METRICS_FILE, read_metrics
+from fastsimsiam.system.files import read_text, written_whole
 
 
 class Logger:
@@ -126,7 +125,8 @@ class TensorBoardLogger(Logger):
 
         self._writer = SummaryWriter(
             str(config.out / "tensorboard"),
-            purge_step=None if resumed_step is None else resumed_step + 1,
+            # A run that starts again hides what it has written before it was killed.
+            purge_step=0 if resumed_step is None else resumed_step + 1,
         )
         text = json.dumps(to_dict(config), indent=1).replace("\n", "\n    ")
         self._writer.add_text("config", f"    {text}", resumed_step or 0)
@@ -157,19 +157,13 @@ def open_loggers(config: Config, resumed_step: int | None) -> Iterator[Logger]:
 def keep_metrics(out: Path, last_step: int) -> list[dict[str, Any]]:
     """Cuts `metrics.jsonl` after a step, since a resumed run repeats the rest; returns its lines.
 
-    A last line that a crash has cut short is removed, too.
+    Lines that are damaged or that a crash has cut short are removed, too.
     """
     path = out / METRICS_FILE
-    if not path.exists():
+    text = read_text(path)
+    if text is None:
         return []
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines():
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if values["step"] <= last_step:
-            lines.append(values)
+    lines = [line for line in read_metrics(text)[0] if line[1]["step"] <= last_step]
     with written_whole(path, "metrics") as file:
-        file.write_text("".join(json.dumps(values) + "\n" for values in lines))
-    return lines
+        file.write_text("".join(line + "\n" for line, _ in lines))
+    return [values for _, values in lines]

@@ -92,7 +92,7 @@ def _save_index(file: Path, files: list[FileStamp], rows: npt.NDArray[np.int64])
     # Without the index the headers are read again, which costs time alone. Ranks write it together.
     with (
         suppress(UserError),
-        written_whole(file, "index", shared=True) as partial,
+        written_whole(file, "index") as partial,
         open(partial, "wb") as handle,  # np.savez would add a suffix to a name
     ):
         np.savez(

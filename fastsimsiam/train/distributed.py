@@ -1,16 +1,18 @@
 """The processes that torchrun started; one process is the common case."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from fastsimsiam.errors import UserError
 
+_Made = TypeVar("_Made")
 # Longer than an evaluation, for which the other ranks wait.
 _TIMEOUT = timedelta(hours=2)
 
@@ -48,6 +50,28 @@ class World:
         tensor = torch.tensor(value, device=device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor.item())
+
+    def from_main(self, make: Callable[[], _Made]) -> _Made:
+        """What `make` returns on the main rank, where alone it is called, on all ranks.
+
+        Raises:
+            UserError: raised by `make`; on all ranks.
+        """
+        if self.size == 1:
+            return make()
+        shared: list[object] = [None, None]
+        if self.is_main:
+            try:
+                shared = [make(), None]
+            except UserError as error:
+                shared = [None, str(error)]
+                dist.broadcast_object_list(shared)
+                raise
+        dist.broadcast_object_list(shared)
+        made, problem = shared
+        if problem is not None:
+            raise UserError(str(problem))
+        return cast(_Made, made)
 
     def wait(self) -> None:
         """Waits for all ranks."""

@@ -5,7 +5,7 @@ In this order: open the data, choose what `auto` leaves open, build, fit, conclu
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,13 @@ from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.methods.registry import check_method
-from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, require_same_run
+from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.curves import draw_curves
+from fastsimsiam.runs.folder import IMAGES_FILE
 from fastsimsiam.runs.recorder import Recorder
-from fastsimsiam.storage.base import Report, Storage, fingerprint
+from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.record import as_recorded, read_record, write_record
 from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
@@ -32,6 +34,7 @@ from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import World, join
 from fastsimsiam.train.profiler import profiled
+from fastsimsiam.train.resume import Finished, Resume, Start, opened_run
 from fastsimsiam.train.trainer import Trainer
 from fastsimsiam.version import __version__
 
@@ -58,12 +61,13 @@ class Summary:
     bad_images: Mapping[str, str]
 
 
-def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summary:
+def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Summary:
     """Pretrains and writes checkpoints, metrics and logs to `config.out`.
 
     Args:
         config: the run's configuration, see `recipe`.
-        resume: continue from the newest checkpoint in `config.out`.
+        resume: continue from the newest good checkpoint in `config.out`; "auto": if there is one,
+            else start. A run that is finished is left as it is.
         profile: number of steps to record with torch's profiler, into `config.out`.
 
     Raises:
@@ -73,34 +77,63 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
     with join(choose_device(config.device)[0].type) as world:
         _require_equal_shares(config, world)
         store = CheckpointStore(config.out, config.checkpoint.keep)
-        warnings: list[str] = []
-        checkpoint = _checkpoint_to_resume(store, config, resume, warnings.append)
-        resumed_step = checkpoint.step if checkpoint else None
-        with closing(Recorder(config, active=world.is_main, resumed_step=resumed_step)) as recorder:
-            train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
-            chosen = choose_all(config, train, world.local_rank, world.size)
-            for line in (chosen.why, *warnings):
-                recorder.say(line)
+        with opened_run(config, store, resume, world) as start:
+            if start.finished:
+                return _already_finished(config, start.finished, world)
+            return _run(config, start, store, world, profile)
+
+
+def _run(
+    config: Config, start: Start, store: CheckpointStore, world: World, profile: int
+) -> Summary:
+    """Opens the data, builds, trains and concludes."""
+    checkpoint = load(start.path) if start.path else None
+    resumed_step = checkpoint.step if checkpoint else None
+    with closing(Recorder(config, active=world.is_main, resumed_step=resumed_step)) as recorder:
+        store.say = recorder.say
+        train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
+        record, changed = None, ""
+        if checkpoint:
+            record = read_record(config.out / IMAGES_FILE, checkpoint.data)
+            skip = config.on_bad_image == "skip"
+            train, changed = as_recorded(train, record, checkpoint.data, skip=skip)
+        chosen = choose_all(config, train, world.local_rank, world.size)
+        for line in filter(None, (chosen.why, *start.lines, changed)):
+            recorder.say(line)
+        if world.is_main and not record:
+            write_record(config.out / IMAGES_FILE, train)
+        with closing(_Loaders(config, chosen, recorder)) as loaders:
+            trainer = build_trainer(
+                config,
+                train,
+                loaders.open(train),
+                evaluators=_evaluators(config, train, loaders, chosen, recorder, world),
+                store=store,
+                recorder=recorder,
+                device=chosen.device,
+                dtype=chosen.dtype,
+                compiled=chosen.compiled,
+                world=world,
+            )
             if checkpoint:
-                require_same_run(checkpoint, config, fingerprint(train))
-            with closing(_Loaders(config, chosen, recorder)) as loaders:
-                trainer = build_trainer(
-                    config,
-                    train,
-                    loaders.open(train),
-                    evaluators=_evaluators(config, train, loaders, chosen, recorder, world),
-                    store=store,
-                    recorder=recorder,
-                    device=chosen.device,
-                    dtype=chosen.dtype,
-                    compiled=chosen.compiled,
-                    world=world,
-                )
-                if checkpoint:
-                    trainer.restore(checkpoint)
-                _announce(trainer, train)
-                signal = _fit(trainer, loaders, profile)
-            return _conclude(trainer, signal, loaders.bad_images)
+                trainer.restore(checkpoint)
+            _announce(trainer, train)
+            signal = _fit(trainer, loaders, profile)
+        return _conclude(trainer, signal, loaders.bad_images)
+
+
+def _already_finished(config: Config, finished: Finished, world: World) -> Summary:
+    """Says so; no file is touched."""
+    if world.is_main:
+        print(f"{config.out} is finished, at step {finished.step}: {finished.path}")
+    return Summary(
+        steps=finished.step,
+        signal=0,
+        checkpoint=finished.path,
+        first=finished.summary.get("first", {}),
+        last=finished.summary.get("last", {}),
+        bad_images=finished.summary.get("bad_images", {}),
+    )
 
 
 class _Loaders:
@@ -149,24 +182,6 @@ def _require_equal_shares(config: Config, world: World) -> None:
             f"--batch-size {config.batch_size} cannot be shared by {world.size} processes with "
             f"--accumulate {config.accumulate}: give a multiple of {parts}"
         )
-
-
-def _checkpoint_to_resume(
-    store: CheckpointStore, config: Config, resume: bool, warn: Callable[[str], None]
-) -> Checkpoint | None:
-    existing = store.paths()
-    if resume:
-        if not existing:
-            raise UserError(
-                f"--resume: there is no checkpoint in {config.out}: drop --resume to start"
-            )
-        return store.newest(warn)
-    if existing:
-        raise UserError(
-            f"--out {config.out} already holds a run ({existing[-1].name}): pass --resume to go on "
-            f"with it, or another --out"
-        )
-    return None
 
 
 def _evaluators(
@@ -248,11 +263,10 @@ def _fit(trainer: Trainer, loaders: _Loaders, profile: int) -> int:
 def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> Summary:
     """Writes summary.json and the curves, and says how the run went."""
     recorder, config = trainer.recorder, trainer.config
-    paths = trainer.store.paths()
     summary = Summary(
         steps=trainer.step,
         signal=signal,
-        checkpoint=paths[-1] if paths else None,
+        checkpoint=trainer.store.newest_path(),
         first=_last_values(reversed(recorder.history)),
         last=_last_values(recorder.history),
         bad_images=bad_images,
