@@ -25,7 +25,7 @@ from fastsimsiam.evaluate.linear import (
     train,
 )
 from fastsimsiam.plan.batches import TrainPlan, require_a_batch
-from fastsimsiam.runs.checkpoint import read_stored, write_atomically
+from fastsimsiam.runs.archive import read_stored, write_atomically
 from fastsimsiam.system.progress import ImageProgress
 
 

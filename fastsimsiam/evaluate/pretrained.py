@@ -4,6 +4,7 @@ Formats: checkpoints and runs of this package; state dicts of torchvision and ti
 .safetensors; the official SimSiam checkpoint (keys `module.encoder.*`). No code in a file is run.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.models.backbones import classifier_name, feature_extractor
-from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, from_stored, read_stored
+from fastsimsiam.runs.archive import read_stored
+from fastsimsiam.runs.checkpoint import Checkpoint, from_stored, newest_good
 from fastsimsiam.system.optional import require
 
 _PREFIXES = ("module.encoder.", "module.backbone.", "encoder.", "backbone.", "module.", "")
@@ -67,15 +69,11 @@ def load_pretrained(
     Raises:
         UserError: there is no such file, it is damaged, or its keys are not those of the network.
     """
-    if path.is_dir():
-        checkpoints = CheckpointStore(path, keep=1).paths()
-        if not checkpoints:
-            raise UserError(
-                f"there is no checkpoint in {path}: expected {path}/checkpoints/step-*.pt"
-            )
-        path = checkpoints[-1]
     if image_size is not None and image_size < 1:
         raise UserError(f"--image-size is {image_size}: give 1 or more")
+    if path.is_dir():
+        path, checkpoint = newest_good(path, lambda line: print(line, file=sys.stderr))
+        return _from_checkpoint(checkpoint, path, arch, stem, image_size)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: pass a file, or the folder of a run")
     stored = _read(path)

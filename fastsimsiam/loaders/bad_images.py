@@ -7,7 +7,7 @@ from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
 
-FIX_BAD_IMAGE = "replace or remove it, or pass --on-bad-image skip"
+FIX_BAD_IMAGE = "restore it, or pass --on-bad-image skip"
 """What the user can do about a broken image, for error messages."""
 _ATTEMPTS = 20
 _Result = TypeVar("_Result")

@@ -15,10 +15,9 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import to_dict
 from fastsimsiam.runs.event_file import EventFile
 from fastsimsiam.runs.line_file import LineFile
-from fastsimsiam.system.files import written_whole
+from fastsimsiam.runs.metrics import METRICS_FILE, read_metrics
+from fastsimsiam.system.files import read_text, written_whole
 from fastsimsiam.system.text import printable_lines
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class Logger:
@@ -203,7 +202,7 @@ class TensorBoardLogger(Logger):
     def open(self) -> None:
         """Opens the event file."""
         resumed = self._resumed_step
-        first = None if resumed is None else resumed + 1
+        first = 0 if resumed is None else resumed + 1  # a killed run may have left scalars
         self._file = EventFile(self._config.out / "tensorboard", first)
         text = json.dumps(to_dict(self._config), indent=1).replace("\n", "\n    ")
         self._file.text(resumed or 0, "config", f"    {text}")
@@ -235,19 +234,13 @@ def open_loggers(config: Config, resumed_step: int | None) -> Iterator[Logger]:
 def keep_metrics(out: Path, last_step: int) -> list[dict[str, Any]]:
     """Cuts `metrics.jsonl` after a step, since a resumed run repeats the rest; returns its lines.
 
-    A last line that a crash has cut short is removed, too.
+    Lines that are damaged or that a crash has cut short are removed, too.
     """
     path = out / METRICS_FILE
-    if not path.exists():
+    text = read_text(path)
+    if text is None:
         return []
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines():
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if values["step"] <= last_step:
-            lines.append(values)
+    lines = [line for line in read_metrics(text)[0] if line[1]["step"] <= last_step]
     with written_whole(path, "metrics") as file:
-        file.write_text("".join(json.dumps(values) + "\n" for values in lines))
-    return lines
+        file.write_text("".join(line + "\n" for line, _ in lines))
+    return [values for _, values in lines]

@@ -102,7 +102,17 @@ class Storage(Protocol):
         """
 
 
-def fingerprint(storage: Storage) -> str:
+class Images(Protocol):
+    """What identifies the images of a data set: `paths` and `sizes`, as in `Storage`."""
+
+    @property
+    def paths(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def sizes(self) -> npt.NDArray[np.int32]: ...  # noqa: D102
+    def __len__(self) -> int: ...
+
+
+def fingerprint(storage: Images) -> str:
     """A short text that changes when the images of a data set change (by path or size)."""
     digest = hashlib.sha256(as_bytes("\n".join(storage.paths)))
     digest.update(np.ascontiguousarray(storage.sizes).tobytes())

@@ -210,7 +210,7 @@ def _save_index(
     paths = os.fsencode("".join(path + "\0" for path, _, _ in kept))
     checksum = zlib.crc32(paths, zlib.crc32(content))
     # Without the index the headers are read again, which costs time alone. Ranks write it together.
-    with suppress(UserError), written_whole(file, "index", shared=True) as partial:
+    with suppress(UserError), written_whole(file, "index") as partial:
         partial.write_bytes(_HEAD.pack(_MAGIC, checksum, len(kept), len(paths)) + content + paths)
 
 

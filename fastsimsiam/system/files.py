@@ -1,53 +1,169 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files of strangers that are read with care."""
 
+import errno
+import fcntl
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastsimsiam.errors import UserError
 
+_TOKEN = re.compile(r"[0-9a-f]{8}")
+# Leaves room for the token in the 255 bytes that a name may have.
+_LONGEST_NAME = 230
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISLNK, "a link"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+_ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space of your quota",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EACCES: "get permission to write there, or choose another place",
+    errno.EPERM: "get permission to write there, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def advice(error: OSError) -> str:
+    """What the user can do about a file or folder that cannot be written, by the system's reason."""
+    return _ADVICE.get(error.errno or 0, "choose another place")
+
+
+def kind_of(mode: int) -> str:
+    """What a file's mode (`st_mode`) says it is, for messages; `a file` for a regular file."""
+    return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a file")
+
 
 @contextmanager
-def written_whole(
-    target: Path,
-    what: str,
-    *,
-    fix: str = "make room, or choose another place",
-    shared: bool = False,
-) -> Iterator[Path]:
+def written_whole(target: Path, what: str, *, then: str = "") -> Iterator[Path]:
     """Gives a path beside the target to write to, syncs it to the disk and renames it at the end.
 
-    Neither a killed process nor a power failure leaves half a file under the target's name.
+    Neither a killed process nor a power failure leaves half a file under the target's name. Several
+    processes may write one target at the same time: each writes a file of its own, and the last one to
+    finish wins. What killed processes have left beside the target is removed. A target that is a link
+    stays one: the file that it leads to is written.
 
     Args:
         target: the file; its folder is created.
         what: what the error calls it, the option of the command line for instance.
-        fix: what the error tells the user to do.
-        shared: several processes may write the target at the same time.
+        then: what the error tells the user to do after the reason is gone.
 
     Yields:
-        The path to write to.
+        The path to write to; an empty file is there.
 
     Raises:
         UserError: the file cannot be written, the disk is full for instance.
     """
-    mark = f".{os.getpid()}.partial" if shared else ".partial"
-    partial = target.with_name(target.name + mark)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        _sync(partial)
-        partial.replace(target)
-        with suppress(OSError):  # not every file system can sync a folder
-            _sync(target.parent)
+        real = _real_file(target, what)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(real.parent, re.escape(real.name))
+        partial, claim = _claim(real)
+        try:
+            yield partial
+            _sync(partial)
+            partial.replace(real)
+            with suppress(OSError):  # not every file system can sync a folder
+                _sync(real.parent)
+        finally:
+            with suppress(OSError):  # mostly it is renamed already
+                partial.unlink()
+            os.close(claim)
     except OSError as error:
+        further = f", {then}" if then else ""
         raise UserError(
-            f"cannot write {what} {target} ({error.strerror or error}): {fix}"
+            f"cannot write {what} {target} ({error.strerror or error}): {advice(error)}{further}"
         ) from error
-    finally:
-        with suppress(OSError):  # mostly it is renamed already
-            partial.unlink()
+
+
+def _real_file(target: Path, what: str) -> Path:
+    """The file that `target` leads to, which need not exist."""
+    real = Path(os.path.realpath(target))
+    try:
+        mode = real.stat().st_mode
+    except FileNotFoundError:
+        return real
+    if not stat.S_ISREG(mode):
+        raise UserError(f"cannot write {what} {target}: it is {kind_of(mode)}, give a file's name")
+    return real
+
+
+def _claim(target: Path) -> tuple[Path, int]:
+    """Creates a file beside the target and locks it; its descriptor holds the lock."""
+    name = target.name if len(os.fsencode(target.name)) <= _LONGEST_NAME else ""
+    while True:
+        partial = target.with_name(f"{name}.{secrets.token_hex(4)}.partial")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = os.open(partial, flags, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if partial.exists():
+                return partial, descriptor
+        except BlockingIOError:
+            pass  # another process takes it for a leftover, in the moment before it was locked
+        except OSError:  # a file system without locks: nobody removes leftovers there
+            return partial, descriptor
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path, name: str, *, also_old: bool = False) -> None:
+    """Removes what killed processes have left of files that `written_whole` was to write.
+
+    Args:
+        folder: where the files are.
+        name: regular expression of the files' names.
+        also_old: also remove names without a token, which earlier versions gave; nobody may be writing
+            such a file.
+    """
+    pattern = re.compile(rf"(?:{name})\.({_TOKEN.pattern}\.)?partial")
+    with suppress(OSError), os.scandir(folder) as entries:
+        found = [(Path(entry.path), pattern.fullmatch(entry.name)) for entry in entries]
+        for path, match in found:
+            if match and (match[1] or also_old):
+                _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Removes a file whose writer, which held a lock on it, is dead."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def read_text(path: Path) -> str | None:
+    """The text of a regular file, undecodable bytes replaced; None if there is no such file.
+
+    Neither waits for a named pipe nor follows a link, which may lead out of the folder.
+
+    Raises:
+        UserError: it is no regular file, or cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(mode := path.lstat().st_mode):
+            raise UserError(f"{path} is {kind_of(mode)}, not a file: remove it")
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(path, flags), "rb") as file:
+            return file.read().decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): make it readable") from error
 
 
 def _sync(path: Path) -> None:

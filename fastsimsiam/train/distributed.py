@@ -8,10 +8,11 @@ there a rank notices signals, and that another one has ended.
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from fastsimsiam.errors import UserError
 from fastsimsiam.system.launcher import QUIET_SECONDS, Launch, read_launch
 
+_Made = TypeVar("_Made")
 _START = timedelta(minutes=10)
 """How long the processes of a run wait for one another to start."""
 _COLLECTIVE = timedelta(minutes=30)
@@ -71,6 +73,28 @@ class World:
         tensor = torch.tensor(value, device=device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor.item())
+
+    def from_main(self, make: Callable[[], _Made]) -> _Made:
+        """What `make` returns on the main rank, where alone it is called, on all ranks.
+
+        Raises:
+            UserError: raised by `make`; on all ranks.
+        """
+        if self.size == 1:
+            return make()
+        shared: list[object] = [None, None]
+        if self.is_main:
+            try:
+                shared = [make(), None]
+            except UserError as error:
+                shared = [None, str(error)]
+                dist.broadcast_object_list(shared)
+                raise
+        dist.broadcast_object_list(shared)
+        made, problem = shared
+        if problem is not None:
+            raise UserError(str(problem))
+        return cast(_Made, made)
 
     def wait(self) -> None:
         """Waits for all ranks, as long as it takes.

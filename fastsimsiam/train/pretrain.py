@@ -5,7 +5,7 @@ In this order: open the data, choose what `auto` leaves open, build, fit, conclu
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,14 @@ from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.methods.registry import check_method
-from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, require_same_run
+from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.curves import draw_curves
+from fastsimsiam.runs.folder import IMAGES_FILE
 from fastsimsiam.runs.recorder import Recorder
-from fastsimsiam.storage.base import Report, Storage, fingerprint
+from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.open import has_split, missing_split, open_split
 from fastsimsiam.storage.passed_over import notes
+from fastsimsiam.storage.record import as_recorded, read_record, write_record
 from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
@@ -36,6 +38,7 @@ from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import OtherRankEnded, World, join
 from fastsimsiam.train.interrupt import Interrupt, Interrupted, catch_signals
 from fastsimsiam.train.profiler import profiled
+from fastsimsiam.train.resume import Finished, Resume, Start, opened_run
 from fastsimsiam.train.trainer import Trainer
 from fastsimsiam.version import __version__
 
@@ -62,12 +65,13 @@ class Summary:
     bad_images: Mapping[str, str]
 
 
-def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summary:
+def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Summary:
     """Pretrains and writes checkpoints, metrics and logs to `config.out`.
 
     Args:
         config: the run's configuration, see `recipe`.
-        resume: continue from the newest checkpoint in `config.out`.
+        resume: continue from the newest good checkpoint in `config.out`; "auto": if there is one,
+            else start. A run that is finished is left as it is.
         profile: number of steps to record with torch's profiler, into `config.out`.
 
     Raises:
@@ -79,30 +83,38 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
     with join(device_type) as world, catch_signals() as interrupt, ExitStack() as opened:
         try:
             with interrupt.droppable():
-                trainer, loaders, passed_over = _prepare(config, resume, world, opened)
+                _require_equal_shares(config, world)
+                store = CheckpointStore(config.out, config.checkpoint.keep)
+                start = opened.enter_context(opened_run(config, store, resume, world))
+                if start.finished:
+                    return _already_finished(config, start.finished, world)
+                trainer, loaders, train = _prepare(config, start, store, world, opened)
         except Interrupted:
             return _stopped_early(config, interrupt, world)
         signal = _fit(trainer, loaders, profile, interrupt)
-        return _conclude(trainer, signal, loaders.bad_images, passed_over)
+        return _conclude(trainer, signal, loaders.bad_images, train.passed_over)
 
 
 def _prepare(
-    config: Config, resume: bool, world: World, opened: ExitStack
-) -> "tuple[Trainer, _Loaders, Mapping[str, int]]":
+    config: Config, start: Start, store: CheckpointStore, world: World, opened: ExitStack
+) -> "tuple[Trainer, _Loaders, Storage]":
     """All that comes before the first step; what has to be closed goes to `opened`."""
-    _require_equal_shares(config, world)
-    store = CheckpointStore(config.out, config.checkpoint.keep)
-    warnings: list[str] = []
-    checkpoint = _checkpoint_to_resume(store, config, resume, warnings.append)
+    checkpoint = load(start.path) if start.path else None
     resumed_step = checkpoint.step if checkpoint else None
     recorder = Recorder(config, active=world.is_main, resumed_step=resumed_step)
     opened.enter_context(closing(recorder))
+    store.say = recorder.say
     train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
-    chosen = choose_all(config, train, world.local_rank, world.size)
-    for line in (chosen.why, *warnings):
-        recorder.say(line)
+    record, changed = None, ""
     if checkpoint:
-        require_same_run(checkpoint, config, fingerprint(train))
+        record = read_record(config.out / IMAGES_FILE, checkpoint.data)
+        skip = config.on_bad_image == "skip"
+        train, changed = as_recorded(train, record, checkpoint.data, skip=skip)
+    chosen = choose_all(config, train, world.local_rank, world.size)
+    for line in filter(None, (chosen.why, *start.lines, changed)):
+        recorder.say(line)
+    if world.is_main and not record:
+        write_record(config.out / IMAGES_FILE, train)
     loaders = opened.enter_context(closing(_Loaders(config, chosen, recorder)))
     loader = loaders.open(train)
     evaluators = _evaluators(config, train, loaders, chosen, recorder, world)
@@ -122,7 +134,7 @@ def _prepare(
     if checkpoint:
         trainer.restore(checkpoint)
     _announce(trainer, train)
-    return trainer, loaders, train.passed_over
+    return trainer, loaders, train
 
 
 def _stopped_early(config: Config, interrupt: Interrupt, world: World) -> Summary:
@@ -141,6 +153,20 @@ def _stopped_early(config: Config, interrupt: Interrupt, world: World) -> Summar
         first={},
         last={},
         bad_images={},
+    )
+
+
+def _already_finished(config: Config, finished: Finished, world: World) -> Summary:
+    """Says so; no file is touched."""
+    if world.is_main:
+        print(f"{config.out} is finished, at step {finished.step}: {finished.path}")
+    return Summary(
+        steps=finished.step,
+        signal=0,
+        checkpoint=finished.path,
+        first=finished.summary.get("first", {}),
+        last=finished.summary.get("last", {}),
+        bad_images=finished.summary.get("bad_images", {}),
     )
 
 
@@ -190,24 +216,6 @@ def _require_equal_shares(config: Config, world: World) -> None:
             f"--batch-size {config.batch_size} cannot be shared by {world.size} processes with "
             f"--accumulate {config.accumulate}: give a multiple of {parts}"
         )
-
-
-def _checkpoint_to_resume(
-    store: CheckpointStore, config: Config, resume: bool, warn: Callable[[str], None]
-) -> Checkpoint | None:
-    existing = store.paths()
-    if resume:
-        if not existing:
-            raise UserError(
-                f"--resume: there is no checkpoint in {config.out}: drop --resume to start"
-            )
-        return store.newest(warn)
-    if existing:
-        raise UserError(
-            f"--out {config.out} already holds a run ({existing[-1].name}): pass --resume to go on "
-            f"with it, or another --out"
-        )
-    return None
 
 
 def _evaluators(
@@ -295,11 +303,10 @@ def _conclude(
 ) -> Summary:
     """Writes summary.json and the curves, and says how the run went."""
     recorder, config = trainer.recorder, trainer.config
-    paths = trainer.store.paths()
     summary = Summary(
         steps=trainer.step,
         signal=signal,
-        checkpoint=paths[-1] if paths else None,
+        checkpoint=trainer.store.newest_path(),
         first=_last_values(reversed(recorder.history)),
         last=_last_values(recorder.history),
         bad_images=bad_images,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsimsiam.config.run import Config
-from fastsimsiam.errors import UserError
+from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.base import Batch, Loader
 from fastsimsiam.methods.base import Method, Progress
 from fastsimsiam.optim.base import Optimizer
@@ -116,10 +116,14 @@ class Trainer:
                 return self._interrupt.number
             except NonFiniteLossError:
                 raise
-            except (UserError, OSError):
+            except (UserError, OSError) as error:
                 # With several ranks the others are at another step and would wait for this one forever.
                 if self.world.size == 1:
                     self._save()
+                    if isinstance(error, BadImageError) and self.step:
+                        raise BadImageError(
+                            f"{error}; saved at step {self.step}: go on with --resume"
+                        ) from error
                 raise
             self._save()
         return 0
@@ -265,10 +269,8 @@ class Trainer:
             raise self._not_finite(f"the weights are not finite at step {self.step}", self.step)
 
     def _not_finite(self, what: str, step: int) -> NonFiniteLossError:
-        saved = self.store.paths()
-        newest = (
-            f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        )
+        saved = self.store.newest_path()
+        newest = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
         return NonFiniteLossError(
             f"{what} (lr {self._lr(step):.4g}); {newest}: "
             f"lower --optimizer.lr, or pass --precision fp32"
