@@ -31,7 +31,11 @@ class _Pack:
     on_bad_image: OnBadImage = "error"
     """error: a broken image stops the command. skip: it is left out and listed in the manifest."""
     verify: Path | None = None
-    """Packed file to check against its manifest and to decode completely, instead of packing."""
+    """Packed file to decode completely and to check against its manifest, if it has one, instead of
+    packing."""
+
+
+_NO_MANIFEST = "all can be decoded; without a manifest, checksums and names are not compared"
 
 
 def run(argv: list[str]) -> int:
@@ -43,12 +47,14 @@ def run(argv: list[str]) -> int:
     from fastsimsiam.storage.split_names import find_split
     from fastsimsiam.system.progress import ImageProgress
     from fastsimsiam.system.text import printable
-    from fastsimsiam.tools.pack import PackOptions, pack, verify
+    from fastsimsiam.tools.pack import PackOptions, pack
+    from fastsimsiam.tools.verify import verify
 
     if arguments.verify:
         with ImageProgress("verifying") as progress:
-            beton = verify(arguments.verify, workers=arguments.workers, report=progress)
-        print(f"{printable(arguments.verify)}: {len(beton)} images, complete and as packed")
+            verified = verify(arguments.verify, workers=arguments.workers, report=progress)
+        told = "complete and as packed" if verified.has_manifest else _NO_MANIFEST
+        print(f"{printable(arguments.verify)}: {len(verified.beton)} images, {told}")
         return 0
     if arguments.source is None or arguments.target is None:
         raise UserError(

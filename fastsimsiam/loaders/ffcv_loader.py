@@ -1,10 +1,11 @@
 """Loader `ffcv`: packed files, decoded and cropped by FFCV's compiled pipeline.
 
-FFCV provides file access, memory manager, compiler and threads; order and boxes are the plan's. FFCV's
-image operations decode once per view, draw their own boxes and ignore the decoder's return code. Ours
-(ffcv_pipeline.py) decodes once, cuts the plan's boxes, resamples as PIL does and returns the decoder's
-code. It writes into the crop tensors of the batch; its temporary memory is one frame per thread. Pixels
-differ from PIL's by one gray level at most.
+FFCV provides compiler, threads and queue; order, boxes and reading are ours. FFCV's image operations
+decode once per view, draw their own boxes, trust the sizes that a file claims and ignore the decoder's
+return code. Ours (ffcv_pipeline.py) compares the size with the JPEG's own header, decodes once, cuts
+the plan's boxes and resamples as PIL does, into the crop tensors of the batch; its temporary memory is
+a record and a frame per thread. Pixels differ from PIL's by one gray level at most. Images that the
+compiled code leaves, as damaged ones and those in unusual colors, are decoded as in the other loaders.
 
 Boxes reach the compiled code in the state of the memory manager, which FFCV passes to every operation
 and prepares for each batch (`start_batch`).
@@ -15,13 +16,12 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
-from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, size_groups
-from fastsimsiam.loaders.decode import decode_jpeg
+from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.loaders.ffcv_epoch import EpochPlan
 from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.prefetch import to_device
@@ -64,10 +64,12 @@ class FfcvLoader:
             options: device, threads, broken images.
 
         Raises:
-            UserError: the storage is not a packed file, or FFCV is missing or does not load.
+            UserError: the storage is not a packed file, FFCV is missing or does not load, or the file
+                has an image of an impossible size that is not to be skipped.
         """
         self._storage = require_beton(storage)
         self._policy = BadImagePolicy(options.on_bad_image)
+        self._policy.require_readable(storage)
         self.bad_images = self._policy.bad_images
         self._device = options.device
         self._workers = min(num_workers(options.workers), num_cores())
@@ -104,17 +106,10 @@ class FfcvLoader:
         return self._pipelines[key]
 
     def _repair(self, plan: Plan, batch: BatchPlan, row: int, crops: tuple[Tensor, ...]) -> None:
-        """Replaces an image that libjpeg-turbo refused, or raises its error."""
+        """Decodes an image that the compiled code left as the other loaders do, or replaces it."""
 
-        def frame(index: int) -> npt.NDArray[np.uint8]:
-            height, width = self._storage.sizes[index].tolist()
-            pixels = decode_jpeg(self._storage.read(index), height * width)
-            # Not by PIL, which accepts some damage: every record was complete when it was packed.
-            if pixels is None or pixels.shape[:2] != (height, width):
-                raise BadImageError(
-                    f"{self._storage.name(index)} cannot be decoded (damaged since it was packed)"
-                )
-            return pixels
+        def frame(index: int) -> Pixels:
+            return read_rgb(self._storage, index)
 
         pixels = self._policy.run(plan, batch, row, frame, self._storage.name)
         for out, views in zip(crops, size_groups(plan.view_sizes).values(), strict=True):

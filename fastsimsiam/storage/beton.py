@@ -1,33 +1,33 @@
-"""FFCV's packed files (.beton): a table of sizes and labels, then a storage record, a JPEG, per image.
+"""FFCV's packed files (.beton): a table of sizes and labels, and a storage record, a JPEG, per image.
 
-`fastsimsiam pack` also writes a manifest, FILE.json, with the names of classes and images. FFCV reads
-the table, so that opening a file needs the optional library FFCV; any loader can then read the records.
-Format: https://docs.ffcv.io/ffcv_examples/custom_datasets.html (images are its RGBImageField).
+`fastsimsiam pack` also writes a manifest, FILE.json, with the names of classes and images. Only writing
+a file, and the loader `ffcv`, need the optional library FFCV; any loader can read the records.
+Format: https://docs.ffcv.io/ffcv_examples/custom_datasets.html (images are its RGBImageField), and
+beton_tables.py.
 """
 
-import json
+import errno
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from fastsimsiam.errors import UserError
-from fastsimsiam.storage.base import Report, Storage
-from fastsimsiam.storage.read_ahead import read_ahead
-from fastsimsiam.system.optional import require_ffcv
+from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.storage.base import IMAGE_FORMATS, Report, Storage
+from fastsimsiam.storage.beton_tables import Tables, read_tables
+from fastsimsiam.storage.manifest import Manifest, manifest_path, read_manifest
+from fastsimsiam.storage.record_file import RecordFile
 
 SUFFIX = ".beton"
-MODE_JPEG = 0
-"""Mode of an image in the table: its record is a JPEG. Mode 1: raw pixels."""
-
-
-def manifest_path(file: Path) -> Path:
-    """The path of a packed file's manifest."""
-    return file.with_name(file.name + ".json")
+_PLAUSIBLE = 1 << 26
+"""Pixels; larger images are compared with their JPEG's header when the file is opened, because loaders
+reserve memory by the claimed sizes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,10 +38,13 @@ class Beton:
         root: the packed file.
         paths: names of the packed images, from the manifest, or else their numbers.
         classes: class names, from the manifest, or else their numbers.
+        sizes: (N, 2) int32 as the file claims them; 0, 0 for the images of `unreadable`.
         orientation: (N,) uint8, all 1: packed images are upright.
         pointer: (N,) int64 position of each record in the file.
         length: (N,) int64 bytes of each record.
-        page_size: bytes of a page; no record crosses a page's end.
+        owner: (N,) int64 image that each record was written for: its own, in an intact file.
+        file: the open file.
+        unreadable: sample -> reason, of images whose claimed size is impossible.
     """
 
     root: Path
@@ -52,10 +55,10 @@ class Beton:
     orientation: npt.NDArray[np.uint8]
     pointer: npt.NDArray[np.int64]
     length: npt.NDArray[np.int64]
-    page_size: int
-    _bytes: npt.NDArray[np.uint8]
+    owner: npt.NDArray[np.int64]
+    file: RecordFile
+    unreadable: Mapping[int, str]
     is_one_file: ClassVar[bool] = True
-    unreadable: ClassVar[Mapping[int, str]] = MappingProxyType({})
     passed_over: ClassVar[Mapping[str, int]] = MappingProxyType({})
 
     @property
@@ -72,33 +75,50 @@ class Beton:
         return f"{self.root}, record {index} ({self.paths[index]})"
 
     def read(self, index: int) -> memoryview:
-        """The bytes of a record, in the page cache."""
-        start = int(self.pointer[index])
-        return self._bytes[start : start + int(self.length[index])].data
+        """The bytes of a record, in memory that this thread's next call overwrites.
+
+        Raises:
+            BadImageError: the record is on a part of the disk that cannot be read.
+            UserError: the file was cut off since it was opened, or the system cannot read it.
+        """
+        position, length = int(self.pointer[index]), int(self.length[index])
+        try:
+            return self.file.read(position, length)
+        except EOFError as error:
+            raise UserError(
+                f"{self.root} was cut off during the run (record {index} is missing): restore the file "
+                "and start the command again"
+            ) from error
+        except MemoryError as error:
+            reason = f"no memory for {length} bytes"
+            raise BadImageError(f"{self.name(index)} cannot be read ({reason})") from error
+        except OSError as error:
+            if error.errno == errno.EIO:  # the one reason that may concern a part of the file alone
+                raise BadImageError(
+                    f"{self.name(index)} cannot be read ({error.strerror})"
+                ) from error
+            raise UserError(
+                f"{self.root} cannot be read ({error.strerror}): restore access to it, and start the "
+                "command again"
+            ) from error
 
     def will_need(self, index: int) -> None:
         """Starts reading a record into the page cache."""
-        # Not by `madvise` of the mapping, which holds the GIL.
-        read_ahead(self.root, int(self.pointer[index]), int(self.length[index]))
+        self.file.will_need(int(self.pointer[index]), int(self.length[index]))
 
     def require_readable(self) -> None:
-        """Refuses nothing: every image was decoded when it was packed."""
+        """Refuses a file with images of impossible sizes.
 
-
-def read_manifest(file: Path) -> dict[str, Any] | None:
-    """The manifest of a packed file; None if it has none.
-
-    Raises:
-        UserError: the manifest is damaged.
-    """
-    path = manifest_path(file)
-    try:
-        manifest = json.loads(path.read_text())
-        return manifest if isinstance(manifest, dict) else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): pack the data set again") from error
+        Raises:
+            UserError: names the first such image and how many there are.
+        """
+        if self.unreadable:
+            index, reason = next(iter(self.unreadable.items()))
+            more = f" (and {len(self.unreadable) - 1} more)" if len(self.unreadable) > 1 else ""
+            raise UserError(
+                f"{self.name(index)} {reason}{more}: pack the data set again, or pass --on-bad-image "
+                "skip"
+            )
 
 
 def as_beton(storage: Storage) -> Beton | None:
@@ -143,55 +163,78 @@ def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:
         classes: class names that labels refer to (the training split's); None: the file's own.
 
     Raises:
-        UserError: the file is missing, damaged or holds no JPEGs, has a class that is not in
-            `classes`, or FFCV is not installed.
+        UserError: the file is missing, damaged or holds no JPEGs, or has a class that is not in
+            `classes`.
     """
-    if not file.is_file():
-        raise UserError(f"{file} does not exist: make it with fastsimsiam pack SRC {file}")
-    require_ffcv(f"reading {file}")
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.reader import Reader
-
     try:
-        reader = Reader(str(file))
-        fields = [
-            next(i for i, field in enumerate(reader.handlers.values()) if isinstance(field, kind))
-            for kind in (RGBImageField, IntField)
-        ]
-    except (AssertionError, IndexError, KeyError, ValueError, StopIteration) as error:
+        opened = RecordFile(file)
+    except FileNotFoundError as error:
         raise UserError(
-            f"{file} is not a complete packed file of images and labels: pack the data set again"
+            f"{file} does not exist: make it with fastsimsiam pack SRC {file}"
         ) from error
-    image, label = (reader.metadata[f"f{field}"] for field in fields)
-    table = reader.alloc_table[np.argsort(reader.alloc_table["ptr"])]
-    row = np.searchsorted(table["ptr"], image["data_ptr"])
-    size = file.stat().st_size
-    if (
-        len(table) == 0
-        or (row >= len(table)).any()
-        or (table["ptr"][row] != image["data_ptr"]).any()
-        or (table["ptr"] + table["size"] > size).any()
-    ):
-        raise UserError(f"{file} is truncated or damaged: pack the data set again")
-    if (image["mode"] != MODE_JPEG).any():
-        raise UserError(f"{file} holds raw pixels, not JPEGs: pack it with fastsimsiam pack")
-    manifest = read_manifest(file) or {}
-    file_classes = manifest.get("classes") or [str(i) for i in range(int(label.max()) + 1)]
-    names = manifest.get("images") or [str(i) for i in range(len(label))]
-    if len(names) != len(label) or int(label.max()) >= len(file_classes):
-        raise UserError(f"{manifest_path(file)} belongs to another file than {file}: pack it again")
+    try:
+        tables = read_tables(opened)
+        unreadable = _impossible(opened, tables)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})") from error
+    manifest = read_manifest(file) or Manifest()
+    _require_match(opened, tables, manifest)
+    file_classes = manifest.classes or [str(i) for i in range(int(tables.label.max()) + 1)]
+    count = len(tables.label)
+    sizes = tables.sizes.copy()
+    sizes[list(unreadable)] = 0
     return Beton(
         root=file,
-        paths=names,
+        paths=manifest.images or [str(i) for i in range(count)],
         classes=file_classes if classes is None else list(classes),
-        label=_translate(file, label.astype(np.int64), file_classes, classes),
-        sizes=np.stack([image["height"], image["width"]], axis=1).astype(np.int32),
-        orientation=np.ones(len(label), np.uint8),
-        pointer=image["data_ptr"].astype(np.int64),
-        length=table["size"][row].astype(np.int64),
-        page_size=int(reader.page_size),
-        _bytes=np.memmap(file, np.uint8, mode="r"),
+        label=_translate(file, tables.label, file_classes, classes),
+        sizes=sizes,
+        orientation=np.ones(count, np.uint8),
+        pointer=tables.position,
+        length=tables.length,
+        owner=tables.owner,
+        file=opened,
+        unreadable=unreadable,
     )
+
+
+def _require_match(file: RecordFile, tables: Tables, manifest: Manifest) -> None:
+    """Refuses the manifest of another file."""
+    if (
+        (manifest.images is not None and len(manifest.images) != len(tables.label))
+        or (manifest.classes is not None and int(tables.label.max()) >= len(manifest.classes))
+        or (manifest.bytes is not None and manifest.bytes != file.size)
+    ):
+        path = manifest_path(file.path)
+        raise UserError(
+            f"{path} belongs to another file than {file.path}: pack the data set again, or remove "
+            f"{path.name} to use the images without their names"
+        )
+
+
+def _impossible(file: RecordFile, tables: Tables) -> dict[int, str]:
+    """Sample -> reason, of images whose claimed size is 0 or huge and not that of their JPEG."""
+    claimed = tables.sizes.astype(np.int64).prod(axis=1)
+    reasons = {}
+    for index in np.flatnonzero((claimed == 0) | (claimed > _PLAUSIBLE)).tolist():
+        height, width = tables.sizes[index].tolist()
+        if claimed[index] == 0 or _header_size(file, tables, index) != (height, width):
+            reasons[index] = f"claims {width}x{height} pixels, and its JPEG does not"
+    return reasons
+
+
+def _header_size(file: RecordFile, tables: Tables, index: int) -> tuple[int, int] | None:
+    """Height and width by the header of a record's image; None if it has none that can be read."""
+    try:
+        record = file.read(int(tables.position[index]), int(tables.length[index]))
+        with Image.open(io.BytesIO(record), formats=IMAGE_FORMATS) as image:
+            return image.height, image.width
+    except (MemoryError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    except (OSError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system, and not PIL
+        return None
 
 
 def _translate(

@@ -26,6 +26,11 @@ def has_dali() -> bool:
     )
 
 
+def has_ffcv() -> bool:
+    """Whether FFCV is installed."""
+    return importlib.util.find_spec("ffcv") is not None
+
+
 def require_ffcv(why: str) -> None:
     """Raises an error if FFCV is missing or does not load.
 

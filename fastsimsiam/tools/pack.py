@@ -1,11 +1,10 @@
 """`fastsimsiam pack`: writes class folders to one file of FFCV's format, and checks every image.
 
-FFCV's loader ignores the decoder's return code: a packed file must contain only intact JPEGs. So each
-image is decoded before it is written, and its copy is compared with it afterwards. FFCV's allocator
-writes the file from one thread; decoding and encoding run on all workers.
+FFCV's own loader ignores the decoder's return code: a packed file must contain only intact JPEGs. So
+each image is decoded before it is written, and its copy is compared with it afterwards. The writer,
+FFCV's, uses one thread; decoding and encoding run on all workers.
 """
 
-import hashlib
 import json
 import zlib
 from collections import Counter, deque
@@ -24,14 +23,16 @@ from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.bad_images import FIX_BAD_IMAGE
 from fastsimsiam.loaders.decode import Pixels, decode_jpeg, read_rgb
 from fastsimsiam.storage.base import Report, Storage
-from fastsimsiam.storage.beton import SUFFIX, Beton, manifest_path, open_beton, read_manifest
+from fastsimsiam.storage.beton import SUFFIX, open_beton
+from fastsimsiam.storage.manifest import FORMAT, manifest_path
+from fastsimsiam.storage.record_file import RecordFile
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require_ffcv
 from fastsimsiam.system.resources import num_workers
 from fastsimsiam.system.text import printable
+from fastsimsiam.tools.verify import checksum
 from fastsimsiam.version import __version__
 
-_FORMAT = 1
 _SMALLEST_PAGE = 1 << 23
 _LARGEST_PAGE = 1 << 31
 _LARGEST_SIDE = (1 << 16) - 1
@@ -184,10 +185,10 @@ def _write(
         writer.metadata_sm.close()
         writer.metadata_sm.unlink()
     beton = open_beton(file)
-    for position, checksum in enumerate(checksums):
-        if zlib.crc32(beton.read(position)) != checksum:
+    for position, crc32 in enumerate(checksums):
+        if zlib.crc32(beton.read(position)) != crc32:
             raise OSError(None, "the copy differs from what was written; is the disk full?")
-    return _manifest(storage, file, options, records, broken)
+    return _manifest(storage, file, options, records, checksums, broken)
 
 
 def _manifest(
@@ -195,15 +196,17 @@ def _manifest(
     file: Path,
     options: PackOptions,
     records: list[_Record],
+    checksums: list[int],
     broken: dict[str, str],
 ) -> dict[str, Any]:
     label = storage.label[[record.source for record in records]]
     count = Counter(label.tolist())
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "images_total": len(records),
         "bytes": file.stat().st_size,
-        "sha256": _checksum(file),
+        "sha256": checksum(RecordFile(file)),
+        "crc32": checksums,
         "images_with_their_own_bytes": sum(record.copied for record in records),
         "largest": [max(r.height for r in records), max(r.width for r in records)],
         "options": {
@@ -291,45 +294,3 @@ def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
         return pixels
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC))
-
-
-def _checksum(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def verify(file: Path, *, workers: int | None = None, report: Report | None = None) -> Beton:
-    """Compares a packed file with its manifest and decodes every image.
-
-    Args:
-        file: .beton file.
-        workers: threads; None: one per core.
-        report: called with (images done, images in all).
-
-    Returns:
-        The opened file.
-
-    Raises:
-        UserError: the file differs from its manifest, or an image is broken.
-    """
-    beton = open_beton(file)
-    manifest = read_manifest(file)
-    if manifest is None:
-        raise UserError(f"{file} cannot be verified without {manifest_path(file)}: pack it again")
-    for quantity, expected, actual in (
-        ("bytes", manifest.get("bytes"), file.stat().st_size),
-        ("images", manifest.get("images_total"), len(beton)),
-        ("sha256", manifest.get("sha256"), _checksum(file)),
-    ):
-        if expected != actual:
-            raise UserError(
-                f"{file} differs from its manifest in {quantity} ({actual}, not {expected}): pack it "
-                "again"
-            )
-    with ThreadPoolExecutor(num_workers(workers)) as pool:
-        for done, _ in enumerate(
-            pool.map(lambda index: read_rgb(beton, index).shape, range(len(beton))), start=1
-        ):
-            if report:
-                report(done, len(beton))
-    return beton
