@@ -1,7 +1,7 @@
 """Whether weights and features are numbers: NaN is no score."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastsimsiam.errors import UserError
 
@@ -47,16 +47,6 @@ def require_finite_features(finite: bool, backbone: nn.Module, source: object) -
         f"the features of {source} are not finite ({reason}): its weights are damaged, or its "
         "training diverged: pass an earlier checkpoint or another file"
     )
-
-
-def is_constant(features: Tensor) -> bool:
-    """Whether all features (N, D) of length 1, or 0, are equal up to rounding; waits for the device.
-
-    Of a single image nothing can be said: False.
-    """
-    if len(features) < 2:
-        return False
-    return bool((features - features[:1]).abs().amax() < 1e-5)
 
 
 def _broken_tensors(backbone: nn.Module) -> str:
