@@ -294,7 +294,7 @@ def test_pretrain_then_knn(
     stored = json.loads(scores.read_text())
     assert list(stored) == [
         *("untrained", "trained", "bad_images", "checkpoint", "step", "data"),
-        *("temperature", "bank", "queries"),
+        *("temperature", "bank", "queries", "notes"),
     ]
     assert set(stored["trained"]) == {"5", "20"}
     assert (stored["checkpoint"], stored["data"]) == (str(tiny_config.out), str(tiny_config.data))

@@ -42,7 +42,7 @@ def test_features_are_those_of_the_evaluation(run: Config, tmp_path: Path) -> No
     stored = np.load(npz)
     val = open_split(run.data, "val")
     loader = build_loader("cpu", val, LoaderOptions(device=CPU, workers=1, on_bad_image="error"))
-    unit, label = extract(
+    found = extract(
         load_pretrained(run.out).backbone,
         loader,
         center_plan(val, run.image_size, run.knn.crop_fraction),
@@ -51,8 +51,8 @@ def test_features_are_those_of_the_evaluation(run: Config, tmp_path: Path) -> No
     )
     loader.close()
     embedded = F.normalize(torch.from_numpy(stored["features"]), dim=1)
-    torch.testing.assert_close(embedded, unit, atol=1e-5, rtol=1e-4)
-    assert stored["label"].tolist() == label.tolist()
+    torch.testing.assert_close(embedded, found.unit, atol=1e-5, rtol=1e-4)
+    assert stored["label"].tolist() == found.label.tolist()
     assert stored["path"].tolist() == list(val.paths)
     assert stored["classes"].tolist() == ["ant", "bee", "cow"]
     rows = parquet.read_table(table)

@@ -31,7 +31,10 @@ def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Draws a grid: each image with the boxes of its views, then the views."
     arguments = parse(_Views, argv, "fastsimsiam views", about=about)
+    from fastsimsiam.system.files import require_writable
     from fastsimsiam.tools.views import write_views
+
+    require_writable(arguments.out, "--out", make_folder=True)
 
     write_views(
         arguments.path,

@@ -21,6 +21,8 @@ class EvalOptions:
 
     image_size: int | None = None
     """Side of the crops in pixels; None: as in training, or 224."""
+    crop_fraction: float | None = None
+    """Side of the centered square over the image's shorter side; None: as in training, or 0.875."""
     arch: str | None = None
     """torchvision's name of the network, for weights of other packages; None: detected, for ResNets."""
     stem: Stem | None = None
@@ -28,7 +30,7 @@ class EvalOptions:
     loader: LoaderName = "auto"
     """Loader of the images, see pretrain --help."""
     on_bad_image: OnBadImage = "error"
-    """error: a broken image stops the command. skip: it is replaced by another image."""
+    """error: a broken image stops the command. skip: it is left out."""
     device: DeviceName = "auto"
     """auto: cuda where there is one."""
     precision: PrecisionName = "auto"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from fastsimsiam.runs.archive import (
 
 FORMAT = 1
 """Version of the file format, in every checkpoint of this package."""
+_Read = TypeVar("_Read")
 FOLDER = "checkpoints"
 """Folder of the checkpoints in a run's folder."""
 _KEYS = ("config", "step", "data", "method", "optimizer", "rng")
@@ -268,12 +269,16 @@ class CheckpointStore:
         return True
 
 
-def newest_good(out: Path, say: Say) -> tuple[Path, Checkpoint]:
+def newest_good(out: Path, say: Say, read: Callable[[Path], _Read]) -> tuple[Path, _Read]:
     """The newest good checkpoint of a run, for all who only read it; no file is touched.
 
     Args:
         out: folder of the run.
         say: receives a warning that names the damaged file and the one that is read in its place.
+        read: reads a file, as `load` does; raises DamagedCheckpointError.
+
+    Returns:
+        The file, and what `read` makes of it.
 
     Raises:
         UserError: there is none, all are damaged, or the newest is of another version.
@@ -281,16 +286,19 @@ def newest_good(out: Path, say: Say) -> tuple[Path, Checkpoint]:
     damaged: dict[Path, DamagedCheckpointError] = {}
     for path in reversed(CheckpointStore(out, keep=1).paths()):
         try:
-            checkpoint = load(path)
+            content = read(path)
         except DamagedCheckpointError as error:
             damaged[path] = error
             continue
         for reason in damaged.values():
             say(f"WARNING: {reason}; reading {path.name} in its place")
-        return path, checkpoint
+        return path, content
     if damaged:
         raise all_damaged(out / FOLDER, damaged)
-    raise UserError(f"there is no checkpoint in {out}: expected {out}/{FOLDER}/step-*.pt")
+    raise UserError(
+        f"there is no checkpoint in {out}: expected {out}/{FOLDER}/step-*.pt; pass the folder of a "
+        "run, or a file of weights"
+    )
 
 
 def all_damaged(folder: Path, damaged: dict[Path, DamagedCheckpointError]) -> UserError:

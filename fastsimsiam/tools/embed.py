@@ -13,8 +13,7 @@ from torch import Tensor
 from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
-from fastsimsiam.evaluate.features import centered_features
-from fastsimsiam.system.files import written_whole
+from fastsimsiam.system.files import require_writable, written_whole
 from fastsimsiam.system.optional import require
 from fastsimsiam.system.progress import ImageProgress
 from fastsimsiam.system.text import printable
@@ -54,8 +53,7 @@ def embed(
         raise UserError(f"--out {out}: name it .npz or .parquet")
     if out.suffix == ".parquet":
         require("pyarrow", f"--out {out}", "pip install 'fastsimsiam[embed]'")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    require_writable(out, "--out")
     with open_eval_context(
         checkpoint, data, options or EvalOptions(), need_val=split == "val"
     ) as context:
@@ -69,22 +67,9 @@ def _chunks(
     context: EvalContext, split: Split
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Yields features (B, D) and sample indices (B,) per batch; broken images are left out."""
-    plan = context.centered(split)
-    with ImageProgress("features") as progress:
-        for step, (h, batch) in enumerate(
-            centered_features(
-                context.pretrained.backbone,
-                context.loader(split),
-                plan,
-                device=context.device,
-                dtype=context.dtype,
-            )
-        ):
-            planned = plan.index(0, step)
-            # The loader has replaced broken images by others.
-            intact = batch.index.cpu().numpy() == planned
-            yield _to_numpy(h)[intact], planned[intact]
-            progress(int(planned[-1]) + 1, len(plan.label))
+    with ImageProgress("features", unit="batches") as progress:
+        for h, batch in context.features(split, progress):
+            yield _to_numpy(h), batch.index.cpu().numpy()
 
 
 def _to_numpy(h: Tensor) -> npt.NDArray[np.float32]:

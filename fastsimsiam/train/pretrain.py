@@ -245,6 +245,7 @@ def _evaluators(
         image_size=config.image_size,
         device=chosen.device,
         dtype=chosen.dtype,
+        warn=lambda text: recorder.say(f"WARNING: {text}"),
         report=_reporter(recorder, "evaluating"),
     )
     return [knn]

@@ -18,6 +18,7 @@ from fastsimsiam.runs.checkpoint import (
     Checkpoint,
     CheckpointStore,
     Say,
+    load,
     newest_good,
     require_same_config,
 )
@@ -132,7 +133,7 @@ def _finished(config: Config) -> Finished | None:
         summary = read_summary(config.out)
         if "steps" not in summary:
             return None
-        path, checkpoint = newest_good(config.out, lambda text: None)
+        path, checkpoint = newest_good(config.out, lambda text: None, load)
         images = int(checkpoint.data.partition(" ")[0])
     except (UserError, ValueError):
         return None  # `_choose` says what is wrong, if something is
