@@ -16,7 +16,8 @@ LONG = os.environ.get("FASTSIMSIAM_DAMAGE") == "long"
 OPTIONS = (
     "--epochs 3 --batch-size 8 --image-size 32 --device cpu --precision fp32 --compile off "
     "--loader cpu --workers 2 --log-every 1 --arch micro_resnet --method.projector-layers 2 "
-    "--method.projector-dim 16 --method.predictor-dim 8 --knn.every-epochs 1 --checkpoint.every-epochs 0.67 --checkpoint.keep 2"
+    "--method.projector-dim 16 --method.predictor-dim 8 --knn.every-epochs 1 "
+    "--checkpoint.every-epochs 0.67 --checkpoint.keep 2"
 ).split()
 TIMED = ("images_per_second", "data_wait")
 

@@ -19,8 +19,8 @@ from fastsimsiam.doctor.synthetic import textured_image
 
 OPTIONS = (
     "--epochs 1 --batch-size 4 --max-steps 2 --image-size 32 --device cpu --precision fp32 "
-    "--compile off --workers 2 --arch micro_resnet --method.projector-layers 2 --method.projector-dim 16 "
-    "--method.predictor-dim 8 --knn.every-epochs 1"
+    "--compile off --workers 2 --arch micro_resnet --method.projector-layers 2 "
+    "--method.projector-dim 16 --method.predictor-dim 8 --knn.every-epochs 1"
 ).split()
 ERROR = "fastsimsiam: error: "
 

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def commands(trained: Path, data: Path, out: Path) -> dict[str, list[object]]:
     """Every command that writes a result; each `out` is a folder that exists."""
     return {
-        "embed-npz": ["embed", trained, "--data", data, "--out", out / "e.npz", "--device", "cpu"],
+        "embed-npz": ["embed", trained, "--data", data, "--out", out / "e.npz"],
         "embed-parquet": ["embed", trained, "--data", data, "--out", out / "e.parquet"],
         "export-pth": ["export", trained, out / "e.pth"],
         "export-safetensors": ["export", trained, out / "e.safetensors"],
         "knn": ["knn", trained, "--data", data, "--k", "5", "--json", out / "k.json"],
         "linear": ["linear", trained, "--data", data, "--epochs", "1", "--out", out / "l.pt"],
-        "pack": ["pack", data, out / "p.beton"],
+        "pack": ["pack", data / "train", out / "p.beton"],
         "pretrain": ["pretrain", "imagenette", "--data", data, "--out", out / "run", *OPTIONS],
         "report": ["report", trained, "--out", out / "r.html"],
         "views": ["views", data, "--out", out / "v.png"],
@@ -82,7 +83,9 @@ def test_a_full_disk(
     warm: Warm, trained: Path, few_images: Path, small_disk: Path, tmp_path: Path, name: str
 ) -> None:
     log = tmp_path / "log"
-    (small_disk / "ballast").write_bytes(b"0" * 60_000)
+    with suppress(OSError), open(small_disk / "ballast", "wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(4096))
     code = warm.run(commands(trained, few_images, small_disk)[name], log)
     assert_one_line(code, log, small_disk)
 

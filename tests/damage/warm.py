@@ -5,6 +5,8 @@ process that can be killed at any moment and have its own limits. Run as a scrip
 server.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import resource
@@ -94,9 +96,7 @@ class Warm:
 
     def close(self) -> None:
         """Ends the server."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait(timeout=10)
+        self._process.communicate(timeout=10)
 
 
 def _die_at_change(number: int | None, watched: Sequence[str], tally: str) -> None:
@@ -125,12 +125,11 @@ def _die_at_change(number: int | None, watched: Sequence[str], tally: str) -> No
     sys.addaudithook(hook)
 
 
-def _child(request: dict[str, Any]) -> None:
+def _child(request: dict[str, Any], output: int) -> None:
     from fastsimsiam import cli
 
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
-        os.dup2(log, stream)
+        os.dup2(output, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request["environment"])
     if request["file_size"]:
@@ -162,16 +161,33 @@ def _serve() -> None:
     from fastsimsiam.tools import pack as tools_pack  # noqa: F401
     from fastsimsiam.train import pretrain as train_pretrain  # noqa: F401
 
+    logs: dict[int, tuple[int, str]] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:
             pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            if pid:
+                _keep_output(*logs.pop(pid))
             print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
             continue
+        # A pipe, since a limit on file sizes would hold for a file as well.
+        read, write = os.pipe()
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
         pid = os.fork()
         if pid == 0:
-            _child(request)
+            _child(request, write)
+        os.close(write)
+        logs[pid] = (read, request["log"])
         print(json.dumps(pid), flush=True)
+
+
+def _keep_output(read: int, log: str) -> None:
+    """Appends what is in the pipe of a command that has ended to its log."""
+    os.set_blocking(read, False)  # a process that the command has left behind may hold the pipe
+    with open(log, "ab") as file, contextlib.suppress(BlockingIOError):
+        while block := os.read(read, 1 << 16):
+            file.write(block)
+    os.close(read)
 
 
 if __name__ == "__main__":
