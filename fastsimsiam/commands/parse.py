@@ -13,8 +13,11 @@ import tyro
 from fastsimsiam.config import renamed
 from fastsimsiam.errors import UserError
 from fastsimsiam.system.files import written_whole
+from fastsimsiam.system.text import is_utf8, printable
 
 _Args = TypeVar("_Args")
+_OUTPUTS = ("out", "json", "target")
+"""Arguments that name what a command writes, by libraries that take names in UTF-8 alone."""
 _RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {
     "--loader": renamed.LOADERS,
     "--compile": renamed.COMPILE,
@@ -49,6 +52,10 @@ def parse(
     json_file: Path | None = getattr(parsed, "json", None)
     if json_file and not json_file.parent.is_dir():  # before hours of work, not after
         raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
+    for holder in (parsed, getattr(parsed, "config", None)):
+        for path in (getattr(holder, name, None) for name in _OUTPUTS):
+            if isinstance(path, Path) and not is_utf8(str(path)):
+                raise UserError(f"cannot write to {printable(path)}: give a name that is UTF-8")
     return parsed
 
 
