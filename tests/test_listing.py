@@ -1,20 +1,26 @@
 """What a folder holds: images, classes, splits, and what is passed over, told by kind."""
 
+import inspect
+import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from test_storage import save
 
+from fastsimsiam.cli import main
+from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage import open as storages
 from fastsimsiam.storage.class_folder import ClassFolder, has_split, open_split
 from fastsimsiam.storage.listing import IMAGE_SUFFIXES, list_images
 from fastsimsiam.storage.passed_over import notes
+from fastsimsiam.train.pretrain import pretrain
 
 
 def touch(*paths: Path) -> None:
@@ -92,6 +98,28 @@ def test_images_beside_class_folders_are_told_loudly(tmp_path: Path) -> None:
         f"WARNING: 1 .heic file in {root} not used: convert to JPEG or PNG to use it",
         f"not used beside {root}: 1 other folder",
     ]
+
+
+def test_the_log_the_summary_and_evaluations_tell_it(
+    tiny_config: Config, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(class_folders / "train", data / "training")
+    shutil.copytree(class_folders / "val", data / "test")
+    save(data / "training" / "loose.png")
+    pretrain(replace(tiny_config, data=data, max_steps=2, knn=KnnConfig(every_epochs=1, k=(3,))))
+    log = (tiny_config.out / "log.txt").read_text()
+    told = f"WARNING: 1 image is beside the class folders of {data}/training and not used"
+    assert log.count(told) == 1
+    assert f"no kNN during training: {data} has no folder val/, but test/: rename it to val" in log
+    summary = json.loads((tiny_config.out / "summary.json").read_text())
+    assert summary["passed_over"] == {
+        "images beside the class folders": 1,
+        "folders beside train/ and val/": 1,
+    }
+    (data / "test").rename(data / "Validation")
+    assert main(["knn", str(tiny_config.out), "--data", str(data), "--k", "3"]) == 0
+    assert told in capsys.readouterr().err
 
 
 def test_where_all_is_used_nothing_is_told(class_folders: Path) -> None:
@@ -337,20 +365,15 @@ def test_a_file_that_becomes_a_pipe_is_unreadable(tmp_path: Path) -> None:
     assert len(found.read(0)) == 0
 
 
-def test_thousands_of_folders_within_each_other(tmp_path: Path) -> None:
-    deepest = os.fspath(tmp_path / "train" / "k")
-    made = [deepest]
-    for _ in range(1200):  # more than Python's limit of recursion
-        deepest += "/d"
-        made.append(deepest)
-    os.mkdir(tmp_path / "train")
-    for folder in made:
-        os.mkdir(folder)
-    Image.new("RGB", (12, 8)).save(deepest + "/x.png")
-    assert len(open_split(tmp_path, "train")) == 1
-    os.unlink(deepest + "/x.png")
-    for folder in reversed(made):  # more than pytest can remove, too
-        os.rmdir(folder)
+def test_more_folders_within_each_other_than_python_can_recurse(tmp_path: Path) -> None:
+    deepest = tmp_path / "train" / "k" / ("d/" * 400)
+    save(deepest / "x.png")
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 200)
+    try:
+        assert len(open_split(tmp_path, "train")) == 1
+    finally:
+        sys.setrecursionlimit(usual)
 
 
 def test_a_path_that_is_too_long_is_one_line(tmp_path: Path) -> None:
