@@ -338,8 +338,12 @@ def test_the_loader_reports_broken_images(class_folders: Path, tmp_path: Path) -
     broken.write_bytes(broken.read_bytes()[:400])
     with pytest.raises(UserError, match=r"02\.JPEG"):
         diagnose(short_run(data), minutes=0.02)
-    report = diagnose(short_run(data, on_bad_image="skip"), minutes=0.02)
+    shutil.copy(data / "bee" / "03.JPEG", data)
+    said: list[str] = []
+    report = diagnose(short_run(data, on_bad_image="skip"), minutes=0.02, say=said.append)
     assert report.measurements.decode > 0
+    assert report.as_dict()["passed_over"] == {"images beside the class folders": 1}
+    assert said[0].startswith("WARNING: 1 image is beside the class folders of")
 
 
 @pytest.mark.parametrize(

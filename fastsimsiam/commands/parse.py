@@ -13,8 +13,11 @@ from fastsimsiam.config import renamed
 from fastsimsiam.errors import UserError
 from fastsimsiam.system.files import require_writable, written_whole
 from fastsimsiam.system.json_text import to_json
+from fastsimsiam.system.text import is_utf8, printable
 
 _Args = TypeVar("_Args")
+_OUTPUTS = ("out", "json", "target")
+"""Arguments that name what a command writes, by libraries that take names in UTF-8 alone."""
 _RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {
     "--loader": renamed.LOADERS,
     "--compile": renamed.COMPILE,
@@ -47,6 +50,10 @@ def parse(
         reason = _renamed(argv) or _one_line(printed.getvalue())
         raise UserError(f"{reason}; see {prog} --help") from None
     json_file: Path | None = getattr(parsed, "json", None)
+    for holder in (parsed, getattr(parsed, "config", None)):
+        for path in (getattr(holder, name, None) for name in _OUTPUTS):
+            if isinstance(path, Path) and not is_utf8(str(path)):
+                raise UserError(f"cannot write to {printable(path)}: give a name that is UTF-8")
     if json_file:  # before hours of work, not after
         require_writable(json_file, "--json")
     return parsed

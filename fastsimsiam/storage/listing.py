@@ -106,9 +106,9 @@ def _list_class(
             ready.append((linked.pop(), True))
         path, through_link = ready.pop()
         try:
-            identity = _identity(root / path)
+            identity = _identity(os.path.join(root, path))
         except OSError as error:
-            raise UserError(why_not_read(root / path, error)) from error
+            raise UserError(why_not_read(error.filename, error)) from error
         # Without a link nothing comes twice, whatever numbers a file system gives its folders.
         if through_link and identity in seen:
             found.passed_over[kinds.TWICE] += 1
@@ -191,6 +191,6 @@ def _kind(entry: os.DirEntry[str]) -> str:
     return kinds.of_suffix(os.path.splitext(entry.name)[1]) if is_file else kinds.SPECIAL
 
 
-def _identity(folder: Path) -> _Identity:
+def _identity(folder: str | Path) -> _Identity:
     status = os.stat(folder)
     return status.st_dev, status.st_ino

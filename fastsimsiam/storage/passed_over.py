@@ -47,21 +47,17 @@ def notes(storage: Storage) -> list[str]:
     """
     root, counts = printable(storage.root), dict(storage.passed_over)
     lines = []
+    move = "and not used: move them into a class folder to use them"
     if number := counts.pop(IMAGES_BESIDE_CLASSES, 0):
-        lines.append(
-            f"WARNING: {number} images lie beside the class folders of {root} and are not used: move "
-            "them into a class folder to use them"
-        )
+        lines.append(f"WARNING: {_images(number)} beside the class folders of {root} {move}")
     if number := counts.pop(IMAGES_BESIDE_SPLITS, 0):
-        lines.append(
-            f"WARNING: {number} images lie beside {root} and are not used: move them into a class "
-            "folder to use them"
-        )
+        lines.append(f"WARNING: {_images(number)} beside {root} {move}")
     for suffix in _PICTURES:
         if number := counts.pop(f"{suffix} files", 0):
+            files, them = ("file", "it") if number == 1 else ("files", "them")
             lines.append(
-                f"WARNING: {number} {suffix} files in {root} are not used: convert them to JPEG or PNG "
-                "to use them"
+                f"WARNING: {number} {suffix} {files} in {root} not used: convert to JPEG or PNG to use "
+                f"{them}"
             )
     if nested := _folders_of_the_only_class(storage):
         lines.append(
@@ -73,6 +69,10 @@ def notes(storage: Storage) -> list[str]:
     if counts:
         lines.append(f"not used in {root}: {listed(counts)}")
     return lines
+
+
+def _images(number: int) -> str:
+    return f"{number} images are" if number > 1 else "1 image is"
 
 
 def _folders_of_the_only_class(storage: Storage) -> int:

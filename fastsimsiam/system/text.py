@@ -24,6 +24,11 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a name is UTF-8."""
+    return not _BYTES.search(text)
+
+
 def as_bytes(text: str) -> bytes:
     """A name as UTF-8; the bytes of the file's name, where the text comes from the file system."""
     try:
