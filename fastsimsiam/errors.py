@@ -11,3 +11,7 @@ class UserError(ValueError):
 
 class BadImageError(UserError):
     """A file that is not an intact image; the message names the file and the reason."""
+
+
+class DamagedError(UserError):
+    """Content of a file that no version of this package has written."""

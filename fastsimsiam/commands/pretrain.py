@@ -12,7 +12,6 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
 
-
 _MEANINGS: Mapping[tuple[str, ...], bool | Literal["auto"]] = {
     (): True,
     ("auto",): "auto",

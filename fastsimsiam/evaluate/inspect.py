@@ -19,6 +19,7 @@ from fastsimsiam.methods.collapse import COLLAPSED_STD
 from fastsimsiam.methods.registry import build_method, find_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import load
+from fastsimsiam.runs.fit import require_fit
 from fastsimsiam.system.progress import ImageProgress
 
 _BATCH = 128
@@ -164,7 +165,9 @@ def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
     if context.pretrained.config is None:
         return None
     method = build_method(context.pretrained.config)
-    method.load_state_dict(load(context.pretrained.path).method)
+    weights = load(context.pretrained.path).method
+    require_fit(weights, method.state_dict(), context.pretrained.path)
+    method.load_state_dict(weights)
     projector = getattr(method, "projector", None)
     return None if projector is None else projector.eval().to(context.device)
 

@@ -19,6 +19,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.models.backbones import classifier_name, feature_extractor
 from fastsimsiam.runs.archive import read_stored
 from fastsimsiam.runs.checkpoint import Checkpoint, from_stored, newest_good
+from fastsimsiam.runs.fit import require_fit
 from fastsimsiam.system.optional import require
 
 _PREFIXES = ("module.encoder.", "module.backbone.", "encoder.", "backbone.", "module.", "")
@@ -128,13 +129,13 @@ def _from_checkpoint(
             raise UserError(f"--{key} is {given}, but {path} is {recorded}: drop --{key}")
     backbone, feature_dim = feature_extractor(config.arch, config.stem)
     prefix = "backbone."
-    backbone.load_state_dict(
-        {
-            key.removeprefix(prefix): value
-            for key, value in checkpoint.method.items()
-            if key.startswith(prefix)
-        }
-    )
+    weights = {
+        key.removeprefix(prefix): value
+        for key, value in checkpoint.method.items()
+        if key.startswith(prefix)
+    }
+    require_fit(weights, backbone.state_dict(), path)
+    backbone.load_state_dict(weights)
     return PretrainedBackbone(
         backbone=backbone.eval(),
         arch=config.arch,

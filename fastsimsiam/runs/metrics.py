@@ -40,8 +40,8 @@ def read_metrics(text: str) -> tuple[list[tuple[str, dict[str, Any]]], list[int]
         step = values.get("step") if isinstance(values, dict) else None
         if _is_step(step):
             numbers = {name: value for name, value in values.items() if is_number(value)}
-            if numbers.get("epoch", 1) <= 0:
-                del numbers["epoch"]
+            if step == 0 or numbers.get("epoch", 1) <= 0:
+                numbers.pop("epoch", None)
             lines.append((line, numbers))
         else:
             others.append(number)

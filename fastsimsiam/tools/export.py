@@ -14,6 +14,7 @@ from fastsimsiam.config.stored import to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.models.backbones import classifier_name
+from fastsimsiam.runs.metrics import read_summary
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require
 from fastsimsiam.version import __version__
@@ -214,16 +215,12 @@ def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str
 
 def _run_lines(pretrained: PretrainedBackbone) -> list[str]:
     """Lines on scores and versions of a checkpoint's run; none if its summary is missing."""
-    summary = pretrained.path.parent.parent / "summary.json"
-    if not summary.is_file():
+    stored = read_summary(pretrained.path.parent.parent)
+    if not stored:
         return []
-    try:
-        stored = json.loads(summary.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{summary} is damaged ({error}): remove it") from error
     lines = []
     if stored.get("steps") == pretrained.step:
-        scores = {k: v for k, v in stored["last"].items() if k.startswith("knn_")}
+        scores = {k: v for k, v in stored.get("last", {}).items() if k.startswith("knn_")}
         lines += [f"- {name}: {value:.2f} %" for name, value in scores.items()]
     lines += [f"- {name} {version}" for name, version in stored.get("versions", {}).items()]
     if stored.get("data"):

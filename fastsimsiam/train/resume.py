@@ -107,7 +107,7 @@ def _choose(
 
     def check(path: Path, checkpoint: Checkpoint) -> None:
         require_same_config(checkpoint, config)
-        _require_restorable(path, checkpoint)
+        require_restorable(path, checkpoint)
 
     path = store.resume(say, check)
     return path, f"--resume auto: the run goes on from {path.name}" if resume == "auto" else ""
@@ -143,7 +143,7 @@ def _finished(config: Config) -> Finished | None:
     return Finished(path=path, step=checkpoint.step, summary=summary)
 
 
-def _require_restorable(path: Path, checkpoint: Checkpoint) -> None:
+def require_restorable(path: Path, checkpoint: Checkpoint) -> None:
     """Refuses a checkpoint that its own network and optimizer cannot load."""
     method = build_method(checkpoint.config)
     require_fit(checkpoint.method, method.state_dict(), path)
