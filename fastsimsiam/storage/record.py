@@ -38,7 +38,7 @@ class Record:
         return len(self.paths)
 
 
-def write_record(file: Path, storage: Storage) -> None:
+def write_record(file: Path, storage: Storage | Record) -> None:
     """Writes the list: about 10 bytes an image, a second for ImageNet.
 
     Raises:
