@@ -113,6 +113,11 @@ def test_a_run_that_ended_before_its_last_evaluation_is_not_finished(tiny_config
     (config.out / "summary.json").unlink()  # it was killed before it wrote one
     assert pretrain(config, resume="auto").steps == 3
     assert json.loads((config.out / "summary.json").read_text())["steps"] == 3
+    summary = json.loads((config.out / "summary.json").read_text())
+    # A signal in the last evaluation.
+    (config.out / "summary.json").write_text(json.dumps(summary | {"signal": 15}))
+    assert pretrain(config, resume="auto").steps == 3
+    assert json.loads((config.out / "summary.json").read_text())["signal"] == 0
     assert pretrain(replace(config, max_steps=4), resume="auto").steps == 4
 
 
@@ -251,7 +256,8 @@ def test_what_has_changed_is_told_precisely(own_data: Path, tmp_path: Path) -> N
     spoil(folder / "bee" / "04.JPEG")
     damaged = open_split(own_data, "train")
     expected = (
-        "2 images are missing (the first: ant/02.JPEG); 1 image is no longer readable (bee/04.JPEG)"
+        "2 images are missing (the first: ant/02.JPEG); 1 image is no longer readable "
+        "(bee/04.JPEG: not a readable JPEG or PNG image)"
     )
     assert str(changes(record, damaged)) == expected
     with pytest.raises(UserError) as caught:

@@ -93,6 +93,7 @@ def _is_texts(value: object) -> bool:
 _EXPECTED: Mapping[str, Callable[[object], bool]] = {
     "config": _is_dict,
     "steps": _is_step,
+    "signal": _is_step,
     "seconds": _is_duration,
     "first": _is_numbers,
     "last": _is_numbers,

@@ -284,6 +284,7 @@ def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> S
     stored = {
         "config": to_dict(config),
         "steps": summary.steps,
+        "signal": signal,
         "seconds": seconds,
         "first": dict(summary.first),
         "last": dict(summary.last),

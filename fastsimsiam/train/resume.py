@@ -130,8 +130,8 @@ def _finished(config: Config) -> Finished | None:
     """The run, if it has reached its last step and has written its summary; reads files alone."""
     try:
         summary = read_summary(config.out)
-        if "steps" not in summary:
-            return None
+        if "steps" not in summary or summary.get("signal"):
+            return None  # a signal may have ended it in its last evaluation
         path, checkpoint = newest_good(config.out, lambda text: None)
         images = int(checkpoint.data.partition(" ")[0])
     except (UserError, ValueError):
