@@ -27,3 +27,7 @@ class BadImageError(UserError):
     def __reduce__(self) -> tuple[type, tuple[str], dict[str, str]]:
         """Keeps `fix` between processes."""
         return BadImageError, (str(self),), {"fix": self.fix}
+
+
+class DamagedError(UserError):
+    """Content of a file that no version of this package has written."""

@@ -4,6 +4,7 @@ Fields made with `neutral` do not change what is learned, beyond floating-point 
 resumed with other values of them. All other fields must match, see `stored.differing_keys`.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,7 +77,8 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         every = self.every_epochs
-        require(every > 0, "checkpoint.every_epochs", every, "give more than 0")
+        finite = 0 < every < math.inf
+        require(finite, "checkpoint.every_epochs", every, "give a finite number above 0")
         require(self.keep >= 1, "checkpoint.keep", self.keep, "give 1 or more")
 
 

@@ -21,6 +21,7 @@ from fastsimsiam.methods.collapse import COLLAPSED_STD
 from fastsimsiam.methods.registry import build_method, find_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import load
+from fastsimsiam.runs.fit import require_fit
 from fastsimsiam.system.progress import ImageProgress
 
 _BATCH = 128
@@ -177,13 +178,11 @@ def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
     pretrained = context.pretrained
     if pretrained.config is None or not pretrained.whole_method:
         return None
+        return None
     method = build_method(pretrained.config)
-    try:
-        method.load_state_dict(load(pretrained.path).method)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{pretrained.path} is damaged: its weights are not those of its method"
-        ) from error
+    weights = load(pretrained.path).method
+    require_fit(weights, method.state_dict(), pretrained.path)
+    method.load_state_dict(weights)
     projector: nn.Module | None = getattr(method, "projector", None)
     if projector is None:
         return None

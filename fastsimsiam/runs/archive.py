@@ -11,6 +11,7 @@ import pickletools
 import re
 import shlex
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from fastsimsiam.errors import UserError
+from fastsimsiam.errors import DamagedError, UserError
 from fastsimsiam.runs.stand_ins import STAND_INS, without_stand_ins
 from fastsimsiam.system.files import written_whole
 
@@ -51,7 +52,7 @@ _NOT_A_FILE_OF_TORCH = (
 )
 
 
-class DamagedCheckpointError(UserError):
+class DamagedCheckpointError(DamagedError):
     """A file that cannot be read as a checkpoint, unlike one of another version or method."""
 
 
@@ -65,7 +66,8 @@ def read_stored(path: Path) -> dict[str, Any]:
     check_records(path)
     try:
         mapped = _is_archive(path)
-        with torch.serialization.safe_globals(list(STAND_INS)):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
+            warnings.simplefilter("ignore")  # of torch about its own older formats
             stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         stored = without_stand_ins(stored)
         if mapped:
@@ -95,6 +97,8 @@ def check_records(path: Path) -> None:
             return  # the format before 1.6, or no checkpoint at all
         with open(path, "rb") as file:
             _check_archive(file, path)
+    except UserError:
+        raise
     except OSError as error:
         raise _unreadable(path, error) from error
     except (
@@ -121,14 +125,14 @@ def _check_archive(file: IO[bytes], path: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
         size = os.fstat(file.fileno()).st_size
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise DamagedCheckpointError(
-                f"{path} is a compressed archive, which torch.save does not write: unpack it"
-            )
         if any(record.filename.endswith("/constants.pkl") for record in records):
             raise UserError(
                 f"{path} is a TorchScript archive, which holds a program: save the weights alone, "
                 "torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
+            )
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise DamagedCheckpointError(
+                f"{path} is a compressed archive, which torch.save does not write: unpack it"
             )
         if sum(record.file_size for record in records) > size:
             raise DamagedCheckpointError(
@@ -144,7 +148,8 @@ def _check_archive(file: IO[bytes], path: Path) -> None:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
-    if error.errno == errno.EIO:  # the disk has lost it
+    # The disk has lost it, or it says of itself that it continues before its start.
+    if error.errno in (errno.EIO, errno.EINVAL):
         return DamagedCheckpointError(f"{path} is damaged: it cannot be read ({reason})")
     return UserError(f"{path} cannot be read ({reason}): make it readable, then try again")
 
@@ -162,20 +167,25 @@ def _refusal(path: Path, error: BaseException) -> UserError:
             f"{path} is damaged or no checkpoint: expected a file that torch.save wrote, of tensors "
             "and plain values alone"
         )
-    opcodes = _opcodes(path)
-    forbidden = sorted({names[0], *_unsafe(path)})
+    forbidden = [names[0], *sorted(_unsafe(path) - {names[0]})]
     more = f" and {len(forbidden) - _SHOWN} more" if len(forbidden) > _SHOWN else ""
     target = path.with_name(f"{path.name.partition('.')[0]}-weights.pth")
     code = (
-        f"import torch; stored = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
-        f"weights = {_expression(opcodes)}; torch.save(weights.state_dict() if hasattr(weights, "
-        f"'state_dict') else weights, {str(target)!r})"
+        f'import torch; stored = torch.load({_quoted(path)}, map_location="cpu", '
+        f"weights_only=False); weights = {_expression(_opcodes(path))}; torch.save("
+        f'weights.state_dict() if hasattr(weights, "state_dict") else weights, {_quoted(target)})'
     )
     return UserError(
         f"{path} holds objects of {', '.join(forbidden[:_SHOWN])}{more}, which are not loaded: that "
         f"could run code. If you trust the file, take the weights out of it: python -c "
         f"{shlex.quote(code)}"
     )
+
+
+def _quoted(path: Path) -> str:
+    """A path as a string of Python, in double quotes where that is possible."""
+    text = repr(str(path))
+    return text if '"' in text else f'"{text[1:-1]}"'
 
 
 def _opcodes(path: Path) -> list[tuple[str, str]]:
@@ -211,7 +221,7 @@ def _expression(opcodes: list[tuple[str, str]]) -> str:
     texts = {text for name, text in opcodes if name == "BINUNICODE"}
     wrapper = next((name for name in _WEIGHTS if name in texts), None)
     if wrapper:
-        return f"stored[{wrapper!r}]"
+        return f'stored["{wrapper}"]'
     return "{k: v for k, v in stored.items() if isinstance(v, torch.Tensor)}"
 
 
@@ -251,12 +261,16 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
     with written_whole(path, "checkpoint", then="then go on with --resume") as file:
         with open(file, "wb") as handle:
             writer = _Writer(handle)
+            checksums = torch.serialization.get_crc32_options()
+            torch.serialization.set_crc32_options(True)
             try:
                 torch.save(content, cast(IO[bytes], writer))
             except RuntimeError as error:  # torch tells its position in place of the reason
                 if writer.error is None:
                     raise
                 raise writer.error from error
+            finally:
+                torch.serialization.set_crc32_options(checksums)
         try:
             check_records(file)
         except DamagedCheckpointError as error:

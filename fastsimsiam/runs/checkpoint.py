@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import differing_keys, from_dict, to_dict
-from fastsimsiam.errors import UserError
+from fastsimsiam.errors import DamagedError, UserError
 from fastsimsiam.runs.archive import (
     DamagedCheckpointError,
     check_records,
@@ -79,7 +79,7 @@ def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
         UserError: another package or version wrote it.
     """
     version = stored.get("format")
-    if version != FORMAT or isinstance(version, bool):
+    if type(version) is not int or version != FORMAT:
         of = f"format {version}" if isinstance(version, int) else "no format"
         raise UserError(
             f"{path} is not a checkpoint of this version of fastsimsiam: it has {of}, this version "
@@ -91,6 +91,8 @@ def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
     _check_values(stored, path)
     try:
         config = from_dict(stored["config"])
+    except DamagedError as error:
+        raise DamagedCheckpointError(f"{path}: {error}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return Checkpoint(
@@ -131,7 +133,11 @@ def _check_values(stored: dict[str, Any], path: Path) -> None:
 
 def _is_state_dict(value: object) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(item, Tensor) for key, item in value.items()
+        isinstance(key, str)
+        and isinstance(item, Tensor)
+        and item.layout == torch.strided
+        and not item.is_quantized
+        for key, item in value.items()
     )
 
 

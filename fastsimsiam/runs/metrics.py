@@ -40,8 +40,8 @@ def read_metrics(text: str) -> tuple[list[tuple[str, dict[str, Any]]], list[int]
         step = values.get("step") if isinstance(values, dict) else None
         if _is_step(step):
             numbers = {name: value for name, value in values.items() if is_number(value)}
-            if numbers.get("epoch", 1) <= 0:
-                del numbers["epoch"]
+            if step == 0 or numbers.get("epoch", 1) <= 0:
+                numbers.pop("epoch", None)
             lines.append((line, numbers))
         else:
             others.append(number)
@@ -93,6 +93,7 @@ def _is_texts(value: object) -> bool:
 _EXPECTED: Mapping[str, Callable[[object], bool]] = {
     "config": _is_dict,
     "steps": _is_step,
+    "signal": _is_step,
     "seconds": _is_duration,
     "first": _is_numbers,
     "last": _is_numbers,

@@ -84,12 +84,20 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1" if encoding == "latin1" else "ascii")
 
 
+def _no_bytes(*arguments: object) -> bytes:
+    """How pickles of protocol 2 hold no bytes at all."""
+    if arguments:
+        raise ValueError("bytes of an argument")
+    return b""
+
+
 STAND_INS: tuple[tuple[Callable[..., Any], str], ...] = (
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     (_Array, "numpy.ndarray"),
     (_Dtype, "numpy.dtype"),
     (_bytes, "_codecs.encode"),
+    (_no_bytes, "builtins.bytes"),
     (Ignored, "argparse.Namespace"),
     (Ignored, "pathlib.PosixPath"),
     (Ignored, "pathlib.WindowsPath"),

@@ -1,10 +1,9 @@
 """`fastsimsiam export`: writes a backbone for other libraries, with a model card."""
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.evaluate.recorded import as_text
 from fastsimsiam.models.backbones import classifier_name
+from fastsimsiam.runs.metrics import read_summary
 from fastsimsiam.system.files import require_writable, written_whole
 from fastsimsiam.system.json_text import to_json
 from fastsimsiam.system.optional import require
@@ -234,27 +234,16 @@ def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str
 
 def _run_lines(pretrained: PretrainedBackbone) -> list[str]:
     """Lines on scores and versions of a checkpoint's run; none if its summary is missing."""
-    summary = pretrained.path.parent.parent / "summary.json"
-    if not pretrained.whole_method or not summary.is_file():
+    stored = read_summary(pretrained.path.parent.parent) if pretrained.whole_method else {}
+    if not stored:
         return []
-    try:
-        stored = json.loads(summary.read_text())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{summary} is damaged ({error}): remove it") from error
-    except OSError as error:
-        raise UserError(f"{summary} cannot be read ({error.strerror}): remove it") from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{summary} was not written by pretrain: remove it")
     lines = []
     if stored.get("steps") == pretrained.step:
-        lines += [
-            f"- {name}: {value:.2f} %"
-            for name, value in _dict(stored, "last").items()
-            if name.startswith("knn_") and isinstance(value, (int, float))
-        ]
+        scores = {k: v for k, v in stored.get("last", {}).items() if k.startswith("knn_")}
+        lines += [f"- {name}: {value:.2f} %" for name, value in scores.items()]
         if _of_other_images(pretrained):
             lines += ["", "Scores are those of the training, with its image size and crop.", ""]
-    lines += [f"- {name} {version}" for name, version in _dict(stored, "versions").items()]
+    lines += [f"- {name} {version}" for name, version in stored.get("versions", {}).items()]
     if stored.get("data"):
         lines.append(f"- data: {stored['data']}")
     if stored.get("commit"):
@@ -269,8 +258,3 @@ def _of_other_images(pretrained: PretrainedBackbone) -> bool:
         pretrained.image_size,
         pretrained.crop_fraction,
     )
-
-
-def _dict(stored: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = stored.get(key)
-    return value if isinstance(value, dict) else {}

@@ -325,6 +325,7 @@ def _conclude(
     stored = {
         "config": to_dict(config),
         "steps": summary.steps,
+        "signal": signal,
         "seconds": seconds,
         "first": dict(summary.first),
         "last": dict(summary.last),

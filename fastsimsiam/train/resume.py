@@ -108,7 +108,7 @@ def _choose(
 
     def check(path: Path, checkpoint: Checkpoint) -> None:
         require_same_config(checkpoint, config)
-        _require_restorable(path, checkpoint)
+        require_restorable(path, checkpoint)
 
     path = store.resume(say, check)
     return path, f"--resume auto: the run goes on from {path.name}" if resume == "auto" else ""
@@ -131,8 +131,8 @@ def _finished(config: Config) -> Finished | None:
     """The run, if it has reached its last step and has written its summary; reads files alone."""
     try:
         summary = read_summary(config.out)
-        if "steps" not in summary:
-            return None
+        if "steps" not in summary or summary.get("signal"):
+            return None  # a signal may have ended it in its last evaluation
         path, checkpoint = newest_good(config.out, lambda text: None, load)
         images = int(checkpoint.data.partition(" ")[0])
     except (UserError, ValueError):
@@ -144,7 +144,7 @@ def _finished(config: Config) -> Finished | None:
     return Finished(path=path, step=checkpoint.step, summary=summary)
 
 
-def _require_restorable(path: Path, checkpoint: Checkpoint) -> None:
+def require_restorable(path: Path, checkpoint: Checkpoint) -> None:
     """Refuses a checkpoint that its own network and optimizer cannot load."""
     method = build_method(checkpoint.config)
     require_fit(checkpoint.method, method.state_dict(), path)
