@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
     if arguments.verify:
         with ImageProgress("verifying") as progress:
             verified = verify(arguments.verify, workers=arguments.workers, report=progress)
-        told = "complete and as packed" if verified.has_manifest else _NO_MANIFEST
+        told = "complete and as packed" if verified.manifest else _NO_MANIFEST
         print(f"{printable(arguments.verify)}: {len(verified.beton)} images, {told}")
         return 0
     if arguments.source is None or arguments.target is None:

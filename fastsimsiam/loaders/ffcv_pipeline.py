@@ -8,6 +8,7 @@ Shapes: B batch, V views, T threads, N images.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from queue import Empty
 from typing import Any
 
@@ -95,14 +96,32 @@ class _Loader:
         return _Context(self.inputs, self.epoch_plan)
 
 
+_ROW = np.dtype([("f0", [(name, "<i8") for name in ("pointer", "length", "height", "width")])])
+"""What the compiled code knows of an image, in a field named as FFCV expects it."""
+
+
 def _metadata(storage: Beton) -> npt.NDArray[np.void]:
-    """The numbers of all images for the compiled code: (N,) rows with a field `f0`, as FFCV expects."""
-    row = np.dtype([(name, "<i8") for name in ("pointer", "length", "height", "width")])
-    rows = np.empty(len(storage), [("f0", row)])
+    """(N,) rows of all images."""
+    rows = np.empty(len(storage), _ROW)
     images = rows["f0"]
     images["pointer"], images["length"] = storage.pointer, storage.length
     images["height"], images["width"] = storage.sizes.T
     return rows
+
+
+@cache
+def _compiled(view_sizes: tuple[int, ...], parallel: bool) -> tuple[Graph, Any]:
+    """FFCV's graph and code of a set of view sizes: the same for all files, compiled at first use."""
+    spec = PipelineSpec("image", decoder=DecodeOnce(view_sizes))
+    threads, torch_threads = numba.get_num_threads(), torch.get_num_threads()
+    Compiler.set_num_threads(2 if parallel else 1)  # torch's too; which code it is depends on it
+    try:
+        no_rows = np.empty(0, _ROW)
+        graph = Graph({"image": spec}, {"image": RGBImageField()}, {"image": 0}, no_rows, None)
+        return graph, graph.codegen_all(graph.collect_requirements()[1])
+    finally:
+        Compiler.set_num_threads(threads)
+        torch.set_num_threads(torch_threads)
 
 
 class FfcvPipeline:
@@ -111,7 +130,7 @@ class FfcvPipeline:
     def __init__(
         self, storage: Beton, batch_size: int, view_sizes: tuple[int, ...], workers: int
     ) -> None:
-        """Compiles the pipeline, which takes some seconds.
+        """Prepares the pipeline; the first one of its view sizes is compiled, which takes some seconds.
 
         Args:
             storage: the packed file.
@@ -147,16 +166,11 @@ class FfcvPipeline:
                 f"{storage.root} has images of {frame / 1e6:.0f} MB, too large for the memory of "
                 f"{workers} threads: pass a smaller --workers"
             ) from error
-        metadata = _metadata(storage)
-        spec = PipelineSpec("image", decoder=DecodeOnce(view_sizes))
-        threads = torch.get_num_threads()
-        Compiler.set_num_threads(workers)  # before the code is compiled, and changes torch's number
-        torch.set_num_threads(threads)
-        graph = Graph({"image": spec}, {"image": RGBImageField()}, {"image": 0}, metadata, None)
+        graph, code = _compiled(view_sizes, workers > 1)
         self._loader = _Loader(
-            reader=_Reader(metadata),
+            reader=_Reader(_metadata(storage)),
             graph=graph,
-            code=graph.codegen_all(graph.collect_requirements()[1]),
+            code=code,
             batch_size=batch_size,
             num_workers=workers,
             inputs=inputs,

@@ -33,8 +33,9 @@ def open_with_pil(storage: Storage, index: int) -> Image.Image:
     Raises:
         BadImageError: PIL cannot read all of it.
     """
+    data = storage.read(index)
     try:
-        with Image.open(io.BytesIO(storage.read(index))) as image:
+        with Image.open(io.BytesIO(data)) as image:
             return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadImageError(f"{storage.name(index)} cannot be decoded ({error})") from error

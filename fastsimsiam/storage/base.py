@@ -86,6 +86,7 @@ class Storage(Protocol):
 
         Raises:
             BadImageError: the image cannot be read; the message begins with `name(index)`.
+            UserError: the storage as a whole cannot be read any more; ends the run in any case.
         """
 
     def will_need(self, index: int) -> None:

@@ -1,8 +1,8 @@
 """The manifest of a packed file, FILE.json: names of classes and images, and checksums."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Manifest:
         bytes: size of the packed file.
         sha256: checksum of the packed file, 64 hexadecimal digits.
         crc32: checksum of each record.
+        warned: image -> warning of the decoder when it was packed.
     """
 
     classes: Sequence[str] | None = None
@@ -38,6 +39,7 @@ class Manifest:
     bytes: int | None = None
     sha256: str | None = None
     crc32: Sequence[int] | None = None
+    warned: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_manifest(file: Path) -> Manifest | None:
@@ -72,6 +74,7 @@ def read_manifest(file: Path) -> Manifest | None:
         bytes=_value(path, content, "bytes", int),
         sha256=_value(path, content, "sha256", str),
         crc32=_list(path, content, "crc32", int),
+        warned=_texts(path, content, "warned"),
     )
 
 
@@ -88,6 +91,13 @@ def _list(path: Path, content: dict[str, Any], key: str, kind: type) -> Any:
         return None
     if not isinstance(value, list) or any(type(item) is not kind for item in value):
         raise _unusable(path, f"{key} is no list of {'names' if kind is str else 'numbers'}")
+    return value
+
+
+def _texts(path: Path, content: dict[str, Any], key: str) -> dict[str, str]:
+    value = content.get(key) or {}
+    if not isinstance(value, dict) or any(not isinstance(text, str) for text in value.values()):
+        raise _unusable(path, f"{key} is no object of texts")
     return value
 
 

@@ -8,7 +8,7 @@ import hashlib
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,11 @@ class Verified:
 
     Attributes:
         beton: the file.
-        has_manifest: whether there was a manifest to compare the file with.
-        warned_images: image -> warning of the decoder, for images that it can read all the same.
+        manifest: what it was compared with; None if it has no manifest.
     """
 
     beton: Beton
-    has_manifest: bool
-    warned_images: dict[str, str] = field(default_factory=dict)
+    manifest: Manifest | None
 
 
 def checksum(file: RecordFile) -> str:
@@ -77,7 +75,7 @@ def verify(file: Path, *, workers: int | None = None, report: Report | None = No
             raise UserError(f"{file} cannot be read ({reason}): restore access to it") from error
         if actual != manifest.sha256:
             raise _differs(beton, "sha256", manifest.sha256, actual)
-    return Verified(beton=beton, has_manifest=manifest is not None)
+    return Verified(beton=beton, manifest=manifest)
 
 
 def _differs(beton: Beton, what: str, expected: object, actual: object) -> UserError:
