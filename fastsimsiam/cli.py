@@ -3,8 +3,12 @@
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.system.text import printable_lines
@@ -23,6 +27,7 @@ COMMANDS = (
     "doctor",
     "recipes",
 )
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _HELP = """usage: fastsimsiam COMMAND ...
 
 commands:
@@ -48,14 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None: those of the process.
 
     Returns:
-        The exit code: 0, 2 for wrong input, 130 after Ctrl-C.
+        The exit code: 0, 2 for wrong input, 128 and the number of the signal that ended the command.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks is printed with escapes, as on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")
+    stopped = _Stopped()
     try:
-        return _dispatch(argv)
+        with _signals_as_exceptions(stopped):
+            return _dispatch(argv)
     except UserError as error:
         _print_error(str(error))
         return 2
@@ -66,9 +73,56 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         _print_error(f"{where}{error.strerror or error}")
         return 2
-    except KeyboardInterrupt:
-        print("fastsimsiam: interrupted", file=sys.stderr)
-        return 130
+    except (_SignalReceived, KeyboardInterrupt):
+        name = signal.Signals(stopped.number).name
+        print(f"fastsimsiam: interrupted by {name}", file=sys.stderr)
+        return 128 + stopped.number
+
+
+class _SignalReceived(BaseException):
+    """Ends the command; after a KeyboardInterrupt Python's own exit code would be SIGINT's."""
+
+
+class _Stopped:
+    """A handler that ends the command as Ctrl-C does, so that nothing half-written is left.
+
+    Attributes:
+        number: number of the signal that was received.
+    """
+
+    number: int = signal.SIGINT
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Raises an exception; a second signal ends the process at once."""
+        del frame
+        if os.getpid() != self._process and number == signal.SIGINT:
+            return  # Ctrl-C reaches workers too; the command ends them
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != self._process:  # a worker has nothing to clean up
+            os.kill(os.getpid(), number)
+        raise _SignalReceived
+
+
+@contextmanager
+def _signals_as_exceptions(stopped: _Stopped) -> Iterator[None]:
+    """Lets `stopped` handle the signals that end a command; restores the handlers at the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # nohup: the user wants the command to go on
+            signal.signal(number, stopped)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def _print_error(message: str) -> None:

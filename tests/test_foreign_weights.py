@@ -9,6 +9,7 @@ import pytest
 import tiny_backbone
 import torch
 import torchvision
+from conftest import save_run
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,8 +18,6 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.foreign import find_backbone
 from fastsimsiam.evaluate.pretrained import load_pretrained
-from fastsimsiam.methods.registry import build_method
-from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore
 
 ARCH = "tiny_resnet"
 
@@ -295,18 +294,6 @@ def test_a_path_that_is_no_file_never_hangs(
             error = capsys.readouterr().err
             assert message in error
             assert error.count("\n") == 1
-
-
-def save_run(config: Config) -> list[Path]:
-    """Two checkpoints of a run, without the training."""
-    store = CheckpointStore(config.out, keep=3)
-    method = build_method(config).state_dict()
-    return [
-        store.save(
-            Checkpoint(config=config, step=step, data="", method=method, optimizer={}, rng={})
-        )
-        for step in (1, 2)
-    ]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tiny_config: Config) -> None:

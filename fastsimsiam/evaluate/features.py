@@ -178,7 +178,7 @@ def intact_batches(
 
 def _intact(batch: Batch, planned: npt.NDArray[np.int64]) -> Batch:
     """The rows of a batch that show the planned image."""
-    intact = batch.index == torch.from_numpy(planned).to(batch.index.device)
+    intact = batch.index == torch.tensor(planned, device=batch.index.device)
     if bool(intact.all()):
         return batch
     return Batch(

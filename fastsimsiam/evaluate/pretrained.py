@@ -190,7 +190,10 @@ def _make(
     try:
         backbone, feature_dim = feature_extractor(arch, stem)
     except UserError as error:
-        raise UserError(f"{path} is of a network that is unknown here: {error}") from error
+        raise UserError(
+            f"{path} is of {arch} with the stem {stem}, which is not a network of torchvision: import "
+            "the module that registers it"
+        ) from error
     state = backbone.state_dict()
     wrong = [key for key in required_keys(state) if key not in weights]
     wrong += [

@@ -136,6 +136,10 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _read(path: Path, name: str) -> Run:
+    if path.exists() and not path.is_dir():
+        raise UserError(
+            f"{path} is a file: pass the folder of a run, which pretrain wrote with --out"
+        )
     if not path.is_dir():
         raise UserError(f"there is no run {path}: pass a folder that pretrain wrote with --out")
     metrics = path / METRICS_FILE

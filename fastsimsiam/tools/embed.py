@@ -60,6 +60,8 @@ def embed(
         write = _write_npz if out.suffix == ".npz" else _write_parquet
         with written_whole(out, "--out") as file:
             count = write(file, context, split)
+        if context.bad_images:
+            context.warn(f"{len(context.bad_images)} broken images were left out")
     return count
 
 
