@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.errors import UserError
-from fastsimsiam.models.backbones import classifier_name, feature_extractor
+from fastsimsiam.models.backbones import classifier_name, feature_extractor, shape_extractor
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, from_stored, read_stored
 from fastsimsiam.system.optional import require
 
@@ -164,8 +163,7 @@ def _detect(
     """The first arch and stem with every key and shape in the file; without `arch` tries ResNets."""
     for name in (arch,) if arch else _CANDIDATES:
         for candidate in (stem,) if stem else _STEMS if "resnet" in name else _STEMS[:1]:
-            with torch.device("meta"):
-                backbone, _ = feature_extractor(name, candidate)
+            backbone, _ = shape_extractor(name, candidate)
             required = {key: value.shape for key, value in _required(backbone).items()}
             present = {key: tensors[key].shape for key in required if key in tensors}
             if required == present:

@@ -14,6 +14,7 @@ from fastsimsiam.config.stored import to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.models.backbones import classifier_name
+from fastsimsiam.models.image_size import require_image_size
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require
 from fastsimsiam.version import __version__
@@ -61,6 +62,7 @@ def export(
     if not out.parent.is_dir():
         raise UserError(f"DST is {out}: there is no folder {out.parent}")
     pretrained = load_pretrained(Path(checkpoint), arch=arch, stem=stem, image_size=image_size)
+    require_image_size(pretrained.arch, pretrained.image_size, stem=pretrained.stem)
     card = model_card(pretrained, out, format)
     if format == "onnx":
         _write_onnx(pretrained, out)

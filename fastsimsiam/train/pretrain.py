@@ -19,7 +19,6 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
-from fastsimsiam.methods.registry import check_method
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, require_same_run
 from fastsimsiam.runs.curves import draw_curves
 from fastsimsiam.runs.recorder import Recorder
@@ -28,10 +27,11 @@ from fastsimsiam.storage.open import has_split, open_split
 from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
-from fastsimsiam.system.launcher import told_by_the_first
+from fastsimsiam.system.launcher import read_launch, told_by_the_first
 from fastsimsiam.system.progress import clock
 from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.build import build_trainer
+from fastsimsiam.train.checks import require_possible
 from fastsimsiam.train.distributed import OtherRankEnded, World, join
 from fastsimsiam.train.interrupt import Interrupt, Interrupted, catch_signals
 from fastsimsiam.train.profiler import profiled
@@ -73,9 +73,9 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
         UserError: the config, the data or the checkpoint has to be fixed.
     """
     with told_by_the_first():
-        check_method(config)  # refuses what it cannot run before anything is opened
-        device_type = choose_device(config.device)[0].type
-    with join(device_type) as world, catch_signals() as interrupt, ExitStack() as opened:
+        device, _ = choose_device(config.device)
+        require_possible(config, device, read_launch().size)
+    with join(device.type) as world, catch_signals() as interrupt, ExitStack() as opened:
         try:
             with interrupt.droppable():
                 trainer, loaders = _prepare(config, resume, world, opened)
@@ -89,7 +89,6 @@ def _prepare(
     config: Config, resume: bool, world: World, opened: ExitStack
 ) -> "tuple[Trainer, _Loaders]":
     """All that comes before the first step; what has to be closed goes to `opened`."""
-    _require_equal_shares(config, world)
     store = CheckpointStore(config.out, config.checkpoint.keep)
     warnings: list[str] = []
     checkpoint = _checkpoint_to_resume(store, config, resume, warnings.append)
@@ -180,15 +179,6 @@ class _Loaders:
     def close(self) -> None:
         for loader in self._opened.values():
             loader.close()
-
-
-def _require_equal_shares(config: Config, world: World) -> None:
-    parts = world.size * config.accumulate
-    if config.batch_size % parts:
-        raise UserError(
-            f"--batch-size {config.batch_size} cannot be shared by {world.size} processes with "
-            f"--accumulate {config.accumulate}: give a multiple of {parts}"
-        )
 
 
 def _checkpoint_to_resume(
