@@ -1,11 +1,16 @@
 """The options of the commands that evaluate a checkpoint."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from fastsimsiam.config.fields import (
+    MOST_EPOCHS,
+    MOST_PIXELS,
+    MOST_WORKERS,
+    require,
+    require_within,
+)
 from fastsimsiam.config.run import DeviceName, KnnConfig, LoaderName, OnBadImage, PrecisionName
-from fastsimsiam.errors import UserError
 
 Stem = Literal["imagenet", "cifar"]
 Split = Literal["train", "val"]
@@ -38,6 +43,12 @@ class EvalOptions:
     workers: int | None = None
     """Loader threads; None: one per CPU core of this process."""
 
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            require_within("--image-size", self.image_size, 1, MOST_PIXELS)
+        if self.workers is not None:
+            require_within("--workers", self.workers, 1, MOST_WORKERS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig:
@@ -60,15 +71,12 @@ class LinearConfig:
     """Seed of the weights, the order and the crops."""
 
     def __post_init__(self) -> None:
-        for name, value in (("epochs", self.epochs), ("batch-size", self.batch_size)):
-            if value < 1:
-                raise UserError(f"--{name} is {value}: give 1 or more")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"--lr is {self.lr}: give more than 0")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"--momentum is {self.momentum}: give 0 to below 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"--weight-decay is {self.weight_decay}: give 0 or more")
+        require_within("--epochs", self.epochs, 1, MOST_EPOCHS)
+        require_within("--batch-size", self.batch_size, 1, 10**7)
+        require_within("--lr", self.lr, 1e-12, 1e6)
+        require(0 <= self.momentum < 1, "--momentum", self.momentum, "give 0 to below 1")
+        require_within("--weight-decay", self.weight_decay, 0, 1e6)
+        require_within("--seed", self.seed, 0, 2**63 - 1)
 
 
 CACHED = LinearConfig(batch_size=256, optimizer="sgd")

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from fastsimsiam.config.fields import require_within
 from fastsimsiam.config.run import Config
 from fastsimsiam.doctor import measure, measure_data
 from fastsimsiam.doctor.diagnosis import Measurements, forecast, parts_allow
@@ -16,7 +17,6 @@ from fastsimsiam.doctor.report import Report
 from fastsimsiam.doctor.synthetic import repeated, synthetic_photographs
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
-from fastsimsiam.methods.registry import check_method
 from fastsimsiam.optim.schedule import schedule_steps
 from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.recipes import catalogue
@@ -25,10 +25,12 @@ from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, open_split
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.compiler import why_compile_fails
+from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.hardware import describe
 from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import host_memory, num_cores, num_workers
 from fastsimsiam.train.auto import Chosen, choose_all
+from fastsimsiam.train.checks import require_possible
 
 _SHARES = {
     "storage": 0.1,
@@ -61,9 +63,8 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
     Raises:
         UserError: the config or the data cannot be used; the recipe is unknown.
     """
-    if minutes <= 0:
-        raise UserError(f"--minutes is {minutes:g}: give more than 0")
-    check_method(config)
+    require_within("--minutes", minutes, 0, 10_000, above=True)
+    require_possible(config, choose_device(config.device)[0])
     seconds = 60 * minutes
     # A missing folder that the user named is an error, as in `pretrain`.
     usual = catalogue.recipe(config.recipe).data

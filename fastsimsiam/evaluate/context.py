@@ -17,6 +17,7 @@ from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.models.backbones import feature_extractor
+from fastsimsiam.models.image_size import require_image_size
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Report, Storage
@@ -144,6 +145,7 @@ def open_eval_context(
         image_size=options.image_size,
         crop_fraction=options.crop_fraction,
     )
+    require_image_size(pretrained.arch, pretrained.image_size, stem=pretrained.stem)
     config = replace(
         pretrained.config or catalogue.recipe("imagenet-100ep"),
         data=data,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.errors import UserError
-from fastsimsiam.models.backbones import classifier_name, feature_extractor
+from fastsimsiam.models.backbones import classifier_name, shape_extractor
 
 CANDIDATES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
@@ -166,8 +166,7 @@ def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
 @functools.cache
 def _network(arch: str, stem: Stem) -> tuple[Mapping[str, torch.Size], tuple[str, ...], str]:
     """Shapes of a network's state, names of its children that have one, and its classifier's name."""
-    with torch.device("meta"):
-        backbone, _ = feature_extractor(arch, stem)
+    backbone, _ = shape_extractor(arch, stem)
     shapes = {name: value.shape for name, value in backbone.state_dict().items()}
     children = tuple(name for name, child in backbone.named_children() if child.state_dict())
     return shapes, children, classifier_name(arch)

@@ -15,6 +15,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.evaluate.recorded import as_text
 from fastsimsiam.models.backbones import classifier_name
+from fastsimsiam.models.image_size import require_image_size
 from fastsimsiam.runs.metrics import read_summary
 from fastsimsiam.system.files import require_writable, written_whole
 from fastsimsiam.system.json_text import to_json
@@ -74,6 +75,7 @@ def export(
     )
     for note in pretrained.notes:
         print(f"note: {note}", file=sys.stderr)
+    require_image_size(pretrained.arch, pretrained.image_size, stem=pretrained.stem)
     card = model_card(pretrained, out, format)
     if format == "onnx":
         _write_onnx(pretrained, out)

@@ -19,7 +19,6 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
-from fastsimsiam.methods.registry import check_method
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.curves import draw_curves
 from fastsimsiam.runs.folder import IMAGES_FILE
@@ -31,10 +30,11 @@ from fastsimsiam.storage.record import as_recorded, read_record, write_record
 from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
-from fastsimsiam.system.launcher import told_by_the_first
+from fastsimsiam.system.launcher import read_launch, told_by_the_first
 from fastsimsiam.system.progress import clock
 from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.build import build_trainer
+from fastsimsiam.train.checks import require_possible
 from fastsimsiam.train.distributed import OtherRankEnded, World, join
 from fastsimsiam.train.interrupt import Interrupt, Interrupted, catch_signals
 from fastsimsiam.train.profiler import profiled
@@ -78,12 +78,11 @@ def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Sum
         UserError: the config, the data or the checkpoint has to be fixed.
     """
     with told_by_the_first():
-        check_method(config)  # refuses what it cannot run before anything is opened
-        device_type = choose_device(config.device)[0].type
-    with join(device_type) as world, catch_signals() as interrupt, ExitStack() as opened:
+        device, _ = choose_device(config.device)
+        require_possible(config, device, read_launch().size)
+    with join(device.type) as world, catch_signals() as interrupt, ExitStack() as opened:
         try:
             with interrupt.droppable():
-                _require_equal_shares(config, world)
                 store = CheckpointStore(config.out, config.checkpoint.keep)
                 start = opened.enter_context(opened_run(config, store, resume, world))
                 if start.finished:
@@ -207,15 +206,6 @@ class _Loaders:
     def close(self) -> None:
         for loader in self._opened.values():
             loader.close()
-
-
-def _require_equal_shares(config: Config, world: World) -> None:
-    parts = world.size * config.accumulate
-    if config.batch_size % parts:
-        raise UserError(
-            f"--batch-size {config.batch_size} cannot be shared by {world.size} processes with "
-            f"--accumulate {config.accumulate}: give a multiple of {parts}"
-        )
 
 
 def _evaluators(
