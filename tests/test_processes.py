@@ -10,11 +10,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import require
 from small_places import exit_code
 
 from fastsimsiam.config.run import Config
+from fastsimsiam.doctor.synthetic import repeated
 from fastsimsiam.errors import UserError
+from fastsimsiam.storage.beton import open_beton
+from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.system.processes import InProcesses
+from fastsimsiam.tools.pack import PackOptions, pack
 from fastsimsiam.train.pretrain import pretrain
 
 
@@ -108,3 +113,24 @@ def test_the_reference_loader_needs_no_shared_memory(tiny_config: Config) -> Non
         return 0 if pretrain(config).steps == 3 else 1
 
     assert exit_code(train, tmpfs=Path("/dev/shm"), size="16k") == 0
+
+
+@pytest.mark.parametrize(("size", "code"), [("16k", 0), ("4k", 2)])
+def test_pack_needs_little_shared_memory(
+    class_folders: Path, tmp_path: Path, size: str, code: int
+) -> None:
+    """FFCV keeps the table of images in it: where it is full, the process ends by SIGBUS."""
+    require("ffcv")
+    storage = repeated(open_split(class_folders, "train"), 600)
+    target = tmp_path / "a.beton"
+
+    def pack_here() -> int:
+        try:
+            pack(storage, target, PackOptions(), workers=1)
+        except UserError as error:
+            return 2 if "make room in /dev/shm" in str(error) else 3
+        return 0
+
+    assert exit_code(pack_here, tmpfs=Path("/dev/shm"), size=size) == code
+    if code == 0:
+        assert len(open_beton(target)) == len(storage)
