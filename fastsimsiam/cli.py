@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fastsimsiam.errors import UserError
+from fastsimsiam.system.resources import limit_openmp_threads
 from fastsimsiam.version import __version__
 
 COMMANDS = (
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for wrong input, 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if "torch" not in sys.modules:
+        limit_openmp_threads()
     try:
         return _dispatch(argv)
     except UserError as error:
