@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from fastsimsiam.errors import UserError
+from fastsimsiam.system.resources import limit_openmp_threads
 from fastsimsiam.system.text import printable_lines
 from fastsimsiam.version import __version__
 
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks is printed with escapes, as on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if "torch" not in sys.modules:
+        limit_openmp_threads()
     stopped = _Stopped()
     try:
         with _signals_as_exceptions(stopped):

@@ -45,6 +45,7 @@ FED = Measurements(
     decoded_bytes=10**12,
     device_memory=80 * 10**9,
     device_free=10 * 10**9,
+    host_free=100 * 10**9,
     mean_pixels=187_500,
     crop_pixels=224**2,
     packed=False,
@@ -88,7 +89,9 @@ def test_advice_follows_from_the_measurements() -> None:
     assert not advised(STARVED, "--workers")
     assert advised(replace(STARVED, workers=4), "--workers 16")
     assert not advised(STARVED, "--loader resident")
-    assert advised(replace(STARVED, decoded_bytes=10**9), "--loader resident")
+    small = replace(STARVED, decoded_bytes=10**9)
+    assert advised(small, "--loader resident")
+    assert not advised(replace(small, host_free=10**9), "--loader resident")
     assert not advised(STARVED, "fastsimsiam pack")
     huge = replace(STARVED, mean_pixels=4_000_000)
     assert advised(huge, "fastsimsiam pack SRC DST.beton --max-side 512")

@@ -28,7 +28,7 @@ from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.hardware import describe
 from fastsimsiam.system.optional import has_dali
-from fastsimsiam.system.resources import host_memory, num_cores, num_workers
+from fastsimsiam.system.resources import available_memory, host_memory, num_cores, num_workers
 from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.checks import require_possible
 
@@ -157,6 +157,7 @@ def _measure(
     """
     device = chosen.device
     gpu = device.type == "cuda"
+    host_free = available_memory()
     measured_config = replace(config, batch_size=batch_size, accumulate=1)
 
     @contextmanager
@@ -214,6 +215,7 @@ def _measure(
         decoded_bytes=decoded_bytes(train),
         device_memory=memory,
         device_free=free,
+        host_free=host_free,
         mean_pixels=float(np.prod(train.sizes.astype(np.float64), axis=1).mean()),
         crop_pixels=float(config.image_size**2),
         packed=train.is_one_file,

@@ -1,18 +1,19 @@
-"""Loader `reference`, as in the official recipe: PIL, torchvision's PIL operations, a DataLoader.
+"""Loader `reference`, as in the official recipe: PIL and torchvision's PIL operations in processes.
 
 Slow and trusted: the baseline of the benchmarks and the oracle of the parity tests. It shows the views
-of the plan, so it differs from the other loaders in arithmetic only.
+of the plan, so it differs from the other loaders in arithmetic only. Crops come through pipes: torch's
+DataLoader hangs where the shared memory of a container is too small for its batches.
 """
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageFilter, ImageOps
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
@@ -24,6 +25,7 @@ from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.plan.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewTable
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.system.processes import InProcesses
 from fastsimsiam.system.resources import num_workers
 
 
@@ -73,16 +75,16 @@ def photometric_with_pil(image: Image.Image, table: ViewTable, row: int, view: i
 
 @dataclass(frozen=True, kw_only=True)
 class _Result:
-    """The result of a worker process for a sample or a batch: plan, crops, broken images, error."""
+    """The result of a process for a sample or a batch: plan, crops, broken images, error."""
 
     batch: BatchPlan
-    crops: tuple[Tensor, ...] = ()
+    crops: tuple[npt.NDArray[np.uint8], ...] = ()
     bad_images: dict[str, str]
     error: str = ""
 
 
-class _PlannedSamples(Dataset[_Result]):
-    """A data set whose indices are batch plans of one row."""
+class _PlannedSamples:
+    """The samples of batch plans of one row."""
 
     def __init__(self, storage: Storage, plan: Plan, skip: bool, full: bool) -> None:
         self._storage = storage
@@ -93,12 +95,12 @@ class _PlannedSamples(Dataset[_Result]):
     def _open(self, index: int) -> Image.Image:
         return open_with_pil(self._storage, index)
 
-    def __getitem__(self, batch: BatchPlan) -> _Result:
+    def make(self, batch: BatchPlan) -> _Result:
         policy = BadImagePolicy("skip" if self._skip else "error")
         try:
             image = policy.run(self._plan, batch, 0, self._open, self._storage.name)
         except UserError as error:
-            # Returned, because DataLoader would add the worker's traceback to an exception.
+            # Returned, because an exception would stay in its process.
             return _Result(batch=batch, bad_images=policy.bad_images, error=str(error))
         crops = []
         for side, views in size_groups(self._plan.view_sizes).items():
@@ -107,24 +109,20 @@ class _PlannedSamples(Dataset[_Result]):
                 crop = crop_with_pil(image, batch.views.box[0, view].tolist(), side)
                 if self._full:
                     crop = photometric_with_pil(crop, batch.views, 0, view)
-                group.append(torch.from_numpy(np.array(crop)))
-            crops.append(torch.stack(group))
+                group.append(np.asarray(crop))
+            crops.append(np.stack(group))
         return _Result(batch=batch, crops=tuple(crops), bad_images=policy.bad_images)
 
 
 class _PlannedBatches:
-    """A batch sampler for DataLoader: each batch is a list of batch plans of one row."""
+    """The batches of an epoch."""
 
-    def __init__(self, plan: Plan, epoch: int, start: int) -> None:
-        self._plan, self._epoch, self._start = plan, epoch, start
+    def __init__(self, samples: _PlannedSamples, plan: Plan, epoch: int) -> None:
+        self._samples, self._plan, self._epoch = samples, plan, epoch
 
-    def __iter__(self) -> Iterator[list[BatchPlan]]:
-        for step in range(self._start, self._plan.num_batches):
-            batch = self._plan.batch(self._epoch, step)
-            yield [batch.row(row) for row in range(len(batch.index))]
-
-    def __len__(self) -> int:
-        return self._plan.num_batches - self._start
+    def make(self, step: int) -> _Result:
+        batch = self._plan.batch(self._epoch, step)
+        return _collate([self._samples.make(batch.row(row)) for row in range(len(batch.index))])
 
 
 def _collate(rows: list[_Result]) -> _Result:
@@ -132,7 +130,7 @@ def _collate(rows: list[_Result]) -> _Result:
     groups = () if error else zip(*(row.crops for row in rows), strict=True)
     return _Result(
         batch=BatchPlan.concatenate([row.batch for row in rows]),
-        crops=tuple(torch.stack(group) for group in groups),
+        crops=tuple(np.stack(group) for group in groups),
         bad_images={path: reason for row in rows for path, reason in row.bad_images.items()},
         error=error,
     )
@@ -173,17 +171,17 @@ class ReferenceLoader:
         """Does nothing: processes end with each epoch."""
 
     def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
-        batches = DataLoader(
-            _PlannedSamples(self._storage, plan, self._skip, self._full),
-            batch_sampler=_PlannedBatches(plan, epoch, start),
-            num_workers=self._workers,
-            collate_fn=_collate,
-            pin_memory=False,
+        batches = _PlannedBatches(
+            _PlannedSamples(self._storage, plan, self._skip, self._full), plan, epoch
         )
         pin = self._device.type == "cuda"
-        for result in batches:
-            if result.error:
-                raise BadImageError(result.error)
-            self.bad_images.update(result.bad_images)
-            crops = tuple(crop.pin_memory() for crop in result.crops) if pin else result.crops
-            yield assemble(result.batch, crops, photometric=not self._full, pin=pin)
+        steps = range(start, plan.num_batches)
+        with closing(InProcesses(batches.make, steps, self._workers, "loader process")) as results:
+            for result in results:
+                if result.error:
+                    raise BadImageError(result.error)
+                self.bad_images.update(result.bad_images)
+                crops = tuple(torch.from_numpy(crop) for crop in result.crops)
+                if pin:
+                    crops = tuple(crop.pin_memory() for crop in crops)
+                yield assemble(result.batch, crops, photometric=not self._full, pin=pin)

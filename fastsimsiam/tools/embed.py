@@ -1,5 +1,6 @@
 """`fastsimsiam embed`: writes the features of a data set to a file, batch by batch."""
 
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from fastsimsiam.system.progress import ImageProgress
 from fastsimsiam.system.text import printable
 
 _SUFFIXES = (".npz", ".parquet")
+_COPY_BYTES = 1 << 20
 
 
 def embed(
@@ -90,30 +92,30 @@ def _columns(
 
 def _write_npz(file: Path, context: EvalContext, split: Split) -> int:
     paths, label, classes = _columns(context, split)
-    # Arrays are written to separate files first: NumPy cannot append to an array in an archive.
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        raw = np.lib.format.open_memmap(
-            Path(folder) / "raw.npy", "w+", np.float32, (len(paths), context.pretrained.feature_dim)
-        )
+    # An array's header holds the number of its rows, which is known once the broken images are: the
+    # features wait in a file without a name, which ends with the process. Ordinary writes, because a
+    # mapped file on a full disk ends the process by SIGBUS.
+    with tempfile.TemporaryFile(dir=file.parent) as raw:
         written: list[npt.NDArray[np.int64]] = []
-        count = 0
         for h, index in _chunks(context, split):
-            raw[count : count + len(h)] = h
+            raw.write(np.ascontiguousarray(h).data)
             written.append(index)
-            count += len(h)
         rows = np.concatenate(written)
-        for name, array in (
-            ("features", raw[:count]),
-            ("label", label[rows]),
-            ("classes", np.array(classes)),
-            ("path", np.array(paths)[rows]),
-        ):
-            np.save(Path(folder) / name, array)
+        raw.seek(0)
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name in ("features", "label", "classes", "path"):
-                archive.write(Path(folder) / f"{name}.npy", f"{name}.npy")
-        del raw
-    return count
+            with archive.open("features.npy", "w", force_zip64=True) as entry:
+                shape = (len(rows), context.pretrained.feature_dim)
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(entry, header)
+                shutil.copyfileobj(raw, entry, _COPY_BYTES)
+            for name, array in (
+                ("label", label[rows]),
+                ("classes", np.array(classes)),
+                ("path", np.array(paths)[rows]),
+            ):
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
+    return len(rows)
 
 
 def _write_parquet(file: Path, context: EvalContext, split: Split) -> int:
