@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse
-from fastsimsiam.config.run import OnBadImage
+from fastsimsiam.config.run import GRAY16_MAX, OnBadImage
 from fastsimsiam.errors import UserError
 
 
@@ -28,7 +28,10 @@ class _Pack:
     workers: int | None = None
     """Threads; None: one per CPU core of this process."""
     on_bad_image: OnBadImage = "error"
-    """error: a broken image stops the command. skip: it is left out and listed in the manifest."""
+    """error: a broken image stops the command. skip: it is left out and listed in the manifest.
+    error-strict, skip-strict: a JPEG is broken, too, if the decoder warns of the image's data."""
+    gray16_max: int = GRAY16_MAX
+    """Largest gray level of 16-bit grayscale images, which is shown as white: 4095 for 12-bit data."""
     verify: Path | None = None
     """Packed file to check against its manifest and to decode completely, instead of packing."""
 
@@ -37,6 +40,8 @@ def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Packs class folders into one file for FFCV, and decodes every image to check it."
     arguments = parse(_Pack, argv, "fastsimsiam pack", about=about)
+    from fastsimsiam.loaders.jpeg_warning import warned_line
+    from fastsimsiam.storage.beton import manifest_path, read_manifest
     from fastsimsiam.storage.class_folder import has_split, open_split
     from fastsimsiam.system.progress import ImageProgress
     from fastsimsiam.tools.pack import PackOptions, pack, verify
@@ -45,6 +50,10 @@ def run(argv: list[str]) -> int:
         with ImageProgress("verifying") as progress:
             beton = verify(arguments.verify, workers=arguments.workers, report=progress)
         print(f"{arguments.verify}: {len(beton)} images, complete and as packed")
+        if warned := (read_manifest(arguments.verify) or {}).get("warned"):
+            print(f"{warned_line(warned)}, when they were packed")
+            for image, text in warned.items():
+                print(f"  {image}: {text}")
         return 0
     if arguments.source is None or arguments.target is None:
         raise UserError(
@@ -57,7 +66,10 @@ def run(argv: list[str]) -> int:
                 f"{arguments.source / split} first"
             )
     options = PackOptions(
-        max_side=arguments.max_side, short_side=arguments.short_side, quality=arguments.quality
+        max_side=arguments.max_side,
+        short_side=arguments.short_side,
+        quality=arguments.quality,
+        gray16_max=arguments.gray16_max,
     )
     with ImageProgress("reading headers") as progress:
         storage = open_split(arguments.source, "train", report=progress)
@@ -75,4 +87,6 @@ def run(argv: list[str]) -> int:
         f"{manifest['bytes'] / 1e6:.1f} MB; {manifest['images_with_their_own_bytes']} images copied as "
         f"they are, {len(manifest['left_out'])} broken images left out"
     )
+    if warned := manifest["warned"]:
+        print(f"{warned_line(warned)}; {manifest_path(arguments.target)} lists them")
     return 0
