@@ -16,10 +16,10 @@ class BadImageError(UserError):
         fix: what the user can do about this file, for the end of a message.
     """
 
-    fix = "replace or remove it"
+    fix = "restore it"
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
-        """Takes the message, and `fix` unless it is to replace or remove the file."""
+        """Takes the message, and what to do about this file if it is not the usual."""
         super().__init__(message)
         if fix:
             self.fix = fix

@@ -257,7 +257,9 @@ def _without_text(png: bytes) -> bytes:
 def _words(error: BaseException, name: str) -> str:
     """What PIL says, on one line and without memory addresses."""
     text = _ADDRESS.sub("", " ".join(str(error).split()))
-    if text and text != _NOT_TELLING and isinstance(error, _TELLING):
+    # PIL passes errors of its own code on as SyntaxError.
+    cause = error.__cause__ if isinstance(error, SyntaxError) and error.__cause__ else error
+    if text and text != _NOT_TELLING and isinstance(cause, _TELLING):
         return text
     if isinstance(error, MemoryError):
         return "there is not enough memory to decode it"

@@ -48,11 +48,13 @@ def read_header(path: Path) -> tuple[int, int, int]:
     """
     # A named pipe would wait for a writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(handle, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise BadImageError("not a regular file")
-        with open_image(file) as image:
+        with open(handle, "rb", closefd=False) as file, open_image(file) as image:
             return upright_size(image)
+    finally:
+        os.close(handle)
 
 
 def upright_size(image: OpenImage) -> tuple[int, int, int]:
@@ -103,7 +105,7 @@ def exif_orientation(exif: bytes) -> int | None:
     while exif.startswith(_EXIF_PREFIX):
         exif = exif[len(_EXIF_PREFIX) :]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None or b"*" not in exif[2:4] or len(exif) < 8:
+    if order is None or exif[2:4] not in (b"\0*", b"*\0") or len(exif) < 8:
         return None
     (position,) = struct.unpack_from(order + "I", exif, 4)
     if position + 2 > len(exif):
