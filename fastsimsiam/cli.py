@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for wrong input, 128 and the number of the signal that ended the command.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Those of PIL are about metadata and large images: what matters is an error in one line.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding lacks is printed with escapes, as on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse
-from fastsimsiam.config.run import OnBadImage
+from fastsimsiam.config.run import GRAY16_MAX, OnBadImage
 from fastsimsiam.errors import UserError
 
 
@@ -29,7 +29,10 @@ class _Pack:
     workers: int | None = None
     """Threads; None: one per CPU core of this process."""
     on_bad_image: OnBadImage = "error"
-    """error: a broken image stops the command. skip: it is left out and listed in the manifest."""
+    """error: a broken image stops the command. skip: it is left out and listed in the manifest.
+    error-strict, skip-strict: a JPEG is broken, too, if the decoder warns of the image's data."""
+    gray16_max: int = GRAY16_MAX
+    """Largest gray level of 16-bit grayscale images, which is shown as white: 4095 for 12-bit data."""
     verify: Path | None = None
     """Packed file to decode completely and to check against its manifest, if it has one, instead of
     packing."""
@@ -42,7 +45,9 @@ def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Packs class folders into one file for FFCV, and decodes every image to check it."
     arguments = parse(_Pack, argv, "fastsimsiam pack", about=about)
+    from fastsimsiam.loaders.jpeg_warning import warned_line
     from fastsimsiam.storage.class_folder import open_split
+    from fastsimsiam.storage.manifest import manifest_path
     from fastsimsiam.storage.passed_over import notes
     from fastsimsiam.storage.split_names import find_split
     from fastsimsiam.system.progress import ImageProgress
@@ -55,6 +60,10 @@ def run(argv: list[str]) -> int:
             verified = verify(arguments.verify, workers=arguments.workers, report=progress)
         told = "complete and as packed" if verified.manifest else _NO_MANIFEST
         print(f"{printable(arguments.verify)}: {len(verified.beton)} images, {told}")
+        if verified.manifest and (warned := verified.manifest.warned):
+            print(f"{warned_line(warned)}, when they were packed")
+            for image, text in warned.items():
+                print(printable(f"  {image}: {text}"))
         return 0
     if arguments.source is None or arguments.target is None:
         raise UserError(
@@ -67,7 +76,10 @@ def run(argv: list[str]) -> int:
                 f"{folder} first"
             )
     options = PackOptions(
-        max_side=arguments.max_side, short_side=arguments.short_side, quality=arguments.quality
+        max_side=arguments.max_side,
+        short_side=arguments.short_side,
+        quality=arguments.quality,
+        gray16_max=arguments.gray16_max,
     )
     with ImageProgress("reading headers") as progress:
         storage = open_split(arguments.source, "train", report=progress)
@@ -88,4 +100,6 @@ def run(argv: list[str]) -> int:
         f"{manifest['bytes'] / 1e6:.1f} MB; {manifest['images_with_their_own_bytes']} images copied as "
         f"they are, {len(manifest['left_out'])} broken images left out"
     )
+    if warned := manifest["warned"]:
+        print(f"{warned_line(warned)}; {printable(manifest_path(arguments.target))} lists them")
     return 0

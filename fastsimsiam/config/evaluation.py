@@ -7,7 +7,9 @@ from fastsimsiam.config.fields import (
     MOST_EPOCHS,
     MOST_PIXELS,
     MOST_WORKERS,
+    Switch,
     require,
+    require_gray16_max,
     require_within,
 )
 from fastsimsiam.config.run import DeviceName, KnnConfig, LoaderName, OnBadImage, PrecisionName
@@ -35,7 +37,12 @@ class EvalOptions:
     loader: LoaderName = "auto"
     """Loader of the images, see pretrain --help."""
     on_bad_image: OnBadImage = "error"
-    """error: a broken image stops the command. skip: it is left out."""
+    """error: a broken image stops the command. skip: it is left out. error-strict, skip-strict: a JPEG
+    is broken, too, if the decoder warns of the image's data."""
+    gray16_max: int | None = None
+    """Largest gray level of 16-bit grayscale images; None: as in training, or 65535."""
+    check_images: Switch = True
+    """Loaders dali, nvjpeg and reference find damage inside JPEGs, see pretrain --help."""
     device: DeviceName = "auto"
     """auto: cuda where there is one."""
     precision: PrecisionName = "auto"
@@ -48,6 +55,8 @@ class EvalOptions:
             require_within("--image-size", self.image_size, 1, MOST_PIXELS)
         if self.workers is not None:
             require_within("--workers", self.workers, 1, MOST_WORKERS)
+        if self.gray16_max is not None:
+            require_gray16_max(self.gray16_max)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,10 @@ from fastsimsiam.config.fields import (
     MOST_EPOCHS,
     MOST_PIXELS,
     MOST_WORKERS,
+    Switch,
     neutral,
     require,
+    require_gray16_max,
     require_within,
 )
 from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
@@ -23,9 +25,11 @@ from fastsimsiam.config.views import ViewSpec
 
 CompileName = Literal["auto", "step", "color", "off"]
 LoaderName = Literal["auto", "cpu", "nvjpeg", "dali", "ffcv", "resident", "reference"]
-OnBadImage = Literal["error", "skip"]
+OnBadImage = Literal["error", "skip", "error-strict", "skip-strict"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
+GRAY16_MAX = (1 << 16) - 1
+"""The largest gray level of 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +136,7 @@ class Config:
     recipe: tyro.conf.Suppress[str]
     """Name of the recipe that this config is based on."""
     data: Path = neutral(Path("data"))
-    """Folder of class folders of JPEG or PNG files, split into train/ and val/ or not; or of packed
+    """Folder of class folders of image files, split into train/ and val/ or not; or of packed
     files train.beton and val.beton; or a packed file."""
     out: Path = neutral(Path("runs/run"))
     """Folder for checkpoints, metrics and logs."""
@@ -157,7 +161,13 @@ class Config:
     one. ffcv: packed files. resident: decode once, keep on the device. reference: PIL, slow. auto: by
     the data set's size and the machine."""
     on_bad_image: OnBadImage = neutral("error")
-    """error: a broken image stops the run. skip: it is reported and replaced by another image."""
+    """error: a broken image stops the run. skip: it is reported and replaced by another image.
+    error-strict, skip-strict: a JPEG is broken, too, if the decoder warns of the image's data."""
+    gray16_max: int = GRAY16_MAX
+    """Largest gray level of 16-bit grayscale images, which is shown as white: 4095 for 12-bit data."""
+    check_images: Switch = neutral(True)
+    """Loaders dali, nvjpeg and reference decode each JPEG by libjpeg-turbo, too, at its first use, and
+    so find what the others find. off: faster, but damage inside a JPEG goes unnoticed."""
     device: DeviceName = neutral("auto")
     """auto: cuda where there is one."""
     workers: int | None = neutral(None)
@@ -197,3 +207,4 @@ class Config:
         )
         require(len(self.views) >= 2, "views", len(self.views), "give 2 or more")
         require_within("--seed", self.seed, 0, 2**63 - 1)
+        require_gray16_max(self.gray16_max)

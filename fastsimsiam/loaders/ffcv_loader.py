@@ -71,6 +71,7 @@ class FfcvLoader:
         self._policy = BadImagePolicy(options.on_bad_image)
         self._policy.require_readable(storage)
         self.bad_images = self._policy.bad_images
+        self.warned_images = self._policy.warned_images
         self._device = options.device
         self._workers = min(num_workers(options.workers), num_cores())
         self._buffers = BufferPool(options.device)

@@ -98,6 +98,7 @@ _EXPECTED: Mapping[str, Callable[[object], bool]] = {
     "first": _is_numbers,
     "last": _is_numbers,
     "bad_images": _is_texts,
+    "warned_images": _is_texts,
     "versions": _is_texts,
     "data": _is_text,
     "commit": _is_text,

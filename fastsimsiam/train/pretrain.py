@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from signal import Signals
 
@@ -18,6 +19,7 @@ from fastsimsiam.config.stored import to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
 from fastsimsiam.loaders.base import Loader, LoaderOptions
+from fastsimsiam.loaders.jpeg_warning import warned_line
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.curves import draw_curves
@@ -43,6 +45,8 @@ from fastsimsiam.train.trainer import Trainer
 from fastsimsiam.version import __version__
 
 _REPORT_SECONDS = 5.0
+_WARNED_SHOWN = 20
+"""Images with a warning that the log names; summary.json names all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,7 @@ class Summary:
         checkpoint: the newest checkpoint.
         first, last: the first and the last value of every metric.
         bad_images: path -> what is wrong with it, for images that were skipped.
+        warned_images: path -> the decoder's warning, for images that were used nevertheless.
     """
 
     steps: int
@@ -63,6 +68,7 @@ class Summary:
     first: Mapping[str, float]
     last: Mapping[str, float]
     bad_images: Mapping[str, str]
+    warned_images: Mapping[str, str]
 
 
 def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Summary:
@@ -91,7 +97,7 @@ def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Sum
         except Interrupted:
             return _stopped_early(config, interrupt, world)
         signal = _fit(trainer, loaders, profile, interrupt)
-        return _conclude(trainer, signal, loaders.bad_images, train.passed_over)
+        return _conclude(trainer, signal, loaders, train.passed_over)
 
 
 def _prepare(
@@ -107,7 +113,7 @@ def _prepare(
     record, changed = None, ""
     if checkpoint:
         record = read_record(config.out / IMAGES_FILE, checkpoint.data)
-        skip = config.on_bad_image == "skip"
+        skip = config.on_bad_image in ("skip", "skip-strict")
         train, changed = as_recorded(train, record, checkpoint.data, skip=skip)
     chosen = choose_all(config, train, world.local_rank, world.size)
     for line in filter(None, (chosen.why, *start.lines, changed)):
@@ -152,6 +158,7 @@ def _stopped_early(config: Config, interrupt: Interrupt, world: World) -> Summar
         first={},
         last={},
         bad_images={},
+        warned_images={},
     )
 
 
@@ -166,6 +173,7 @@ def _already_finished(config: Config, finished: Finished, world: World) -> Summa
         first=finished.summary.get("first", {}),
         last=finished.summary.get("last", {}),
         bad_images=finished.summary.get("bad_images", {}),
+        warned_images=finished.summary.get("warned_images", {}),
     )
 
 
@@ -187,6 +195,8 @@ class _Loaders:
                     device=self._chosen.device,
                     workers=config.workers,
                     on_bad_image=config.on_bad_image,
+                    gray16_max=config.gray16_max,
+                    check_images=config.check_images,
                 ),
                 cpu=config.cpu,
                 dali=config.dali,
@@ -201,6 +211,15 @@ class _Loaders:
             path: reason
             for loader in self._opened.values()
             for path, reason in loader.bad_images.items()
+        }
+
+    @property
+    def warned_images(self) -> dict[str, str]:
+        """Path -> the decoder's warning, of images that were used so far."""
+        return {
+            path: text
+            for loader in self._opened.values()
+            for path, text in loader.warned_images.items()
         }
 
     def close(self) -> None:
@@ -287,13 +306,16 @@ def _fit(trainer: Trainer, loaders: _Loaders, profile: int, interrupt: Interrupt
     finally:
         for reason in loaders.bad_images.values():
             recorder.say(f"skipped: {reason}")
+        for path, text in islice(loaders.warned_images.items(), _WARNED_SHOWN):
+            recorder.say(f"warned: {path} ({text})")
 
 
 def _conclude(
-    trainer: Trainer, signal: int, bad_images: Mapping[str, str], passed_over: Mapping[str, int]
+    trainer: Trainer, signal: int, loaders: _Loaders, passed_over: Mapping[str, int]
 ) -> Summary:
     """Writes summary.json and the curves, and says how the run went."""
     recorder, config = trainer.recorder, trainer.config
+    bad_images, warned_images = loaders.bad_images, loaders.warned_images
     summary = Summary(
         steps=trainer.step,
         signal=signal,
@@ -301,6 +323,7 @@ def _conclude(
         first=_last_values(reversed(recorder.history)),
         last=_last_values(recorder.history),
         bad_images=bad_images,
+        warned_images=warned_images,
     )
     if not trainer.world.is_main:
         return summary
@@ -311,6 +334,8 @@ def _conclude(
             recorder.say(f"{name}: {summary.first[name]:.2f} untrained -> {value:.2f}")
     if bad_images:
         recorder.say(f"{len(bad_images)} broken images were replaced, see summary.json")
+    if warned_images:
+        recorder.say(f"{warned_line(warned_images)}, see summary.json")
     seconds = trainer.elapsed()
     stored = {
         "config": to_dict(config),
@@ -319,7 +344,8 @@ def _conclude(
         "seconds": seconds,
         "first": dict(summary.first),
         "last": dict(summary.last),
-        "bad_images": dict(bad_images),
+        "bad_images": bad_images,
+        "warned_images": warned_images,
         "passed_over": dict(passed_over),
         "data": trainer.data,
         "commit": commit(),
