@@ -15,6 +15,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import Features, center_plan, centered_features, extract
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions
+from fastsimsiam.loaders.jpeg_warning import warned_line
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.models.backbones import feature_extractor
 from fastsimsiam.models.image_size import require_image_size
@@ -202,6 +203,8 @@ def open_eval_context(
         context.warn(note)
     try:
         yield context
+        if context.warned_images:
+            print(f"note: {warned_line(context.warned_images)}", file=sys.stderr)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the GPU's memory is too small: stop other programs that use it, or pass --device cpu"
