@@ -190,8 +190,9 @@ def own_data(class_folders: Path, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("damage", [lose, spoil, cut_off])
-@pytest.mark.parametrize("loader", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("damage", "loader"), [(lose, "cpu"), (spoil, "cpu"), (cut_off, "cpu"), (lose, "reference")]
+)
 def test_a_run_that_loses_an_image_goes_on_as_if_it_had_not_been_interrupted(
     tiny_config: Config,
     class_folders: Path,

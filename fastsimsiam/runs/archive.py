@@ -63,15 +63,15 @@ def read_stored(path: Path) -> dict[str, Any]:
         DamagedCheckpointError: the file is damaged, or does not hold a dict.
         UserError: the system cannot read the file, or it holds objects whose loading could run code.
     """
-    check_records(path)
+    sizes = check_records(path)
     try:
-        mapped = _is_archive(path)
+        mapped = bool(sizes)
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
             warnings.simplefilter("ignore")  # of torch about its own older formats
             stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        stored = without_stand_ins(stored)
         if mapped:
-            stored = _copied(stored, {})
+            stored = _copied(stored, sizes, {})
+        stored = without_stand_ins(stored)
     except OSError as error:
         raise _unreadable(path, error) from error
     except _NOT_A_FILE_OF_TORCH as error:
@@ -83,10 +83,13 @@ def read_stored(path: Path) -> dict[str, Any]:
     return stored
 
 
-def check_records(path: Path) -> None:
+def check_records(path: Path) -> frozenset[int]:
     """Compares all bytes of a file of `torch.save` with its checksums; reads it once.
 
     Files without checksums pass: those of torch before 1.6, or written with `compute_crc32` off.
+
+    Returns:
+        The sizes of its records; none for a file of torch before 1.6.
 
     Raises:
         DamagedCheckpointError: bytes have changed, or the file is cut off.
@@ -94,9 +97,9 @@ def check_records(path: Path) -> None:
     """
     try:
         if not _is_archive(path):
-            return  # the format before 1.6, or no checkpoint at all
+            return frozenset()  # the format before 1.6, or no checkpoint at all
         with open(path, "rb") as file:
-            _check_archive(file, path)
+            return _check_archive(file, path)
     except UserError:
         raise
     except OSError as error:
@@ -121,7 +124,7 @@ def _is_archive(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _check_archive(file: IO[bytes], path: Path) -> None:
+def _check_archive(file: IO[bytes], path: Path) -> frozenset[int]:
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
         size = os.fstat(file.fileno()).st_size
@@ -138,12 +141,11 @@ def _check_archive(file: IO[bytes], path: Path) -> None:
             raise DamagedCheckpointError(
                 f"{path} is damaged: its records claim more bytes than it has"
             )
-        if not any(record.CRC for record in records):
-            return
-        for record in records:
+        for record in records if any(record.CRC for record in records) else ():
             with archive.open(record) as content:
                 while content.read(_CHUNK):
                     pass
+        return frozenset(record.file_size for record in records)
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
@@ -225,13 +227,19 @@ def _expression(opcodes: list[tuple[str, str]]) -> str:
     return "{k: v for k, v in stored.items() if isinstance(v, torch.Tensor)}"
 
 
-def _copied(value: Any, storages: dict[int, torch.UntypedStorage]) -> Any:
-    """Replaces tensors in the mapped file by tensors in memory; those that share memory still do."""
+def _copied(value: Any, sizes: frozenset[int], storages: dict[int, torch.UntypedStorage]) -> Any:
+    """Replaces tensors in the mapped file by tensors in memory; those that share memory still do.
+
+    Raises:
+        ValueError: the memory of a tensor is not that of a record.
+    """
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_quantized or not value.numel():
             return value.detach().clone()
         storage = value.untyped_storage()
         key = storage.data_ptr()
+        if storage.nbytes() not in sizes:
+            raise ValueError("the memory of a tensor is not a record")
         if key not in storages:
             clone: Callable[[], torch.UntypedStorage] = storage.clone  # untyped in torch
             storages[key] = clone()
@@ -244,11 +252,11 @@ def _copied(value: Any, storages: dict[int, torch.UntypedStorage]) -> Any:
         return copy
     if isinstance(value, dict):
         for key, item in value.items():
-            value[key] = _copied(item, storages)
+            value[key] = _copied(item, sizes, storages)
     elif isinstance(value, list):
-        value[:] = [_copied(item, storages) for item in value]
+        value[:] = [_copied(item, sizes, storages) for item in value]
     elif type(value) is tuple:
-        return tuple(_copied(item, storages) for item in value)
+        return tuple(_copied(item, sizes, storages) for item in value)
     return value
 
 
