@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fastsimsiam.errors import UserError
+from fastsimsiam.system.out_of_memory import exhausted_memory
 from fastsimsiam.version import __version__
 
 COMMANDS = (
@@ -60,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"fastsimsiam: error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        memory = exhausted_memory(error)
+        if memory is None:
+            raise
+        print(f"fastsimsiam: error: {memory} is too small for this", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fastsimsiam: interrupted", file=sys.stderr)

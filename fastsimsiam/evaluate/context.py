@@ -10,7 +10,6 @@ from torch import nn
 
 from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.config.run import Config
-from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.loaders.base import Loader, LoaderOptions
@@ -23,6 +22,7 @@ from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, open_split
 from fastsimsiam.system.device import choose_device, choose_dtype
 from fastsimsiam.system.malloc import keep_freed_memory
+from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import ImageProgress
 
 
@@ -139,11 +139,8 @@ def open_eval_context(
         open_loader=lambda storage: build_loader(name, storage, loader_options),
     )
     try:
-        yield context
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the GPU's memory is too small: stop other programs that use it, or pass --device cpu"
-        ) from error
+        with memory_told("this data set", "stop other programs that use it"):
+            yield context
     finally:
         for loader in context.opened.values():
             loader.close()

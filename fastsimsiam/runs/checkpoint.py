@@ -37,6 +37,7 @@ class Checkpoint:
         optimizer: the optimizer's state dict.
         rng: states of torch's generators, for networks with dropout.
         seconds: duration of the run so far, over all resumes.
+        ranks: number of processes that trained; None in files of earlier versions.
     """
 
     config: Config
@@ -46,6 +47,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     rng: dict[str, torch.Tensor]
     seconds: float = 0.0
+    ranks: int | None = None
 
 
 def load(path: Path) -> Checkpoint:
@@ -111,6 +113,7 @@ def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
     return Checkpoint(
         config=config,
         seconds=stored.get("seconds", 0.0),
+        ranks=stored.get("ranks"),
         **{key: stored[key] for key in _KEYS if key != "config"},
     )
 
@@ -128,6 +131,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             "optimizer": checkpoint.optimizer,
             "rng": checkpoint.rng,
             "seconds": checkpoint.seconds,
+            "ranks": checkpoint.ranks,
         },
     )
 

@@ -4,14 +4,11 @@ In this order: open the data, choose what `auto` leaves open, build, fit, conclu
 """
 
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
-
-import torch
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import to_dict
@@ -22,23 +19,26 @@ from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, require_same_run
 from fastsimsiam.runs.curves import draw_curves
 from fastsimsiam.runs.recorder import Recorder
-from fastsimsiam.storage.base import Report, Storage, fingerprint
+from fastsimsiam.storage.base import Storage, fingerprint
 from fastsimsiam.storage.open import has_split, open_split
 from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
 from fastsimsiam.system.launcher import read_launch, told_by_the_first
+from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import clock
 from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.build import build_trainer
-from fastsimsiam.train.checks import require_possible
+from fastsimsiam.train.checks import inexact_resume, little_room, require_possible, require_writable
 from fastsimsiam.train.distributed import OtherRankEnded, World, join
+from fastsimsiam.train.ending import how_it_ended, since_untrained
 from fastsimsiam.train.interrupt import Interrupt, Interrupted, catch_signals
 from fastsimsiam.train.profiler import profiled
+from fastsimsiam.train.reporter import reporter
 from fastsimsiam.train.trainer import Trainer
 from fastsimsiam.version import __version__
 
-_REPORT_SECONDS = 5.0
+_LESS_MEMORY = "lower --batch-size, or raise --accumulate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +77,12 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
         require_possible(config, device, read_launch().size)
     with join(device.type) as world, catch_signals() as interrupt, ExitStack() as opened:
         try:
-            with interrupt.droppable():
+            with interrupt.droppable(), memory_told("this run", _LESS_MEMORY):
                 trainer, loaders = _prepare(config, resume, world, opened)
         except Interrupted:
             return _stopped_early(config, interrupt, world)
-        signal = _fit(trainer, loaders, profile, interrupt)
+        with memory_told("this batch", _LESS_MEMORY):
+            signal = _fit(trainer, loaders, profile, interrupt)
         return _conclude(trainer, signal, loaders.bad_images)
 
 
@@ -90,14 +91,16 @@ def _prepare(
 ) -> "tuple[Trainer, _Loaders]":
     """All that comes before the first step; what has to be closed goes to `opened`."""
     store = CheckpointStore(config.out, config.checkpoint.keep)
-    warnings: list[str] = []
-    checkpoint = _checkpoint_to_resume(store, config, resume, warnings.append)
+    lines: list[str] = []
+    checkpoint = _checkpoint_to_resume(store, config, resume, lines.append)
     resumed_step = checkpoint.step if checkpoint else None
     recorder = Recorder(config, active=world.is_main, resumed_step=resumed_step)
     opened.enter_context(closing(recorder))
-    train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
+    if world.is_main:
+        require_writable(config.out)
+    train = open_split(config.data, "train", report=reporter(recorder, "reading headers"))
     chosen = choose_all(config, train, world.local_rank, world.size)
-    for line in (chosen.why, *warnings):
+    for line in (chosen.why, *lines):
         recorder.say(line)
     if checkpoint:
         require_same_run(checkpoint, config, fingerprint(train))
@@ -120,6 +123,11 @@ def _prepare(
     if checkpoint:
         trainer.restore(checkpoint)
     _announce(trainer, train)
+    warnings = [inexact_resume(config, checkpoint, chosen.device, world.size)] if checkpoint else []
+    if world.is_main:
+        warnings.append(little_room(trainer.method, config.out))
+    for warning in filter(None, warnings):
+        recorder.say(f"WARNING: {warning}")
     return trainer, loaders
 
 
@@ -163,7 +171,7 @@ class _Loaders:
                 ),
                 cpu=config.cpu,
                 dali=config.dali,
-                report=_reporter(self._recorder, "decoding"),
+                report=reporter(self._recorder, "decoding"),
             )
         return self._opened[id(storage)]
 
@@ -215,7 +223,7 @@ def _evaluators(
         return []
     if not world.is_main:
         return []
-    report = _reporter(recorder, "reading headers")
+    report = reporter(recorder, "reading headers")
     val = open_split(config.data, "val", classes=train.classes, report=report)
     knn = build_knn(
         (loaders.open(train), train),
@@ -224,7 +232,7 @@ def _evaluators(
         image_size=config.image_size,
         device=chosen.device,
         dtype=chosen.dtype,
-        report=_reporter(recorder, "evaluating"),
+        report=reporter(recorder, "evaluating"),
     )
     return [knn]
 
@@ -239,26 +247,6 @@ def _announce(trainer: Trainer, train: Storage) -> None:
     )
 
 
-def _reporter(recorder: Recorder, what: str) -> Report:
-    """Prints the progress of something long every few seconds, and nothing of something short."""
-    started = printed = time.perf_counter()
-    before = 0
-
-    def report(done: int, total: int) -> None:
-        nonlocal started, printed, before
-        now = time.perf_counter()
-        if done <= before:  # the next one of its kind
-            started = printed = now
-        before = done
-        if now - printed < _REPORT_SECONDS:
-            return
-        printed = now
-        remaining = (now - started) / max(done - 1, 1) * (total - done)
-        recorder.note(f"{what}: {done}/{total}, ETA {clock(remaining)}")
-
-    return report
-
-
 def _fit(trainer: Trainer, loaders: _Loaders, profile: int, interrupt: Interrupt) -> int:
     """Trains; whatever happens, the log names the images that were skipped."""
     recorder = trainer.recorder
@@ -266,10 +254,6 @@ def _fit(trainer: Trainer, loaders: _Loaders, profile: int, interrupt: Interrupt
         with profiled(profile, trainer.config.out, trainer.device, recorder.say) as after_step:
             trainer.after_step = after_step
             return trainer.fit(interrupt)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the GPU's memory is too small for this batch: lower --batch-size, or raise --accumulate"
-        ) from error
     finally:
         for reason in loaders.bad_images.values():
             recorder.say(f"skipped: {reason}")
@@ -289,11 +273,8 @@ def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> S
     )
     if not trainer.world.is_main:
         return summary
-    for name, value in summary.last.items():
-        # A run that was interrupted may have scored the untrained network alone.
-        evaluated = sum(name in line for line in recorder.history)
-        if name.startswith("knn_") and evaluated > 1:
-            recorder.say(f"{name}: {summary.first[name]:.2f} untrained -> {value:.2f}")
+    for line in since_untrained(recorder.history, trainer.step):
+        recorder.say(line)
     if bad_images:
         recorder.say(f"{len(bad_images)} broken images were replaced, see summary.json")
     seconds = trainer.elapsed()
@@ -303,17 +284,27 @@ def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> S
         "seconds": seconds,
         "first": dict(summary.first),
         "last": dict(summary.last),
+        "signal": signal,
         "bad_images": dict(bad_images),
         "data": trainer.data,
         "commit": commit(),
         "versions": {"fastsimsiam": __version__, **versions()},
     }
-    with written_whole(config.out / "summary.json", "the summary") as file:
-        file.write_text(json.dumps(stored, indent=2) + "\n")
+    problem: UserError | None = None
+    try:
+        with written_whole(config.out / "summary.json", "the summary") as file:
+            file.write_text(json.dumps(stored, indent=2) + "\n")
+    except UserError as error:  # the rest of the end comes first
+        problem = error
     drawn = draw_curves(recorder.history, config.out / "curves.png")
-    ended = f"stopped at step {trainer.step} of {trainer.schedule_steps.stop}" if signal else "done"
+    ended = how_it_ended(trainer.schedule_steps, trainer.step, signal)
     recorder.say(f"{ended} in {clock(seconds)}: {summary.checkpoint}")
     recorder.say(drawn)
+    if recorder.failing:
+        names = " and ".join(recorder.failing)
+        problem = UserError(f"{config.out} lacks the last lines of {names}: make room in it")
+    if problem:
+        raise problem
     return summary
 
 
