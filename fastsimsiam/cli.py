@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from fastsimsiam.errors import UserError
+from fastsimsiam.system.out_of_memory import exhausted_memory
 from fastsimsiam.system.resources import limit_openmp_threads
 from fastsimsiam.system.text import printable_lines
 from fastsimsiam.version import __version__
@@ -78,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _print_error(f"{where}{error.strerror or error}")
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        memory = exhausted_memory(error)
+        if memory is None:
+            raise
+        _print_error(f"{memory} is too small for this")
         return 2
     except (_SignalReceived, KeyboardInterrupt):
         name = signal.Signals(stopped.number).name

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.config.run import Config
-from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import Features, center_plan, centered_features, extract
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions
@@ -26,6 +25,7 @@ from fastsimsiam.storage.open import has_split, open_split
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.device import choose_device, choose_dtype
 from fastsimsiam.system.malloc import keep_freed_memory
+from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import ImageProgress
 
 
@@ -202,13 +202,10 @@ def open_eval_context(
     for note in pretrained.notes:
         context.warn(note)
     try:
-        yield context
+        with memory_told("this data set", "stop other programs that use it"):
+            yield context
         if context.warned_images:
             print(f"note: {warned_line(context.warned_images)}", file=sys.stderr)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the GPU's memory is too small: stop other programs that use it, or pass --device cpu"
-        ) from error
     finally:
         for loader in context.opened.values():
             loader.close()

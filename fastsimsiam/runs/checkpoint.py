@@ -48,6 +48,7 @@ class Checkpoint:
         optimizer: the optimizer's state dict.
         rng: states of torch's generators, for networks with dropout.
         seconds: duration of the run so far, over all resumes.
+        ranks: number of processes that trained; None in files of earlier versions.
     """
 
     config: Config
@@ -57,6 +58,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     rng: dict[str, torch.Tensor]
     seconds: float = 0.0
+    ranks: int | None = None
 
 
 def load(path: Path) -> Checkpoint:
@@ -98,6 +100,7 @@ def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
     return Checkpoint(
         config=config,
         seconds=float(stored.get("seconds", 0.0)),
+        ranks=stored.get("ranks"),
         **{key: stored[key] for key in _KEYS if key != "config"},
     )
 
@@ -105,7 +108,7 @@ def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
 def _check_values(stored: dict[str, Any], path: Path) -> None:
     """Refuses values that no run has written, before anything relies on them."""
     step, seconds = stored["step"], stored.get("seconds", 0.0)
-    optimizer, rng = stored["optimizer"], stored["rng"]
+    optimizer, rng, ranks = stored["optimizer"], stored["rng"], stored.get("ranks")
     named = _NAME.fullmatch(path.name)
     wrong = {
         "config": not isinstance(stored["config"], dict),
@@ -120,6 +123,7 @@ def _check_values(stored: dict[str, Any], path: Path) -> None:
             and all(isinstance(group, dict) for group in optimizer["param_groups"])
         ),
         "rng": not (_is_state_dict(rng) and _is_rng_state(rng)),
+        "ranks": not (ranks is None or (type(ranks) is int and ranks >= 1)),
         "seconds": type(seconds) not in (int, float) or not 0 <= seconds < math.inf,
     }
     bad = [key for key, is_wrong in wrong.items() if is_wrong]
@@ -164,6 +168,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             "optimizer": checkpoint.optimizer,
             "rng": checkpoint.rng,
             "seconds": checkpoint.seconds,
+            "ranks": checkpoint.ranks,
         },
     )
 

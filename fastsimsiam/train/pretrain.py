@@ -4,15 +4,12 @@ In this order: open the data, choose what `auto` leaves open, build, fit, conclu
 """
 
 import json
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from signal import Signals
-
-import torch
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import to_dict
@@ -25,7 +22,7 @@ from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.curves import draw_curves
 from fastsimsiam.runs.folder import IMAGES_FILE
 from fastsimsiam.runs.recorder import Recorder
-from fastsimsiam.storage.base import Report, Storage
+from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, missing_split, open_split
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.storage.record import as_recorded, read_record, write_record
@@ -33,18 +30,21 @@ from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
 from fastsimsiam.system.launcher import read_launch, told_by_the_first
+from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import clock
 from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.build import build_trainer
-from fastsimsiam.train.checks import require_possible
+from fastsimsiam.train.checks import inexact_resume, little_room, require_possible, require_writable
 from fastsimsiam.train.distributed import OtherRankEnded, World, join
+from fastsimsiam.train.ending import how_it_ended, since_untrained
 from fastsimsiam.train.interrupt import Interrupt, Interrupted, catch_signals
 from fastsimsiam.train.profiler import profiled
+from fastsimsiam.train.reporter import reporter
 from fastsimsiam.train.resume import Finished, Resume, Start, opened_run
 from fastsimsiam.train.trainer import Trainer
 from fastsimsiam.version import __version__
 
-_REPORT_SECONDS = 5.0
+_LESS_MEMORY = "lower --batch-size, or raise --accumulate"
 _WARNED_SHOWN = 20
 """Images with a warning that the log names; summary.json names all."""
 
@@ -88,7 +88,7 @@ def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Sum
         require_possible(config, device, read_launch().size)
     with join(device.type) as world, catch_signals() as interrupt, ExitStack() as opened:
         try:
-            with interrupt.droppable():
+            with interrupt.droppable(), memory_told("this run", _LESS_MEMORY):
                 store = CheckpointStore(config.out, config.checkpoint.keep)
                 start = opened.enter_context(opened_run(config, store, resume, world))
                 if start.finished:
@@ -96,7 +96,8 @@ def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Sum
                 trainer, loaders, train = _prepare(config, start, store, world, opened)
         except Interrupted:
             return _stopped_early(config, interrupt, world)
-        signal = _fit(trainer, loaders, profile, interrupt)
+        with memory_told("this batch", _LESS_MEMORY):
+            signal = _fit(trainer, loaders, profile, interrupt)
         return _conclude(trainer, signal, loaders, train.passed_over)
 
 
@@ -109,7 +110,9 @@ def _prepare(
     recorder = Recorder(config, active=world.is_main, resumed_step=resumed_step)
     opened.enter_context(closing(recorder))
     store.say = recorder.say
-    train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
+    if world.is_main:
+        require_writable(config.out)
+    train = open_split(config.data, "train", report=reporter(recorder, "reading headers"))
     record, changed = None, ""
     if checkpoint:
         record = read_record(config.out / IMAGES_FILE, checkpoint.data)
@@ -139,6 +142,11 @@ def _prepare(
     if checkpoint:
         trainer.restore(checkpoint)
     _announce(trainer, train)
+    warnings = [inexact_resume(config, checkpoint, chosen.device, world.size)] if checkpoint else []
+    if world.is_main:
+        warnings.append(little_room(trainer.method, config.out))
+    for warning in filter(None, warnings):
+        recorder.say(f"WARNING: {warning}")
     return trainer, loaders, train
 
 
@@ -200,7 +208,7 @@ class _Loaders:
                 ),
                 cpu=config.cpu,
                 dali=config.dali,
-                report=_reporter(self._recorder, "decoding"),
+                report=reporter(self._recorder, "decoding"),
             )
         return self._opened[id(storage)]
 
@@ -243,7 +251,7 @@ def _evaluators(
         return []
     if not world.is_main:
         return []
-    report = _reporter(recorder, "reading headers")
+    report = reporter(recorder, "reading headers")
     val = open_split(config.data, "val", classes=train.classes, report=report)
     for line in notes(val):
         recorder.say(line)
@@ -255,7 +263,7 @@ def _evaluators(
         device=chosen.device,
         dtype=chosen.dtype,
         warn=lambda text: recorder.say(f"WARNING: {text}"),
-        report=_reporter(recorder, "evaluating"),
+        report=reporter(recorder, "evaluating"),
     )
     return [knn]
 
@@ -272,26 +280,6 @@ def _announce(trainer: Trainer, train: Storage) -> None:
         trainer.recorder.say(line)
 
 
-def _reporter(recorder: Recorder, what: str) -> Report:
-    """Prints the progress of something long every few seconds, and nothing of something short."""
-    started = printed = time.perf_counter()
-    before = 0
-
-    def report(done: int, total: int) -> None:
-        nonlocal started, printed, before
-        now = time.perf_counter()
-        if done <= before:  # the next one of its kind
-            started = printed = now
-        before = done
-        if now - printed < _REPORT_SECONDS:
-            return
-        printed = now
-        remaining = (now - started) / max(done - 1, 1) * (total - done)
-        recorder.note(f"{what}: {done}/{total}, ETA {clock(remaining)}")
-
-    return report
-
-
 def _fit(trainer: Trainer, loaders: _Loaders, profile: int, interrupt: Interrupt) -> int:
     """Trains; whatever happens, the log names the images that were skipped."""
     recorder = trainer.recorder
@@ -299,10 +287,6 @@ def _fit(trainer: Trainer, loaders: _Loaders, profile: int, interrupt: Interrupt
         with profiled(profile, trainer.config.out, trainer.device, recorder.say) as after_step:
             trainer.after_step = after_step
             return trainer.fit(interrupt)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the GPU's memory is too small for this batch: lower --batch-size, or raise --accumulate"
-        ) from error
     finally:
         for reason in loaders.bad_images.values():
             recorder.say(f"skipped: {reason}")
@@ -327,11 +311,8 @@ def _conclude(
     )
     if not trainer.world.is_main:
         return summary
-    for name, value in summary.last.items():
-        # A run that was interrupted may have scored the untrained network alone.
-        evaluated = sum(name in line for line in recorder.history)
-        if name.startswith("knn_") and evaluated > 1:
-            recorder.say(f"{name}: {summary.first[name]:.2f} untrained -> {value:.2f}")
+    for line in since_untrained(recorder.history, trainer.step):
+        recorder.say(line)
     if bad_images:
         recorder.say(f"{len(bad_images)} broken images were replaced, see summary.json")
     if warned_images:
@@ -351,12 +332,21 @@ def _conclude(
         "commit": commit(),
         "versions": {"fastsimsiam": __version__, **versions()},
     }
-    with written_whole(config.out / "summary.json", "the summary") as file:
-        file.write_text(json.dumps(stored, indent=2) + "\n")
+    problem: UserError | None = None
+    try:
+        with written_whole(config.out / "summary.json", "the summary") as file:
+            file.write_text(json.dumps(stored, indent=2) + "\n")
+    except UserError as error:  # the rest of the end comes first
+        problem = error
     drawn = draw_curves(recorder.history, config.out / "curves.png")
-    ended = f"stopped at step {trainer.step} of {trainer.schedule_steps.stop}" if signal else "done"
+    ended = how_it_ended(trainer.schedule_steps, trainer.step, signal)
     recorder.say(f"{ended} in {clock(seconds)}: {summary.checkpoint}")
     recorder.say(drawn)
+    if recorder.failing:
+        names = " and ".join(recorder.failing)
+        problem = UserError(f"{config.out} lacks the last lines of {names}: make room in it")
+    if problem:
+        raise problem
     return summary
 
 

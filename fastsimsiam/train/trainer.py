@@ -22,6 +22,7 @@ from fastsimsiam.optim.schedule import ScheduleSteps, learning_rate, peak_lr
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
+from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import clock
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.evaluator import Evaluator
@@ -271,9 +272,10 @@ class Trainer:
     def _not_finite(self, what: str, step: int) -> NonFiniteLossError:
         saved = self.store.newest_path()
         newest = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
+        other = "" if self.config.precision == "fp32" else ", or with --precision fp32"
         return NonFiniteLossError(
             f"{what} (lr {self._lr(step):.4g}); {newest}: "
-            f"lower --optimizer.lr, or pass --precision fp32"
+            f"start again with another --out and a lower --optimizer.lr{other}"
         )
 
     def _evaluate_if_due(self) -> None:
@@ -301,7 +303,8 @@ class Trainer:
     def _evaluate(self) -> None:
         self.recorder.status("evaluating")
         started = time.perf_counter()
-        with self._interrupt.droppable():
+        fix = "pass --knn.every-epochs 0, and score a checkpoint with `fastsimsiam knn`"
+        with self._interrupt.droppable(), memory_told("the evaluation", fix):
             scores = {
                 name: value for evaluate in self.evaluators for name, value in evaluate(self.method)
             }
@@ -334,6 +337,7 @@ class Trainer:
                     optimizer=self.optimizer.state_dict(),
                     rng=rng,
                     seconds=self.elapsed(),
+                    ranks=self.world.size,
                 )
             )
         self._saved_step = self.step
