@@ -19,7 +19,7 @@ from fastsimsiam.doctor.synthetic import textured_image
 
 OPTIONS = (
     "--epochs 1 --batch-size 4 --max-steps 2 --image-size 32 --device cpu --precision fp32 "
-    "--compile off --workers 2 --arch micro_resnet --method.projector-layers 2 "
+    "--compile off --workers 2 --arch tiny_resnet --method.projector-layers 2 "
     "--method.projector-dim 16 --method.predictor-dim 8 --knn.every-epochs 1"
 ).split()
 ERROR = "fastsimsiam: error: "
@@ -84,7 +84,7 @@ def main(cases: Path) -> int:
         good = good_images(place / "good")
         outcomes = Outcomes(place)
         start = ["pretrain", "imagenette", "--data", good, "--out", place / "good-run", *OPTIONS]
-        assert outcomes.of(start, good) == "read"
+        assert outcomes.of(start, good).startswith("read")
         print("| data set | pretrain | knn | pack |\n|---|---|---|---|")
         for case in sorted(path for path in cases.iterdir() if path.name not in ("odd", "ckpt")):
             print(outcomes.data(case, case.name), flush=True)
