@@ -280,6 +280,14 @@ def test_equal_features_are_scored_with_a_note(
     assert inspect(run.out, run.data, options=SKIP).diagnosis.startswith("collapsed")
 
 
+def test_a_score_of_one_class_has_a_note(run: Config, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(run.data / split / "ant", tmp_path / "one" / split / "ant")
+    result = knn(run.out, tmp_path / "one", k=(3,), options=SKIP)
+    assert result.trained == {3: 100.0}
+    assert result.notes == ("all training images are of the class ant: scores are 100",)
+
+
 class _Broken(nn.Module):
     """A network whose features are not finite from some image on."""
 

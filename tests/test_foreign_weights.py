@@ -117,6 +117,10 @@ LAYOUTS = {
         "",
         lambda t: {k.replace("layer1.", "layer1._orig_mod."): v for k, v in t.items()},
     ),
+    "a slow copy with a shorter name": (
+        "main_branch.",
+        lambda t: {**under("teacher.", other(t)), **under("main_branch.", t)},
+    ),
     "moving average": ("state_dict.", lambda t: {"state_dict_ema": other(t), "state_dict": t}),
     "only a teacher": ("teacher.", lambda t: {"teacher": t}),
     "whole network in a sequence": ("0.", lambda t: {**under("0.", t), "1.weight": torch.ones(2)}),

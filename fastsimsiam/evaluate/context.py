@@ -103,6 +103,13 @@ class EvalContext:
             report=report,
         )
 
+    def warn_of_one_class(self) -> None:
+        """Notes that a data set cannot be scored: with one class every answer is right."""
+        if len(self.train.classes) == 1:
+            self.warn(
+                f"all training images are of the class {self.train.classes[0]}: scores are 100"
+            )
+
     def warn(self, text: str) -> None:
         """Prints a note on the result, once, and keeps it."""
         if text not in self.notes:
