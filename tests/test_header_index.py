@@ -206,7 +206,16 @@ def test_a_huge_index_takes_no_memory(data: Path) -> None:
     assert index.stat().st_size < 1000
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def link_to_a_pipe(path: Path) -> None:
+    os.mkfifo(path.with_name("a-pipe"))
+    path.symlink_to("a-pipe")
+
+
+def link_to_a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, link_to_a_pipe, link_to_a_device])
 def test_an_index_that_is_no_file(data: Path, make: Callable[[Path], None]) -> None:
     index = index_of(data)
     index.parent.mkdir(parents=True, exist_ok=True)

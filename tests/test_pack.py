@@ -290,7 +290,7 @@ def test_a_full_disk_is_one_line(images: Path, tmp_path: Path) -> None:
         (["{images}", "{out}/a.beton", "--max-side", "9", "--short-side", "9"], "drop one of them"),
         (["{images}", "{out}/a.beton", "--quality", "0"], "--quality is 0"),
         (["{images}", "{out}/a.beton", "--workers", "-1"], "--workers is -1"),
-        (["{out}", "{out}/a.beton"], "no .jpg"),
+        (["{out}", "{out}/a.beton"], "no image files"),
         (["--verify", "{out}/a.beton"], "does not exist"),
     ],
 )
