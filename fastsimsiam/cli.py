@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for wrong input, 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _fill_closed_descriptors()
     try:
         return _dispatch(argv)
     except UserError as error:
@@ -71,6 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fastsimsiam: interrupted", file=sys.stderr)
         return 130
+
+
+def _fill_closed_descriptors() -> None:
+    """Opens standard streams that are closed: the run's files would get their numbers, and texts."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 def _dispatch(argv: list[str]) -> int:
