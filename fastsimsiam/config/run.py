@@ -76,7 +76,8 @@ class KnnConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a run is saved. It is also saved at its end, on SIGINT, on SIGTERM and on an error."""
+    """When a run is saved. It is also saved at its end, on an error, and on the signals SIGINT, SIGTERM,
+    SIGHUP, SIGUSR1 and SIGUSR2."""
 
     every_epochs: float = 1.0
     """Epochs between two checkpoints; fractions are allowed."""

@@ -4,8 +4,10 @@ In this order: open the data, choose what `auto` leaves open, build, fit, conclu
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, closing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -38,6 +40,7 @@ from fastsimsiam.train.reporter import reporter
 from fastsimsiam.train.trainer import Trainer
 from fastsimsiam.version import __version__
 
+_CLOSING_SECONDS = 10.0
 _LESS_MEMORY = "lower --batch-size, or raise --accumulate"
 
 
@@ -76,6 +79,8 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
         device, _ = choose_device(config.device)
         require_possible(config, device, read_launch().size)
     with join(device.type) as world, catch_signals() as interrupt, ExitStack() as opened:
+        # The first that is entered is the last that is left.
+        closing_ends = opened.enter_context(_last_resort(interrupt))
         try:
             with interrupt.droppable(), memory_told("this run", _LESS_MEMORY):
                 trainer, loaders = _prepare(config, resume, world, opened)
@@ -83,7 +88,21 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
             return _stopped_early(config, interrupt, world)
         with memory_told("this batch", _LESS_MEMORY):
             signal = _fit(trainer, loaders, profile, interrupt)
-        return _conclude(trainer, signal, loaders.bad_images)
+        summary = _conclude(trainer, signal, loaders.bad_images)
+        if signal:
+            closing_ends.start()
+        return summary
+
+
+@contextmanager
+def _last_resort(interrupt: Interrupt) -> Iterator[threading.Timer]:
+    """A timer that ends the process if a loader that hangs cannot be closed; it is to be started."""
+    timer = threading.Timer(_CLOSING_SECONDS, lambda: os._exit(128 + interrupt.number))
+    timer.daemon = True
+    try:
+        yield timer
+    finally:
+        timer.cancel()
 
 
 def _prepare(
