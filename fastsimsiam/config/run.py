@@ -76,8 +76,7 @@ class KnnConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a run is saved. It is also saved at its end, on an error, and on the signals SIGINT, SIGTERM,
-    SIGHUP, SIGUSR1 and SIGUSR2."""
+    """When a run is saved. It is also saved at its end, on an error, and on a signal to end."""
 
     every_epochs: float = 1.0
     """Epochs between two checkpoints; fractions are allowed."""
