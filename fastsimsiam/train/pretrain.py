@@ -4,8 +4,10 @@ In this order: open the data, choose what `auto` leaves open, build, fit, conclu
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, closing
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -44,6 +46,7 @@ from fastsimsiam.train.resume import Finished, Resume, Start, opened_run
 from fastsimsiam.train.trainer import Trainer
 from fastsimsiam.version import __version__
 
+_CLOSING_SECONDS = 10.0
 _LESS_MEMORY = "lower --batch-size, or raise --accumulate"
 _WARNED_SHOWN = 20
 """Images with a warning that the log names; summary.json names all."""
@@ -87,6 +90,8 @@ def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Sum
         device, _ = choose_device(config.device)
         require_possible(config, device, read_launch().size)
     with join(device.type) as world, catch_signals() as interrupt, ExitStack() as opened:
+        # The first that is entered is the last that is left.
+        closing_ends = opened.enter_context(_last_resort(interrupt))
         try:
             with interrupt.droppable(), memory_told("this run", _LESS_MEMORY):
                 store = CheckpointStore(config.out, config.checkpoint.keep)
@@ -98,7 +103,21 @@ def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Sum
             return _stopped_early(config, interrupt, world)
         with memory_told("this batch", _LESS_MEMORY):
             signal = _fit(trainer, loaders, profile, interrupt)
-        return _conclude(trainer, signal, loaders, train.passed_over)
+        summary = _conclude(trainer, signal, loaders, train.passed_over)
+        if signal:
+            closing_ends.start()
+        return summary
+
+
+@contextmanager
+def _last_resort(interrupt: Interrupt) -> Iterator[threading.Timer]:
+    """A timer that ends the process if a loader that hangs cannot be closed; it is to be started."""
+    timer = threading.Timer(_CLOSING_SECONDS, lambda: os._exit(128 + interrupt.number))
+    timer.daemon = True
+    try:
+        yield timer
+    finally:
+        timer.cancel()
 
 
 def _prepare(
