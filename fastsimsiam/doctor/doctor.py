@@ -27,6 +27,7 @@ from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.hardware import describe
 from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import available_memory, host_memory, num_cores, num_workers
+from fastsimsiam.system.shared_cores import SharedCores
 from fastsimsiam.train.auto import Chosen, choose_all
 
 _SHARES = {
@@ -64,6 +65,7 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
         raise UserError(f"--minutes is {minutes:g}: give more than 0")
     check_method(config)
     seconds = 60 * minutes
+    cores = SharedCores()
     # A missing folder that the user named is an error, as in `pretrain`.
     usual = catalogue.recipe(config.recipe).data
     synthetic = config.data == usual and not usual.exists()
@@ -92,6 +94,7 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
         measured_batch=batch_size,
         storage_bytes_per_second=storage_bytes,
         choices=chosen.why,
+        shared_cores=cores.line(),
         measurements=measurements,
         forecast=forecast(
             measurements,

@@ -19,6 +19,7 @@ class Report:
         measured_batch: images per step of the measurement.
         storage_bytes_per_second: rate of reading files.
         choices: the choices of `auto`, with their reasons.
+        shared_cores: what other programs used of the cores meanwhile; None: little.
         measurements: the measured rates.
         forecast: the whole run's duration.
     """
@@ -30,6 +31,7 @@ class Report:
     measured_batch: int
     storage_bytes_per_second: float
     choices: str
+    shared_cores: str | None
     measurements: Measurements
     forecast: Forecast
 
@@ -46,6 +48,7 @@ class Report:
             "images": self.images,
             "synthetic_images": self.synthetic,
             "choices": self.choices,
+            "shared_cores": self.shared_cores,
             "measurements": asdict(self.measurements),
             "storage_bytes_per_second": self.storage_bytes_per_second,
             "bottleneck": part,
@@ -58,7 +61,7 @@ class Report:
 def format_report(report: Report) -> str:
     """Returns the report as text: machine, run, rates, bottleneck, advice, forecast."""
     blocks = [
-        [*_machine_lines(report.machine), _run_line(report)],
+        [*_machine_lines(report.machine), *_lines_on_sharing(report), _run_line(report)],
         _rate_lines(report),
         [f"Bottleneck: {bottleneck(report.measurements)[1]}."]
         + [f"  - {line}" for line in advice(report.measurements)],
@@ -82,6 +85,13 @@ def _machine_lines(machine: dict[str, Any]) -> list[str]:
         f"CPU: {machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 1e9:.0f} GB",
         f"GPU: {gpus or 'none'}",
     ]
+
+
+def _lines_on_sharing(report: Report) -> list[str]:
+    lines = [report.machine["limits"]]
+    if report.shared_cores:
+        lines.append(f"{report.shared_cores}: on cores of its own this machine is faster")
+    return [line[0].upper() + line[1:] for line in lines if line]
 
 
 def _run_line(report: Report) -> str:

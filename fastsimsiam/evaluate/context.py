@@ -20,6 +20,7 @@ from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.system.barriers import share_cores
 from fastsimsiam.system.device import choose_device, choose_dtype
 from fastsimsiam.system.malloc import keep_freed_memory
 from fastsimsiam.system.progress import ImageProgress
@@ -116,6 +117,7 @@ def open_eval_context(
     )
     device, _ = choose_device(options.device)
     if device.type == "cpu":
+        share_cores()
         keep_freed_memory()
     dtype, _ = choose_dtype(options.precision, device)
     splits: dict[Split, Storage] = {}

@@ -28,6 +28,7 @@ from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
 from fastsimsiam.system.progress import clock
+from fastsimsiam.system.resources import container_limits
 from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import World, join
@@ -207,6 +208,8 @@ def _announce(trainer: Trainer, train: Storage) -> None:
         f"{config.epochs} epochs, batch {config.batch_size}, {config.image_size} px, to step "
         f"{trainer.schedule_steps.stop} ({origin})"
     )
+    for line in filter(None, (container_limits(), trainer.cores.news())):
+        trainer.recorder.say(line)
 
 
 def _reporter(recorder: Recorder, what: str) -> Report:

@@ -22,6 +22,7 @@ from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.system.progress import clock
+from fastsimsiam.system.shared_cores import SharedCores
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.evaluator import Evaluator
 from fastsimsiam.train.interrupt import Interrupt, catch_signals
@@ -74,6 +75,7 @@ class Trainer:
         step: optimizer steps done.
         after_step: called after each of them.
         seconds: duration of the run before this process resumed it.
+        cores: tells when other programs slow the run down.
     """
 
     config: Config
@@ -92,6 +94,7 @@ class Trainer:
     step: int = 0
     after_step: Callable[[], None] = lambda: None
     seconds: float = 0.0
+    cores: SharedCores = field(default_factory=SharedCores)
     _started: float | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -250,6 +253,8 @@ class Trainer:
             self.step,
             self.schedule_steps.stop,
         )
+        if shared := self.cores.news():
+            self.recorder.say(f"step {self.step}: {shared}")
         warning = self.method.warning(means, self.plan.batch_size)
         if warning and not self._warned:
             self._warned = True
