@@ -34,6 +34,7 @@ from fastsimsiam.system.hardware import commit, versions
 from fastsimsiam.system.launcher import read_launch, told_by_the_first
 from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import clock
+from fastsimsiam.system.resources import container_limits
 from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.checks import inexact_resume, little_room, require_possible, require_writable
@@ -295,7 +296,7 @@ def _announce(trainer: Trainer, train: Storage) -> None:
         f"{config.epochs} epochs, batch {config.batch_size}, {config.image_size} px, to step "
         f"{trainer.schedule_steps.stop} ({origin})"
     )
-    for line in notes(train):
+    for line in filter(None, (*notes(train), container_limits(), trainer.cores.news())):
         trainer.recorder.say(line)
 
 
