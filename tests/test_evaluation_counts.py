@@ -29,6 +29,7 @@ from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.report.neighbors import find_neighbors
+from fastsimsiam.runs.checkpoint import load, save
 from fastsimsiam.storage.class_folder import open_split
 
 SKIP = EvalOptions(device="cpu", precision="fp32", workers=1, loader="cpu", on_bad_image="skip")
@@ -195,9 +196,9 @@ def test_a_k_that_nobody_gave_is_cut_to_the_bank(
 def poison(run: Config, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """Changes the weights of a run's checkpoints."""
     for file in (run.out / "checkpoints").iterdir():
-        stored = torch.load(file, weights_only=True)
-        change(stored["method"])
-        torch.save(stored, file)
+        checkpoint = load(file)
+        change(checkpoint.method)
+        save(file, checkpoint)
 
 
 def set_to(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], None]:
