@@ -16,7 +16,7 @@ class BadImageError(UserError):
         fix: what the user can do about this file, for the end of a message.
     """
 
-    fix = "replace or remove it"
+    fix = "restore it"
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
         """Takes the message, and what to do about this file if it is not the usual."""

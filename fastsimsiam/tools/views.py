@@ -53,11 +53,8 @@ def write_views(
     if image_size is not None:
         config = replace(config, image_size=image_size)
     storage = _single_image(path) if path.is_file() else open_split(path, "train")
-    bad = storage.unreadable
-    order = epoch_order(len(storage), seed, 0).tolist()
-    index = [sample for sample in order if sample not in bad][:num_images]
-    if not index:
-        raise UserError(f"{storage.name(0)}: {bad[0]}; none of {len(bad)} images can be read")
+    storage.require_readable()
+    index = epoch_order(len(storage), seed, 0)[:num_images].tolist()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         draw_views_grid(storage, index, config, seed=seed, out=out)
