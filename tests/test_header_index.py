@@ -120,7 +120,9 @@ def test_the_reason_of_broken_content_is_kept_for_the_run(
         found = open_split(data, "train")
         assert found.unreadable == {2: "a picture of 10 gigapixels"}
     assert read[3:] == ["c.png"]
-    with pytest.raises(UserError, match=r"c.png is a picture of 10 gigapixels: remove it, or pass"):
+    with pytest.raises(
+        UserError, match=r"c.png is a picture of 10 gigapixels: restore or remove it, or"
+    ):
         found.require_readable()
 
 

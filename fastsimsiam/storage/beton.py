@@ -23,6 +23,7 @@ from fastsimsiam.storage.base import IMAGE_FORMATS, Report, Storage
 from fastsimsiam.storage.beton_tables import Tables, read_tables
 from fastsimsiam.storage.manifest import Manifest, manifest_path, read_manifest
 from fastsimsiam.storage.record_file import RecordFile
+from fastsimsiam.system.text import printable
 
 SUFFIX = ".beton"
 _PLAUSIBLE = 1 << 26
@@ -72,7 +73,7 @@ class Beton:
 
     def name(self, index: int) -> str:
         """File, record and original name of an image, for reports."""
-        return f"{self.root}, record {index} ({self.paths[index]})"
+        return printable(f"{self.root}, record {index} ({self.paths[index]})")
 
     def read(self, index: int) -> memoryview:
         """The bytes of a record, in memory that this thread's next call overwrites.

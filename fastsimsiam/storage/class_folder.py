@@ -112,7 +112,9 @@ class ClassFolder:
         index, reason = next(iter(bad.items()))
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         what, fix = (
-            (reason, RESTORE) if index in self.out_of_reach else (f"is {reason}", "remove it")
+            (reason, RESTORE)
+            if index in self.out_of_reach
+            else (f"is {reason}", "restore or remove it")
         )
         raise UserError(f"{self.name(index)} {what}{more}: {fix}, or pass --on-bad-image skip")
 
