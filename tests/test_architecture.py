@@ -186,7 +186,7 @@ def test_the_trainer_names_no_method_and_no_loader() -> None:
 
 def test_only_training_and_the_doctor_know_the_trainer() -> None:
     users = {path.name for path in MODULES if "fastsimsiam.train.trainer" in imports(path)}
-    assert users == {"build.py", "measure.py", "pretrain.py"}
+    assert users == {"build.py", "measure.py", "pretrain.py", "summary.py"}
 
 
 def test_importing_loads_no_optional_dependency() -> None:

@@ -1,15 +1,12 @@
 """Checkpoints: written atomically, the newest good ones kept, read without running code."""
 
-import math
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import differing_keys, from_dict, to_dict
@@ -20,6 +17,7 @@ from fastsimsiam.runs.archive import (
     read_stored,
     write_atomically,
 )
+from fastsimsiam.runs.checkpoint_values import CHECKPOINT_NAME, require_possible_values
 
 FORMAT = 1
 """Version of the file format, in every checkpoint of this package."""
@@ -27,11 +25,7 @@ _Read = TypeVar("_Read")
 FOLDER = "checkpoints"
 """Folder of the checkpoints in a run's folder."""
 _KEYS = ("config", "step", "data", "method", "optimizer", "rng")
-_NAME = re.compile(r"step-([0-9]{8,})\.pt")
 _DAMAGED = ".damaged"
-_MOST_STEPS = 2**53
-# With and without the offset of the generator.
-_CUDA_STATE_BYTES = (8, 16)
 
 Say = Callable[[str], None]
 
@@ -90,7 +84,7 @@ def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
     missing = [key for key in _KEYS if key not in stored]
     if missing:
         raise DamagedCheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}")
-    _check_values(stored, path)
+    require_possible_values(stored, path)
     try:
         config = from_dict(stored["config"])
     except DamagedError as error:
@@ -103,56 +97,6 @@ def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
         ranks=stored.get("ranks"),
         **{key: stored[key] for key in _KEYS if key != "config"},
     )
-
-
-def _check_values(stored: dict[str, Any], path: Path) -> None:
-    """Refuses values that no run has written, before anything relies on them."""
-    step, seconds = stored["step"], stored.get("seconds", 0.0)
-    optimizer, rng, ranks = stored["optimizer"], stored["rng"], stored.get("ranks")
-    named = _NAME.fullmatch(path.name)
-    wrong = {
-        "config": not isinstance(stored["config"], dict),
-        "step": type(step) is not int or not 0 <= step < _MOST_STEPS,
-        "data": not isinstance(stored["data"], str),
-        "method": not _is_state_dict(stored["method"]),
-        "optimizer": not (
-            isinstance(optimizer, dict)
-            and isinstance(optimizer.get("state"), dict)
-            and all(isinstance(state, dict) for state in optimizer["state"].values())
-            and isinstance(optimizer.get("param_groups"), list)
-            and all(isinstance(group, dict) for group in optimizer["param_groups"])
-        ),
-        "rng": not (_is_state_dict(rng) and _is_rng_state(rng)),
-        "ranks": not (ranks is None or (type(ranks) is int and ranks >= 1)),
-        "seconds": type(seconds) not in (int, float) or not 0 <= seconds < math.inf,
-    }
-    bad = [key for key, is_wrong in wrong.items() if is_wrong]
-    if bad:
-        raise DamagedCheckpointError(f"{path} is damaged: no run has such a {', '.join(bad)}")
-    if named and int(named[1]) != step:
-        raise DamagedCheckpointError(
-            f"{path} is damaged: it holds step {step}, not the step of its name"
-        )
-
-
-def _is_state_dict(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(key, str)
-        and isinstance(item, Tensor)
-        and item.layout == torch.strided
-        and not item.is_quantized
-        for key, item in value.items()
-    )
-
-
-def _is_rng_state(rng: dict[str, Tensor]) -> bool:
-    if any(state.dtype != torch.uint8 or state.dim() != 1 for state in rng.values()):
-        return False
-    try:
-        torch.Generator().set_state(rng["cpu"])
-    except (KeyError, RuntimeError):
-        return False
-    return "cuda" not in rng or rng["cuda"].numel() in _CUDA_STATE_BYTES
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -205,7 +149,9 @@ class CheckpointStore:
             raise UserError(
                 f"{self._folder} cannot be read ({error.strerror}): make it readable, then try again"
             ) from error
-        steps = {name: int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
+        steps = {
+            name: int(match[1]) for name in names if (match := CHECKPOINT_NAME.fullmatch(name))
+        }
         return [self._folder / name for name in sorted(steps, key=lambda name: steps[name])]
 
     def newest_path(self) -> Path | None:
