@@ -27,12 +27,16 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def exit_code(work: Callable[[], int], *, tmpfs: Path, size: str, timeout: float = 60) -> int:
+def exit_code(
+    work: Callable[[], int], *, tmpfs: Path, size: str, flags: int = 0, timeout: float = 60
+) -> int:
     """The exit code of `work` in a child process to which `tmpfs` is a file system of `size`.
 
     It is the negative number of a signal that ended it. Skips the test where mounting is not allowed.
     """
-    child = multiprocessing.get_context("fork").Process(target=_child, args=(work, tmpfs, size))
+    child = multiprocessing.get_context("fork").Process(
+        target=_child, args=(work, tmpfs, size, flags)
+    )
     child.start()
     child.join(timeout)
     hangs = child.exitcode is None
@@ -44,14 +48,14 @@ def exit_code(work: Callable[[], int], *, tmpfs: Path, size: str, timeout: float
     return child.exitcode
 
 
-def _child(work: Callable[[], int], tmpfs: Path, size: str) -> None:
+def _child(work: Callable[[], int], tmpfs: Path, size: str, flags: int) -> None:
     torch.set_num_threads(1)
     libc = ctypes.CDLL(None)
     mounted = (
         libc.unshare(_CLONE_NEWNS) == 0
         # Private, or the parent process sees the mount.
         and libc.mount(b"none", b"/", None, 0x44000, None) == 0
-        and libc.mount(b"tmpfs", bytes(tmpfs), b"tmpfs", 0, f"size={size}".encode()) == 0
+        and libc.mount(b"tmpfs", bytes(tmpfs), b"tmpfs", flags, f"size={size}".encode()) == 0
     )
     if not mounted:
         os._exit(_NOT_MOUNTED)

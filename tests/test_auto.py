@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CPU, require
+from small_places import exit_code, files_of_at_most
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
@@ -19,6 +20,7 @@ from fastsimsiam.tools.pack import PackOptions, pack
 from fastsimsiam.train import auto
 
 GPU = torch.device("cuda", 0)
+MS_NOEXEC = 8
 
 
 class Machine:
@@ -95,6 +97,27 @@ def test_what_compiling_lacks_is_named(
     (tmp_path / "Python.h").unlink()
     with pytest.raises(UserError, match="install python3.*-dev, for Python.h"):
         auto.choose_compile(asked, 10_000, device)
+
+
+def test_a_place_for_compiled_programs_is_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    usual = compiler._why_no_place()
+    assert usual is None
+    with files_of_at_most(1 << 20):
+        assert "MiB of room in" in str(compiler._why_no_place())
+
+    def why() -> int:
+        problem = str(compiler._why_no_place())
+        return 5 if "room in" in problem and "No space left" in problem else 6
+
+    def why_not_from_here() -> int:
+        return 5 if f"no program may run from {tmp_path}" in str(compiler._why_no_place()) else 6
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert exit_code(why, tmpfs=tmp_path, size="1m") == 5
+    assert exit_code(why_not_from_here, tmpfs=tmp_path, size="20m", flags=MS_NOEXEC) == 5
 
 
 def test_what_fits_is_kept(machine: Machine, config: Config, folder: Storage) -> None:

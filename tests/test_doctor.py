@@ -4,18 +4,20 @@ import json
 import shutil
 import signal
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from small_places import files_of_at_most
 
 from fastsimsiam.cli import main
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.doctor import doctor as doctor_module
 from fastsimsiam.doctor.diagnosis import Measurements, advice, bottleneck, forecast, parts_allow
 from fastsimsiam.doctor.doctor import diagnose
-from fastsimsiam.doctor.report import format_report
+from fastsimsiam.doctor.report import Report, format_report
 from fastsimsiam.doctor.synthetic import repeated, synthetic_photographs
 from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
@@ -293,6 +295,45 @@ def test_the_machine_is_described() -> None:
     assert machine["versions"]["torch"]
     assert set(machine["optional"]) == {"ffcv", "dali", "compiler", "matplotlib"}
     json.dumps(machine)
+
+
+def test_synthetic_photographs_need_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with (
+        files_of_at_most(1000),
+        pytest.raises(
+            UserError, match=f"photographs to {tmp_path} .*: set TMPDIR to another folder"
+        ),
+    ):
+        synthetic_photographs(2, 60, 80)
+    assert not list(tmp_path.iterdir())
+    assert len(list(synthetic_photographs(2, 60, 80).glob("*/*.jpg"))) == 2
+
+
+def test_shared_cores_and_limits_are_told() -> None:
+    report = Report(
+        machine=describe() | {"limits": "limits of this container or job: 0.5 of 2 cores"},
+        config=catalogue.recipe("imagenette"),
+        images=10,
+        synthetic=True,
+        measured_batch=2,
+        storage_bytes_per_second=1.0,
+        choices="",
+        shared_cores="the cores are shared: other programs use 1.6 of 2 (load 4.1)",
+        measurements=FED,
+        forecast=forecast(FED, steps=10, evaluations=0, images_per_evaluation=0),
+    )
+    lines = format_report(report).splitlines()
+    assert "Limits of this container or job: 0.5 of 2 cores" in lines
+    assert (
+        sum(line.startswith("The cores are shared: other programs use 1.6") for line in lines) == 1
+    )
+    assert "cores are shared" in report.as_dict()["shared_cores"]
+    quiet = replace(report, machine=describe() | {"limits": None}, shared_cores=None)
+    assert "hared" not in format_report(quiet)
+    assert "imits" not in format_report(quiet)
 
 
 def short_run(class_folders: Path, **changes: object) -> Config:

@@ -1,5 +1,6 @@
 """Synthetic photographs, for a machine without the data set: as costly to decode as real ones."""
 
+import io
 import os
 import tempfile
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fastsimsiam.errors import UserError
 from fastsimsiam.storage.class_folder import ClassFolder
 
 _CLASSES = ("ant", "bee")
@@ -39,22 +41,32 @@ def synthetic_photographs(images: int = 64, height: int = 375, width: int = 500)
 
     Returns:
         The folder, in the system's temporary directory; later calls reuse it.
+
+    Raises:
+        UserError: they cannot be written there.
     """
     parent = Path(tempfile.gettempdir())
     root = parent / f"fastsimsiam-synthetic-{os.getuid()}-{images}-{height}x{width}"
     if root.is_dir():
         return root
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory(dir=parent) as partial:
-        whole = Path(partial) / "whole"
-        for number in range(images):
-            folder = whole / _CLASSES[number % len(_CLASSES)]
-            folder.mkdir(parents=True, exist_ok=True)
-            photograph(rng, height, width).save(folder / f"{number:04d}.jpg", quality=90)
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=parent) as partial:
+            whole = Path(partial) / "whole"
+            for number in range(images):
+                folder = whole / _CLASSES[number % len(_CLASSES)]
+                folder.mkdir(parents=True, exist_ok=True)
+                jpeg = io.BytesIO()  # PIL's own write of a JPEG to a file overlooks a full disk
+                photograph(rng, height, width).save(jpeg, "JPEG", quality=90)
+                (folder / f"{number:04d}.jpg").write_bytes(jpeg.getvalue())
             whole.rename(root)
-        except OSError:  # another process was first
-            assert root.is_dir()
+    except OSError as error:
+        if root.is_dir():  # another process was first
+            return root
+        raise UserError(
+            f"cannot write photographs to {parent} ({error.strerror or error}): set TMPDIR to "
+            "another folder, or pass --data"
+        ) from error
     return root
 
 

@@ -96,9 +96,13 @@ class ShortWaits:
         self._end = threading.Event()
         # Each thread here has its own team, of which it is one.
         for _ in range(max(0, cores - threads) // (threads - 1) + 1):
-            thread = threading.Thread(target=_idle, args=(self._end,), name="idle", daemon=True)
+            ready = threading.Event()
+            thread = threading.Thread(
+                target=_idle, args=(ready, self._end), name="idle", daemon=True
+            )
             self._idle.append(thread)
             thread.start()
+            ready.wait()
 
     def end(self) -> None:
         """Ends them."""
@@ -108,6 +112,7 @@ class ShortWaits:
         self._idle = []
 
 
-def _idle(end: threading.Event) -> None:
+def _idle(ready: threading.Event, end: threading.Event) -> None:
     torch.zeros(_PARALLEL, dtype=torch.uint8).add_(1)  # starts a team of threads, which then sleeps
+    ready.set()
     end.wait()

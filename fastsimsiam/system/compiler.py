@@ -3,7 +3,11 @@
 import os
 import shutil
 import sysconfig
+import tempfile
 from pathlib import Path
+
+_ROOM = 8 << 20
+"""Bytes for the compiled programs; those of a step take half of it."""
 
 
 def why_compile_fails(device_type: str) -> str | None:
@@ -26,4 +30,27 @@ def why_compile_fails(device_type: str) -> str | None:
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     if not (Path(sysconfig.get_paths(scheme)["include"]) / "Python.h").exists():
         return f"install python{sysconfig.get_python_version()}-dev, for Python.h"
+    return _why_no_place()
+
+
+def _why_no_place() -> str | None:
+    """What to do about the folders of the compiler and of its results; None where they can be used."""
+    try:
+        temporary = tempfile.gettempdir()
+    except OSError:  # none of the usual places
+        return "set TMPDIR to a folder that can be written to"
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or temporary
+    for folder, variable in ((temporary, "TMPDIR"), (cache, "TORCHINDUCTOR_CACHE_DIR")):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+                if file.write(bytes(_ROOM)) < _ROOM:
+                    file.write(b"the reason why")
+        except OSError as error:
+            return (
+                f"make {_ROOM >> 20} MiB of room in {folder} ({error.strerror}) or set {variable} to "
+                "another folder"
+            )
+    if os.statvfs(cache).f_flag & getattr(os, "ST_NOEXEC", 0):
+        return f"set TORCHINDUCTOR_CACHE_DIR to another folder, because no program may run from {cache}"
     return None
