@@ -4,6 +4,7 @@ Formats: checkpoints and runs of this package, and what it exports; state dicts 
 of training scripts, as .pth or .safetensors, see `foreign.find_backbone`. No code in a file is run.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -231,5 +232,11 @@ def load_backbone(
 
     Raises:
         UserError: the file cannot be read, or its keys are not those of the network.
+
+    Warns:
+        UserWarning: a damaged checkpoint was passed over, or a choice was made among the weights.
     """
-    return load_pretrained(Path(path), arch=arch, stem=stem).backbone
+    loaded = load_pretrained(Path(path), arch=arch, stem=stem)
+    for note in loaded.notes:
+        warnings.warn(note, stacklevel=2)
+    return loaded.backbone

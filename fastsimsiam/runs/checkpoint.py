@@ -248,7 +248,7 @@ def newest_good(out: Path, say: Say, read: Callable[[Path], _Read]) -> tuple[Pat
             damaged[path] = error
             continue
         for reason in damaged.values():
-            say(f"WARNING: {reason}; reading {path.name} in its place")
+            say(f"{reason}; reading {path.name} in its place")
         return path, content
     if damaged:
         raise all_damaged(out / FOLDER, damaged)

@@ -1,4 +1,4 @@
-"""Whether the values in a checkpoint's file can be those of a run: types, ranges, states of generators."""
+"""Whether the values in a checkpoint can be those of a run: types, ranges, states of generators."""
 
 import math
 import re
