@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from fastsimsiam.errors import UserError
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for wrong input, 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Those of PIL are about metadata and large images: what matters is an error in one line.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         return _dispatch(argv)
     except UserError as error:

@@ -10,4 +10,20 @@ class UserError(ValueError):
 
 
 class BadImageError(UserError):
-    """A file that is not an intact image; the message names the file and the reason."""
+    """A file that is not an intact image; the message names the file and the reason.
+
+    Attributes:
+        fix: what the user can do about this file, for the end of a message.
+    """
+
+    fix = "restore it"
+
+    def __init__(self, message: str, *, fix: str | None = None) -> None:
+        """Takes the message, and what to do about this file if it is not the usual."""
+        super().__init__(message)
+        if fix:
+            self.fix = fix
+
+    def __reduce__(self) -> tuple[type, tuple[str], dict[str, str]]:
+        """Keeps `fix` between processes."""
+        return BadImageError, (str(self),), {"fix": self.fix}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.config.run import DeviceName, LoaderName, OnBadImage
+from fastsimsiam.config.fields import require_gray16_max
+from fastsimsiam.config.run import GRAY16_MAX, DeviceName, LoaderName, OnBadImage
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.base import LoaderOptions
@@ -49,6 +50,8 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         workers: int | None = None,
         on_bad_image: OnBadImage = "error",
+        gray16_max: int = GRAY16_MAX,
+        check_images: bool = True,
         compile: bool = False,
     ) -> None:
         """Opens a data set.
@@ -64,7 +67,10 @@ class Loader:
             device: device of the views.
             dtype: data type of the views.
             workers: loader threads; None: one per CPU core.
-            on_bad_image: `error`, or `skip`: a broken image is replaced by another.
+            on_bad_image: `error`, or `skip`: a broken image is replaced by another; `error-strict` and
+                `skip-strict` see `Config.on_bad_image`.
+            gray16_max: see `Config.gray16_max`.
+            check_images: see `Config.check_images`.
             compile: compile the color operations; saves time from some hundred batches on.
 
         Raises:
@@ -74,6 +80,7 @@ class Loader:
             raise UserError(f"image_size is {image_size}: give 1 or more")
         if not views:
             raise UserError("views is empty: give a ViewSpec for each view")
+        require_gray16_max(gray16_max)
         rank, world_size = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -104,7 +111,13 @@ class Loader:
         self._loader = build_loader(
             name,
             storage,
-            LoaderOptions(device=resolved, workers=workers, on_bad_image=on_bad_image),
+            LoaderOptions(
+                device=resolved,
+                workers=workers,
+                on_bad_image=on_bad_image,
+                gray16_max=gray16_max,
+                check_images=check_images,
+            ),
         )
 
     def __len__(self) -> int:
@@ -123,6 +136,11 @@ class Loader:
     def bad_images(self) -> dict[str, str]:
         """Path -> reason, for broken images that have been replaced so far."""
         return self._loader.bad_images
+
+    @property
+    def warned_images(self) -> dict[str, str]:
+        """Path -> warning, for images that were used so far although the decoder warned of them."""
+        return self._loader.warned_images
 
     def close(self) -> None:
         """Stops all threads and frees memory."""

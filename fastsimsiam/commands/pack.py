@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse
-from fastsimsiam.config.run import OnBadImage
+from fastsimsiam.config.run import GRAY16_MAX, OnBadImage
 from fastsimsiam.errors import UserError
 
 
@@ -28,7 +28,10 @@ class _Pack:
     workers: int | None = None
     """Threads; None: one per CPU core of this process."""
     on_bad_image: OnBadImage = "error"
-    """error: a broken image stops the command. skip: it is left out and listed in the manifest."""
+    """error: a broken image stops the command. skip: it is left out and listed in the manifest.
+    error-strict, skip-strict: a JPEG is broken, too, if the decoder warns of the image's data."""
+    gray16_max: int = GRAY16_MAX
+    """Largest gray level of 16-bit grayscale images, which is shown as white: 4095 for 12-bit data."""
     verify: Path | None = None
     """Packed file to decode completely and to check against its manifest, if it has one, instead of
     packing."""
@@ -41,16 +44,29 @@ def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Packs class folders into one file for FFCV, and decodes every image to check it."
     arguments = parse(_Pack, argv, "fastsimsiam pack", about=about)
+    from fastsimsiam.loaders.jpeg_warning import warned_line
     from fastsimsiam.storage.class_folder import has_split, open_split
+    from fastsimsiam.storage.manifest import manifest_path
     from fastsimsiam.system.progress import ImageProgress
     from fastsimsiam.tools.pack import PackOptions, pack
     from fastsimsiam.tools.verify import verify
 
     if arguments.verify:
         with ImageProgress("verifying") as progress:
-            verified = verify(arguments.verify, workers=arguments.workers, report=progress)
+            verified = verify(
+                arguments.verify,
+                workers=arguments.workers,
+                on_bad_image=arguments.on_bad_image,
+                report=progress,
+            )
         told = "complete and as packed" if verified.manifest else _NO_MANIFEST
         print(f"{arguments.verify}: {len(verified.beton)} images, {told}")
+        packed = verified.manifest.warned if verified.manifest else {}
+        for warned, when in ((packed, ", when they were packed"), (verified.warned_images, "")):
+            if warned:
+                print(f"{warned_line(warned)}{when}")
+                for image, text in warned.items():
+                    print(f"  {image}: {text}")
         return 0
     if arguments.source is None or arguments.target is None:
         raise UserError(
@@ -63,7 +79,10 @@ def run(argv: list[str]) -> int:
                 f"{arguments.source / split} first"
             )
     options = PackOptions(
-        max_side=arguments.max_side, short_side=arguments.short_side, quality=arguments.quality
+        max_side=arguments.max_side,
+        short_side=arguments.short_side,
+        quality=arguments.quality,
+        gray16_max=arguments.gray16_max,
     )
     with ImageProgress("reading headers") as progress:
         storage = open_split(arguments.source, "train", report=progress)
@@ -81,4 +100,6 @@ def run(argv: list[str]) -> int:
         f"{manifest['bytes'] / 1e6:.1f} MB; {manifest['images_with_their_own_bytes']} images copied as "
         f"they are, {len(manifest['left_out'])} broken images left out"
     )
+    if warned := manifest["warned"]:
+        print(f"{warned_line(warned)}; {manifest_path(arguments.target)} lists them")
     return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from fastsimsiam.commands.parse import parse
+from fastsimsiam.config.run import GRAY16_MAX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class _Views:
     """Rows of the grid: images sampled from a folder."""
     seed: int = 0
     """Seed of the sampled images and of the views."""
+    gray16_max: int = GRAY16_MAX
+    """Largest gray level of 16-bit grayscale images, which is shown as white: 4095 for 12-bit data."""
 
 
 def run(argv: list[str]) -> int:
@@ -39,6 +42,7 @@ def run(argv: list[str]) -> int:
         image_size=arguments.image_size,
         num_images=arguments.images,
         seed=arguments.seed,
+        gray16_max=arguments.gray16_max,
     )
     print(arguments.out)
     return 0

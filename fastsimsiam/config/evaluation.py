@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from fastsimsiam.config.fields import Switch, require_gray16_max
 from fastsimsiam.config.run import DeviceName, KnnConfig, LoaderName, OnBadImage, PrecisionName
 from fastsimsiam.errors import UserError
 
@@ -28,13 +29,22 @@ class EvalOptions:
     loader: LoaderName = "auto"
     """Loader of the images, see pretrain --help."""
     on_bad_image: OnBadImage = "error"
-    """error: a broken image stops the command. skip: it is replaced by another image."""
+    """error: a broken image stops the command. skip: it is replaced by another image. error-strict,
+    skip-strict: a JPEG is broken, too, if the decoder warns of the image's data."""
+    gray16_max: int | None = None
+    """Largest gray level of 16-bit grayscale images; None: as in training, or 65535."""
+    check_images: Switch = True
+    """Loaders dali and nvjpeg also decode each JPEG once on the CPU, see pretrain --help."""
     device: DeviceName = "auto"
     """auto: cuda where there is one."""
     precision: PrecisionName = "auto"
     """Precision of the backbone's arithmetic, see pretrain --help."""
     workers: int | None = None
     """Loader threads; None: one per CPU core of this process."""
+
+    def __post_init__(self) -> None:
+        if self.gray16_max is not None:
+            require_gray16_max(self.gray16_max)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,15 @@ def require(condition: bool, key: str, value: object, fix: str) -> None:
         raise UserError(f"{key} is {value}: {fix}")
 
 
+def require_gray16_max(value: int) -> None:
+    """Refuses a largest gray level that 16 bits cannot hold.
+
+    Raises:
+        UserError: names the option.
+    """
+    require(1 <= value <= 65535, "--gray16-max", value, "give 1 to 65535")
+
+
 def require_probability(owner: str, config: object, *names: str) -> None:
     """Refuses fields `names` of a config that are no probabilities.
 

@@ -10,15 +10,17 @@ from typing import Literal
 
 import tyro
 
-from fastsimsiam.config.fields import neutral, require
+from fastsimsiam.config.fields import Switch, neutral, require, require_gray16_max
 from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
 from fastsimsiam.config.views import ViewSpec
 
 CompileName = Literal["auto", "step", "color", "off"]
 LoaderName = Literal["auto", "cpu", "nvjpeg", "dali", "ffcv", "resident", "reference"]
-OnBadImage = Literal["error", "skip"]
+OnBadImage = Literal["error", "skip", "error-strict", "skip-strict"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
+GRAY16_MAX = (1 << 16) - 1
+"""The largest gray level of 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ class Config:
     recipe: tyro.conf.Suppress[str]
     """Name of the recipe that this config is based on."""
     data: Path = neutral(Path("data"))
-    """Folder of class folders of JPEG or PNG files, split into train/ and val/ or not; or of packed
+    """Folder of class folders of image files, split into train/ and val/ or not; or of packed
     files train.beton and val.beton; or a packed file."""
     out: Path = neutral(Path("runs/run"))
     """Folder for checkpoints, metrics and logs."""
@@ -137,7 +139,13 @@ class Config:
     one. ffcv: packed files. resident: decode once, keep on the device. reference: PIL, slow. auto: by
     the data set's size and the machine."""
     on_bad_image: OnBadImage = neutral("error")
-    """error: a broken image stops the run. skip: it is reported and replaced by another image."""
+    """error: a broken image stops the run. skip: it is reported and replaced by another image.
+    error-strict, skip-strict: a JPEG is broken, too, if the decoder warns of the image's data."""
+    gray16_max: int = GRAY16_MAX
+    """Largest gray level of 16-bit grayscale images, which is shown as white: 4095 for 12-bit data."""
+    check_images: Switch = neutral(True)
+    """Loaders dali and nvjpeg also decode each JPEG once on the CPU, at its first use, and so find what
+    the other loaders find. off: faster, but damage inside a JPEG goes unnoticed."""
     device: DeviceName = neutral("auto")
     """auto: cuda where there is one."""
     workers: int | None = neutral(None)
@@ -179,3 +187,4 @@ class Config:
         )
         require(len(self.views) >= 2, "views", len(self.views), "give 2 or more")
         require(self.seed >= 0, "--seed", self.seed, "give 0 or more")
+        require_gray16_max(self.gray16_max)

@@ -67,7 +67,11 @@ def trainer_of(
             chosen.loader,
             storage,
             LoaderOptions(
-                device=chosen.device, workers=config.workers, on_bad_image=config.on_bad_image
+                device=chosen.device,
+                workers=config.workers,
+                on_bad_image=config.on_bad_image,
+                gray16_max=config.gray16_max,
+                check_images=False,  # the rate of all epochs but the first
             ),
             cpu=config.cpu,
             dali=config.dali,

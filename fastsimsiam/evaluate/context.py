@@ -76,6 +76,15 @@ class EvalContext:
             path: why for loader in self.opened.values() for path, why in loader.bad_images.items()
         }
 
+    @property
+    def warned_images(self) -> dict[str, str]:
+        """Path -> warning, for images that were used so far although the decoder warned of them."""
+        return {
+            path: text
+            for loader in self.opened.values()
+            for path, text in loader.warned_images.items()
+        }
+
     def untrained(self) -> nn.Module:
         """The same network with the weights it had before training; random ones if unknown."""
         torch.manual_seed(self.config.seed)
@@ -110,10 +119,13 @@ def open_eval_context(
         image_size=pretrained.image_size,
         loader=options.loader,
         on_bad_image=options.on_bad_image,
+        check_images=options.check_images,
         device=options.device,
         precision=options.precision,
         workers=options.workers,
     )
+    if options.gray16_max is not None:
+        config = replace(config, gray16_max=options.gray16_max)
     device, _ = choose_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -125,7 +137,11 @@ def open_eval_context(
             splits["val"] = open_split(data, "val", classes=train.classes, report=progress)
     name, _ = choose_loader(options.loader, train, device)
     loader_options = LoaderOptions(
-        device=device, workers=options.workers, on_bad_image=options.on_bad_image
+        device=device,
+        workers=options.workers,
+        on_bad_image=options.on_bad_image,
+        gray16_max=config.gray16_max,
+        check_images=options.check_images,
     )
     pretrained.backbone.to(device).to(memory_format=torch.channels_last)
     context = EvalContext(

@@ -3,29 +3,108 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from PIL import Image
+
+from fastsimsiam.config.run import GRAY16_MAX
 from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.loaders.decode import (
+    Pixels,
+    decode_with_pil,
+    jpeg_warning_of,
+    read_rgb,
+    require_size,
+)
+from fastsimsiam.loaders.jpeg_warning import JpegWarning
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
 
-FIX_BAD_IMAGE = "replace or remove it, or pass --on-bad-image skip"
-"""What the user can do about a broken image, for error messages."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _ATTEMPTS = 20
 _Result = TypeVar("_Result")
 
 
 class BadImagePolicy:
-    """Runs a loader's work on a sample, and replaces the sample if its image is broken.
+    """Decodes images, runs a loader's work on a sample, and replaces the sample if its image is broken.
 
     Attributes:
         skip: whether broken images are replaced.
+        strict: whether a warning about an image's data makes the image a broken one.
         bad_images: image -> error, for the images that were skipped so far.
+        warned_images: image -> warning of the decoder, for those that were used so far nevertheless.
     """
 
-    def __init__(self, on_bad_image: str) -> None:
-        """Takes `on_bad_image`: `error` or `skip`."""
-        assert on_bad_image in ("error", "skip")
-        self.skip = on_bad_image == "skip"
+    def __init__(self, on_bad_image: str, gray16_max: int = GRAY16_MAX) -> None:
+        """Takes `Config.on_bad_image` and `Config.gray16_max`."""
+        action, _, strict = on_bad_image.partition("-")
+        assert action in ("error", "skip"), on_bad_image
+        assert strict in ("", "strict"), on_bad_image
+        self.skip = action == "skip"
+        self.strict = bool(strict)
         self.bad_images: dict[str, str] = {}
+        self.warned_images: dict[str, str] = {}
+        self._gray16_max = gray16_max
+
+    def read_rgb(self, storage: Storage, index: int) -> Pixels:
+        """Decodes an image by `decode.read_rgb`, and takes note of the decoder's warning.
+
+        Raises:
+            BadImageError: the image is broken.
+        """
+        return read_rgb(
+            storage,
+            index,
+            gray16_max=self._gray16_max,
+            on_warning=lambda warning: self.warn(storage.name(index), warning),
+        )
+
+    def open_with_pil(self, storage: Storage, index: int, *, check: bool = True) -> Image.Image:
+        """Decodes an image by PIL alone, with the judgement of `read_rgb`.
+
+        Args:
+            storage: the images.
+            index: number of the image.
+            check: look for a warning, by decoding a JPEG once more.
+
+        Returns:
+            The upright RGB image.
+
+        Raises:
+            BadImageError: the image is broken.
+        """
+        data = storage.read(index)
+        image = decode_with_pil(storage.name(index), data, self._gray16_max)
+        if check and (warning := jpeg_warning_of(data)):
+            self.warn(storage.name(index), warning)
+        turn = _TURNS.get(int(storage.orientation[index]))
+        image = image if turn is None else image.transpose(turn)
+        require_size(storage, index, image.height, image.width)
+        return image
+
+    def warn(self, name: str, warning: JpegWarning) -> None:
+        """Takes note of a decoder's warning.
+
+        Raises:
+            BadImageError: it is about the image's data, and the policy is strict.
+        """
+        if self.strict and warning.in_data:
+            raise BadImageError(f"{name} cannot be decoded ({warning.text})")
+        self.warned_images.setdefault(name, str(warning))
+
+    def refuse(self, error: BadImageError) -> BadImageError:
+        """The error for a run that a broken image ends: says what the user can do."""
+        return BadImageError(f"{error}: {error.fix}, or pass --on-bad-image {self._skip_option}")
+
+    @property
+    def _skip_option(self) -> str:
+        return "skip-strict" if self.strict else "skip"
 
     def require_readable(self, storage: Storage) -> None:
         """Refuses files without a readable header, unless broken images are skipped.
@@ -66,7 +145,7 @@ class BadImagePolicy:
                 return work(int(batch.index[row]))
             except BadImageError as error:
                 if not self.skip:
-                    raise BadImageError(f"{error}: {FIX_BAD_IMAGE}") from error
+                    raise self.refuse(error) from error
                 self.bad_images.setdefault(name(int(batch.index[row])), str(error))
                 other = plan.replacement(batch.epoch, sample, attempt)
                 batch.index[row] = other.index[0]

@@ -12,12 +12,13 @@ What a loader can rely on, and what it must do:
 
 - `plan.batch(epoch, step)` gives samples, labels and view parameters, in any order of calls and in any
   thread. `crop_shapes` gives the shapes of the crops, `size_groups` the views in each.
-- Frames are decoded as PIL does (`decode.read_rgb`) and turned upright by the storage's orientation.
+- Frames are decoded as PIL does (`BadImagePolicy.read_rgb`) and turned upright by the storage's
+  orientation.
   Crops are resampled as by PIL's antialiased bilinear filter: `host_crop.crop_views` on the CPU,
   `device_crop.crop_views` on the device. Deviations are documented, and bounded by `TOLERANCE`.
 - The work on each sample goes through `bad_images.BadImagePolicy.run`, which stops the run with an
-  error or replaces the sample in the batch plan. A decoder that is less strict than PIL gets only
-  JPEGs that are `jpeg_header.is_plain_jpeg`.
+  error or replaces the sample in the batch plan. Another decoder than libjpeg-turbo gets only the JPEGs
+  that `first_use.FirstUse` leaves to it.
 - `assemble` makes a batch of crops in host memory; `prefetch.to_device` copies such batches to the
   device ahead of use. A loader that makes crops on the device uses `assemble_on`, and works ahead of
   the step with `prefetch.ahead`.
@@ -37,7 +38,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastsimsiam.config.run import OnBadImage
+from fastsimsiam.config.run import GRAY16_MAX, OnBadImage
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.plan.views import without_photometric
 
@@ -91,12 +92,17 @@ class LoaderOptions:
     Attributes:
         device: the training device, where batches go.
         workers: number of threads (processes in `reference`); None: one per core.
-        on_bad_image: `error` stops the run at a broken image, `skip` replaces the image.
+        on_bad_image: `error` stops the run at a broken image, `skip` replaces the image; with `-strict`
+            an image is broken, too, if the decoder warns of its data.
+        gray16_max: largest gray level of 16-bit images, see `decode.to_rgb`.
+        check_images: see `first_use.FirstUse`.
     """
 
     device: torch.device
     workers: int | None = None
     on_bad_image: OnBadImage = "error"
+    gray16_max: int = GRAY16_MAX
+    check_images: bool = True
 
 
 class Loader(Protocol):
@@ -104,9 +110,11 @@ class Loader(Protocol):
 
     Attributes:
         bad_images: image -> error, for the images that were skipped so far.
+        warned_images: image -> warning of the decoder, for those that were used so far nevertheless.
     """
 
     bad_images: dict[str, str]
+    warned_images: dict[str, str]
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yields batches `start` to the last of an epoch, ready for the current stream.

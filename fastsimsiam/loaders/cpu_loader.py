@@ -8,7 +8,7 @@ from typing import Literal
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import Loader, LoaderOptions
-from fastsimsiam.loaders.decode import Pixels, read_rgb
+from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.frame_loader import FrameLoader
 from fastsimsiam.loaders.host_loader import HostLoader
 from fastsimsiam.storage.base import Storage
@@ -37,11 +37,11 @@ def cpu_loader(
         if options.device.type != "cuda":
             raise UserError("--cpu.crops device needs a GPU: pass --cpu.crops host")
         return FrameLoader(storage, options, decode_on_device=False)
-    policy = BadImagePolicy(options.on_bad_image)
+    policy = BadImagePolicy(options.on_bad_image, options.gray16_max)
     policy.require_readable(storage)
 
     def frame(index: int) -> Pixels:
-        return read_rgb(storage, index)
+        return policy.read_rgb(storage, index)
 
     return HostLoader(
         frame, storage.name, policy, options, will_need=storage.will_need, prefetch=prefetch

@@ -5,11 +5,11 @@ frame around a box (`roi_start`, `roi_end`), which is a fifth faster than cuttin
 the outermost pixels of a crop may therefore contain pixels outside the box. On the CPU, DALI's
 resampling takes ten times as long as ours: there DALI decodes, and our threads crop.
 
-Only JPEGs in RGB or gray that are upright and complete are decoded by DALI. All other images, and those
-that DALI refuses, are decoded as in the other loaders and handed to DALI as raw pixels (a PPM file in
-memory), so truncated files, other formats and unusual colors are read or refused as everywhere. One
-difference remains: DALI ignores libjpeg-turbo's warnings. Damage inside a JPEG's data, an error in the
-other loaders, gives a crop with the decoder's guess. `fastsimsiam pack` finds such files.
+Only JPEGs in YCbCr or gray that are upright and complete are decoded by DALI, if libjpeg-turbo neither
+refuses them nor warns of them, see first_use.py. All other images, and those that DALI refuses, are
+decoded as in the other loaders and handed to DALI as raw pixels (a PPM file in memory). So broken
+images and warnings are those of the other loaders. With `check_images` off, libjpeg-turbo decodes
+nothing else: then damage inside a JPEG's data gives a crop with DALI's guess, and no warning.
 """
 
 from collections import deque
@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import (
     Batch,
@@ -32,9 +33,8 @@ from fastsimsiam.loaders.base import (
     crop_shapes,
     size_groups,
 )
-from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.first_use import FirstUse
 from fastsimsiam.loaders.host_crop import crop_views
-from fastsimsiam.loaders.jpeg_header import is_plain_jpeg
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
@@ -50,7 +50,7 @@ class DaliLoader:
     """Batches from a DALI pipeline.
 
     Attributes:
-        bad_images: image -> error, for the images that were skipped so far.
+        bad_images, warned_images: see `loaders.base.Loader`.
     """
 
     def __init__(
@@ -79,9 +79,10 @@ class DaliLoader:
         """
         require_dali("--loader dali")
         self._storage = storage
-        self._policy = BadImagePolicy(options.on_bad_image)
-        self._policy.require_readable(storage)
-        self.bad_images = self._policy.bad_images
+        self._policy = policy = BadImagePolicy(options.on_bad_image, options.gray16_max)
+        policy.require_readable(storage)
+        self.bad_images, self.warned_images = policy.bad_images, policy.warned_images
+        self._first_use = FirstUse(storage, policy, check=options.check_images)
         self._device = options.device
         self._workers = num_workers(options.workers)
         self._mixed = options.device.type == "cuda" and decoder != "cpu"
@@ -90,7 +91,6 @@ class DaliLoader:
         self._hw_decoder_load = hw_decoder_load
         self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="beside-dali")
         self._pipelines: dict[tuple[int, tuple[int, ...]], Any] = {}
-        self._refused: set[int] = set()
         self._buffers = BufferPool(options.device)
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -117,17 +117,38 @@ class DaliLoader:
                     yield self._assemble(plan, submitted.popleft(), outputs)
                     step += 1
                 finished = True
-            except RuntimeError:
-                # DALI does not say which image: from now on none of the batch is decoded by DALI.
-                batch = submitted[0].index.tolist() if submitted else []
-                if self._refused.issuperset(batch):
-                    raise  # the error is not caused by the images
-                self._refused.update(batch)
+            except RuntimeError as error:
+                # DALI does not say which image: each is given to it alone.
+                refused = self._refused_by_dali({i for b in submitted for i in b.index.tolist()})
+                if not refused:  # the error is not caused by the images
+                    reason = next(iter(str(error).splitlines()), "no reason given")
+                    raise UserError(f"DALI cannot go on ({reason}): pass --loader cpu") from error
+                for index in refused:
+                    self._first_use.take_back(index)
             finally:
                 if finished:
                     self._pipelines[self._key(plan)] = pipeline  # for the next epoch
                 else:
                     pipeline.close()  # it still holds batches of this epoch
+
+    def _refused_by_dali(self, samples: set[int]) -> list[int]:
+        """Those of the samples, decoded by DALI so far, that DALI cannot decode alone."""
+        refused = []
+        pipeline = None
+        for index in sorted(samples):
+            if self._first_use.is_taken_back(index):
+                continue
+            pipeline = pipeline or self._new_pipeline(1, (), crop=False)
+            jpeg = np.array(self._storage.read(index))
+            try:
+                list(pipeline.run(iter([([jpeg], np.empty((1, 0, 4), np.int32))])))
+            except RuntimeError:
+                refused.append(index)
+                pipeline.close()
+                pipeline = None
+        if pipeline is not None:
+            pipeline.close()
+        return refused
 
     def _feeds(
         self, plan: Plan, epoch: int, start: int, submitted: deque[BatchPlan]
@@ -194,11 +215,15 @@ class DaliLoader:
         return len(plan.index(0, 0)), plan.view_sizes
 
     def _build(self, plan: Plan) -> Any:
+        return self._new_pipeline(*self._key(plan), crop=self._crop_in_dali)
+
+    def _new_pipeline(self, batch_size: int, view_sizes: tuple[int, ...], *, crop: bool) -> Any:
         from fastsimsiam.loaders.dali_pipeline import DaliPipeline
 
         return DaliPipeline(
-            *self._key(plan),
-            crop=self._crop_in_dali,
+            batch_size,
+            view_sizes,
+            crop=crop,
             device_id=(self._device.index or 0) if self._mixed else None,
             workers=self._workers,
             prefetch=self._prefetch,
@@ -211,9 +236,9 @@ class DaliLoader:
         Raises:
             BadImageError: the image is broken.
         """
-        data = self._storage.read(index)
-        if index not in self._refused and is_plain_jpeg(self._storage, index, data):
-            return np.array(data)
-        pixels = read_rgb(self._storage, index)
+        data = np.array(self._storage.read(index))
+        if self._first_use.is_left_to_it(index, data.data):
+            return data
+        pixels = self._policy.read_rgb(self._storage, index)
         header = f"P6\n{pixels.shape[1]} {pixels.shape[0]}\n255\n".encode()
         return np.concatenate([np.frombuffer(header, np.uint8), pixels.reshape(-1)])

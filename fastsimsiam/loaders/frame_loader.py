@@ -1,13 +1,14 @@
 """Crops cut on the GPU from whole frames: loader `nvjpeg`, and `cpu` with `--cpu.crops device`.
 
 For machines with few CPU cores per GPU. `nvjpeg` decodes on the GPU; otherwise CPU threads decode, and
-frames are copied to the GPU. Only JPEGs in RGB or gray that are upright and complete are decoded on the
-GPU; all other images, and batches in which nvJPEG refuses an image, are decoded on the CPU. Damage
-inside a JPEG's data goes unnoticed on the GPU, as with DALI: the crop shows the decoder's guess.
+frames are copied to the GPU. Only JPEGs in YCbCr or gray that are upright and complete are decoded on
+the GPU, if libjpeg-turbo neither refuses them nor warns of them, see first_use.py; all other images,
+and those that nvJPEG refuses, are decoded on the CPU. With `check_images` off, libjpeg-turbo decodes
+nothing else: then damage inside a JPEG's data goes unnoticed, and the crop shows nvJPEG's guess.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -18,10 +19,10 @@ from torch import Tensor
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import BATCHES_AHEAD, Batch, LoaderOptions, assemble_on
-from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.device_crop import crop_views, send
 from fastsimsiam.loaders.device_decode import decode_jpegs, require_device_decoder
-from fastsimsiam.loaders.jpeg_header import hide_exif, is_plain_jpeg
+from fastsimsiam.loaders.first_use import FirstUse
+from fastsimsiam.loaders.jpeg_header import hide_exif
 from fastsimsiam.loaders.prefetch import ahead
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Storage
@@ -44,7 +45,7 @@ class FrameLoader:
     """Copies whole frames to the device, or decodes them there, and cuts the crops there.
 
     Attributes:
-        bad_images: image -> error, for the images that were skipped so far.
+        bad_images, warned_images: see `loaders.base.Loader`.
     """
 
     def __init__(self, storage: Storage, options: LoaderOptions, *, decode_on_device: bool) -> None:
@@ -62,9 +63,10 @@ class FrameLoader:
         if decode_on_device:
             require_device_decoder(options.device, "--loader nvjpeg")
         self._storage = storage
-        self._policy = BadImagePolicy(options.on_bad_image)
-        self._policy.require_readable(storage)
-        self.bad_images = self._policy.bad_images
+        self._policy = policy = BadImagePolicy(options.on_bad_image, options.gray16_max)
+        policy.require_readable(storage)
+        self.bad_images, self.warned_images = policy.bad_images, policy.warned_images
+        self._first_use = FirstUse(storage, policy, check=options.check_images)
         self._device = options.device
         self._decode_on_device = decode_on_device
         self._pool = ThreadPoolExecutor(
@@ -89,39 +91,33 @@ class FrameLoader:
     def _batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
         pending: deque[tuple[BatchPlan, list[Future[Tensor]]]] = deque()
         steps = iter(range(start, plan.num_batches))
-        read = self._encoded if self._decode_on_device else self._decoded
         try:
             while True:
                 while len(pending) < BATCHES_AHEAD and (step := next(steps, None)) is not None:
                     batch = plan.batch(epoch, step)
-                    pending.append((batch, self._submit(plan, batch, read)))
+                    pending.append((batch, self._submit(plan, batch)))
                 if not pending:
                     return
                 batch, futures = pending.popleft()
-                frames = self._on_device([future.result() for future in futures])
-                if frames is None:
-                    futures = self._submit(plan, batch, self._decoded)
-                    frames = self._on_device([future.result() for future in futures])
-                assert frames is not None
+                frames = self._frames(plan, batch, [future.result() for future in futures])
                 yield self._cut(plan, batch, frames)
         finally:
             for _, futures in pending:
                 for future in futures:
                     future.cancel()
 
-    def _submit(
-        self, plan: Plan, batch: BatchPlan, read: Callable[[int], Tensor]
-    ) -> list[Future[Tensor]]:
-        def read_row(row: int) -> Tensor:
-            return self._policy.run(plan, batch, row, read, self._storage.name)
+    def _submit(self, plan: Plan, batch: BatchPlan) -> list[Future[Tensor]]:
+        read = partial(self._read, plan, batch)
+        return [self._pool.submit(read, row) for row in range(len(batch.index))]
 
-        return [self._pool.submit(read_row, row) for row in range(len(batch.index))]
+    def _read(self, plan: Plan, batch: BatchPlan, row: int) -> Tensor:
+        read = self._encoded if self._decode_on_device else self._decoded
+        return self._policy.run(plan, batch, row, read, self._storage.name)
 
     def _encoded(self, index: int) -> Tensor:
         """The bytes (N,) of a sample that the device can decode, or else its pixels (H, W, 3)."""
-        data = self._storage.read(index)
-        if is_plain_jpeg(self._storage, index, data):
-            jpeg = np.array(data)
+        jpeg = np.array(self._storage.read(index))
+        if self._first_use.is_left_to_it(index, jpeg.data):
             hide_exif(jpeg.data)
             return torch.from_numpy(jpeg)
         return self._decoded(index)
@@ -132,21 +128,48 @@ class FrameLoader:
         Raises:
             BadImageError: the image is broken.
         """
-        pixels = read_rgb(self._storage, index)
+        pixels = self._policy.read_rgb(self._storage, index)
         pin = self._device.type == "cuda"
         frame = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=pin)
         np.copyto(frame.numpy(), pixels)
         return frame
 
-    def _on_device(self, rows: list[Tensor]) -> list[Tensor] | None:
-        """Frames (H, W, 3) on the device; None if one of the files cannot be decoded there."""
+    def _frames(self, plan: Plan, batch: BatchPlan, rows: list[Tensor]) -> list[Tensor]:
+        """Frames (H, W, 3) on the device; what the device refuses is decoded on the CPU."""
+        while True:
+            try:
+                return self._on_device(rows)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                # The error does not say which file: each is given to the decoder alone.
+                refused = [row for row, image in enumerate(rows) if self._is_refused(image)]
+                if not refused:
+                    reason = next(iter(str(error).splitlines()), "no reason given")
+                    raise UserError(
+                        f"the GPU cannot decode a batch ({reason}): pass --loader cpu"
+                    ) from error
+            for row in refused:
+                self._first_use.take_back(int(batch.index[row]))
+                rows[row] = self._read(plan, batch, row)
+
+    def _is_refused(self, image: Tensor) -> bool:
+        if image.ndim != 1:
+            return False
+        try:
+            decode_jpegs([image], self._device)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return True
+        return False
+
+    def _on_device(self, rows: list[Tensor]) -> list[Tensor]:
+        """Frames (H, W, 3) on the device; raises RuntimeError if it cannot decode one of the files."""
         encoded = [position for position, row in enumerate(rows) if row.ndim == 1]
         frames = [row if row.ndim == 1 else row.to(self._device, non_blocking=True) for row in rows]
         if encoded:
-            try:
-                decoded = decode_jpegs([rows[position] for position in encoded], self._device)
-            except RuntimeError:
-                return None  # the error does not say which file
+            decoded = decode_jpegs([rows[position] for position in encoded], self._device)
             for position, frame in zip(encoded, decoded, strict=True):
                 frames[position] = frame
         return frames

@@ -33,7 +33,7 @@ class HostLoader:
     """Cuts crops on CPU threads.
 
     Attributes:
-        bad_images: image -> error, for the images that were skipped so far.
+        bad_images, warned_images: see `loaders.base.Loader`.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class HostLoader:
                 ahead slows the step more than it saves: a step waits for the slowest of its threads,
                 and is delayed by twice the time of the decoding (benchmarks/LOG.md).
         """
-        self.bad_images = policy.bad_images
+        self.bad_images, self.warned_images = policy.bad_images, policy.warned_images
         self._frame = frame
         self._name = name
         self._policy = policy

@@ -4,13 +4,13 @@ Slow and trusted: the baseline of the benchmarks and the oracle of the parity te
 of the plan, so it differs from the other loaders in arithmetic only.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
@@ -19,26 +19,11 @@ from torchvision.transforms import functional as TF
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, size_groups
-from fastsimsiam.loaders.decode import to_rgb
 from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.plan.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewTable
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.resources import num_workers
-
-
-def open_with_pil(storage: Storage, index: int) -> Image.Image:
-    """The upright RGB image of a sample.
-
-    Raises:
-        BadImageError: PIL cannot read all of it.
-    """
-    data = storage.read(index)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"{storage.name(index)} cannot be decoded ({error})") from error
 
 
 def crop_with_pil(image: Image.Image, box: Sequence[int], size: int) -> Image.Image:
@@ -73,33 +58,51 @@ def photometric_with_pil(image: Image.Image, table: ViewTable, row: int, view: i
 
 @dataclass(frozen=True, kw_only=True)
 class _Result:
-    """The result of a worker process for a sample or a batch: plan, crops, broken images, error."""
+    """The result of a worker process for a sample or a batch; see `Loader` for the dictionaries."""
 
     batch: BatchPlan
     crops: tuple[Tensor, ...] = ()
     bad_images: dict[str, str]
+    warned_images: dict[str, str]
     error: str = ""
 
 
 class _PlannedSamples(Dataset[_Result]):
-    """A data set whose indices are batch plans of one row."""
+    """A data set whose indices are batch plans of one row.
 
-    def __init__(self, storage: Storage, plan: Plan, skip: bool, full: bool) -> None:
+    Images are checked for warnings at their first use alone: the official recipe has no such check.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        plan: Plan,
+        options: LoaderOptions,
+        full: bool,
+        checked: npt.NDArray[np.bool_],
+    ) -> None:
         self._storage = storage
         self._plan = plan
-        self._skip = skip
+        self._on_bad_image, self._gray16_max = options.on_bad_image, options.gray16_max
         self._full = full
-
-    def _open(self, index: int) -> Image.Image:
-        return open_with_pil(self._storage, index)
+        self._checked = checked
 
     def __getitem__(self, batch: BatchPlan) -> _Result:
-        policy = BadImagePolicy("skip" if self._skip else "error")
+        policy = BadImagePolicy(self._on_bad_image, self._gray16_max)
+
+        def open_one(index: int) -> Image.Image:
+            return policy.open_with_pil(self._storage, index, check=not self._checked[index])
+
         try:
-            image = policy.run(self._plan, batch, 0, self._open, self._storage.name)
+            image = policy.run(self._plan, batch, 0, open_one, self._storage.name)
         except UserError as error:
             # Returned, because DataLoader would add the worker's traceback to an exception.
-            return _Result(batch=batch, bad_images=policy.bad_images, error=str(error))
+            return _Result(
+                batch=batch,
+                bad_images=policy.bad_images,
+                warned_images=policy.warned_images,
+                error=str(error),
+            )
         crops = []
         for side, views in size_groups(self._plan.view_sizes).items():
             group = []
@@ -109,7 +112,12 @@ class _PlannedSamples(Dataset[_Result]):
                     crop = photometric_with_pil(crop, batch.views, 0, view)
                 group.append(torch.from_numpy(np.array(crop)))
             crops.append(torch.stack(group))
-        return _Result(batch=batch, crops=tuple(crops), bad_images=policy.bad_images)
+        return _Result(
+            batch=batch,
+            crops=tuple(crops),
+            bad_images=policy.bad_images,
+            warned_images=policy.warned_images,
+        )
 
 
 class _PlannedBatches:
@@ -134,6 +142,7 @@ def _collate(rows: list[_Result]) -> _Result:
         batch=BatchPlan.concatenate([row.batch for row in rows]),
         crops=tuple(torch.stack(group) for group in groups),
         bad_images={path: reason for row in rows for path, reason in row.bad_images.items()},
+        warned_images={path: text for row in rows for path, text in row.warned_images.items()},
         error=error,
     )
 
@@ -142,7 +151,7 @@ class ReferenceLoader:
     """PIL in worker processes.
 
     Attributes:
-        bad_images: image -> error, for the images that were skipped so far.
+        bad_images, warned_images: see `loaders.base.Loader`.
     """
 
     def __init__(self, storage: Storage, options: LoaderOptions, *, full: bool = True) -> None:
@@ -157,10 +166,12 @@ class ReferenceLoader:
         Raises:
             UserError: a file has no readable header and is not to be skipped.
         """
-        self._skip = options.on_bad_image == "skip"
         BadImagePolicy(options.on_bad_image).require_readable(storage)
         self.bad_images: dict[str, str] = {}
+        self.warned_images: dict[str, str] = {}
+        self._options = options
         self._storage = storage
+        self._checked = np.zeros(len(storage), np.bool_)
         self._device = options.device
         self._workers = num_workers(options.workers)
         self._full = full
@@ -174,7 +185,7 @@ class ReferenceLoader:
 
     def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
         batches = DataLoader(
-            _PlannedSamples(self._storage, plan, self._skip, self._full),
+            _PlannedSamples(self._storage, plan, self._options, self._full, self._checked),
             batch_sampler=_PlannedBatches(plan, epoch, start),
             num_workers=self._workers,
             collate_fn=_collate,
@@ -185,5 +196,7 @@ class ReferenceLoader:
             if result.error:
                 raise BadImageError(result.error)
             self.bad_images.update(result.bad_images)
+            self.warned_images.update(result.warned_images)
+            self._checked[result.batch.index] = True
             crops = tuple(crop.pin_memory() for crop in result.crops) if pin else result.crops
             yield assemble(result.batch, crops, photometric=not self._full, pin=pin)

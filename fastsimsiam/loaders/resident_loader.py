@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.loaders.bad_images import FIX_BAD_IMAGE, BadImagePolicy
+from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions, assemble_on
-from fastsimsiam.loaders.decode import Pixels, read_rgb
+from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.device_crop import crop_views, send
 from fastsimsiam.loaders.host_loader import HostLoader
 from fastsimsiam.plan.batches import BatchPlan, Plan
@@ -65,7 +65,7 @@ def decode_all(
 
     Args:
         storage: the images.
-        policy: whether a broken image is an error.
+        policy: decodes the images; whether a broken image is an error.
         workers: number of threads; None: one per core.
         report: receives the progress.
 
@@ -83,10 +83,10 @@ def decode_all(
 
     def decode(index: int) -> None:
         try:
-            frame = read_rgb(storage, index)
+            frame = policy.read_rgb(storage, index)
         except BadImageError as error:
             if not policy.skip:
-                raise BadImageError(f"{error}: {FIX_BAD_IMAGE}") from error
+                raise policy.refuse(error) from error
             frames.broken[index] = str(error)
             return
         np.copyto(frames[index], frame)
@@ -130,7 +130,7 @@ def resident_loader(
         UserError: the decoded split does not fit the memory, or a file has no readable header and is
             not to be skipped.
     """
-    policy = BadImagePolicy(options.on_bad_image)
+    policy = BadImagePolicy(options.on_bad_image, options.gray16_max)
     policy.require_readable(storage)
     frames = decode_all(storage, policy, options.workers, report)
     if options.device.type == "cuda":
@@ -146,14 +146,14 @@ class ResidentLoader:
     """Cuts crops from frames in the memory of the device by batched matrix products.
 
     Attributes:
-        bad_images: image -> error, for the images that were skipped so far.
+        bad_images, warned_images: see `loaders.base.Loader`; warned of are all images of the split.
     """
 
     def __init__(
         self, frames: Frames, storage: Storage, policy: BadImagePolicy, *, device: torch.device
     ) -> None:
         """Copies the frames to the device; raises torch.OutOfMemoryError if they do not fit."""
-        self.bad_images = policy.bad_images
+        self.bad_images, self.warned_images = policy.bad_images, policy.warned_images
         self._policy = policy
         self._storage = storage
         self._device = device

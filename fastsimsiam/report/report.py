@@ -172,8 +172,9 @@ def _add_pictures(page: _Page, run: Run, session: EvalContext) -> None:
         )
     fraction = session.pretrained.crop_fraction
     _add_views(page, session.config, session.train, neighborhood)
-    _add_gallery(page, fraction, neighborhood)
-    _add_map(page, fraction, neighborhood)
+    gray16_max = session.config.gray16_max
+    _add_gallery(page, fraction, gray16_max, neighborhood)
+    _add_map(page, fraction, gray16_max, neighborhood)
     _add_confusion(page, neighborhood)
 
 
@@ -192,11 +193,12 @@ def _add_views(page: _Page, config: Config, train: Storage, neighborhood: Neighb
     page.body.append(sections.section("views", "Views", body))
 
 
-def _add_gallery(page: _Page, fraction: float, neighborhood: Neighborhood) -> None:
+def _add_gallery(page: _Page, fraction: float, gray16_max: int, neighborhood: Neighborhood) -> None:
     classes = neighborhood.bank.storage.classes
 
     def picture(storage: Storage, index: int) -> str:
-        return jpeg(center(storage, index, side=_GALLERY_SIDE, fraction=fraction))
+        side = _GALLERY_SIDE
+        return jpeg(center(storage, index, side=side, fraction=fraction, gray16_max=gray16_max))
 
     rows = []
     for row in neighborhood.one_of_each_class(_GALLERY):
@@ -225,7 +227,7 @@ def _add_gallery(page: _Page, fraction: float, neighborhood: Neighborhood) -> No
     page.body.append(sections.section("neighbors", "Nearest neighbors", body))
 
 
-def _add_map(page: _Page, fraction: float, neighborhood: Neighborhood) -> None:
+def _add_map(page: _Page, fraction: float, gray16_max: int, neighborhood: Neighborhood) -> None:
     title = "Map of features"
     rows = epoch_order(len(neighborhood.label), 0, 0)[:MOST].copy()
     queries = neighborhood.queries.pick(rows)
@@ -242,6 +244,7 @@ def _add_map(page: _Page, fraction: float, neighborhood: Neighborhood) -> None:
             queries.index.tolist(),
             side=_MAP_SIDE,
             fraction=fraction,
+            gray16_max=gray16_max,
             most_letters=_MAP_LETTERS,
         ),
         names=[Path(queries.storage.paths[index]).name[-40:] for index in queries.index.tolist()],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from fastsimsiam.config.run import GRAY16_MAX
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.plan.views import center_boxes
 from fastsimsiam.storage.base import Storage
@@ -17,13 +18,22 @@ JPEG = "data:image/jpeg;base64,"
 _QUALITIES = (75, 60, 45, 30)
 
 
-def center(storage: Storage, index: int, *, side: int, fraction: float) -> Image.Image:
+def center(
+    storage: Storage, index: int, *, side: int, fraction: float, gray16_max: int = GRAY16_MAX
+) -> Image.Image:
     """Returns the centered square of an image that the network sees, `side` pixels wide.
+
+    Args:
+        storage: the images' storage.
+        index: number of the image.
+        side: width and height in pixels.
+        fraction: see `plan.views.center_boxes`.
+        gray16_max: see `Config.gray16_max`.
 
     Raises:
         BadImageError: the image cannot be decoded.
     """
-    pixels = read_rgb(storage, index)
+    pixels = read_rgb(storage, index, gray16_max=gray16_max)
     sizes = np.array([pixels.shape[:2]], np.int32)
     top, left, height, width = center_boxes(sizes, fraction)[0].tolist()
     square = Image.fromarray(pixels[top : top + height, left : left + width])
@@ -38,7 +48,13 @@ def jpeg(picture: Image.Image, quality: int = 80) -> str:
 
 
 def thumbnails(
-    storage: Storage, index: Sequence[int], *, side: int, fraction: float, most_letters: int
+    storage: Storage,
+    index: Sequence[int],
+    *,
+    side: int,
+    fraction: float,
+    gray16_max: int = GRAY16_MAX,
+    most_letters: int,
 ) -> list[str]:
     """Returns small pictures in the best JPEG quality at which all fit, as base64 texts.
 
@@ -47,12 +63,15 @@ def thumbnails(
         index: numbers of the images.
         side: width and height of a picture in pixels.
         fraction: see `plan.views.center_boxes`.
+        gray16_max: see `Config.gray16_max`.
         most_letters: length of all texts together; the lowest quality may exceed it.
     """
     pictures = []
     with ImageProgress("thumbnails") as progress:
         for number, sample in enumerate(index, start=1):
-            pictures.append(center(storage, sample, side=side, fraction=fraction))
+            pictures.append(
+                center(storage, sample, side=side, fraction=fraction, gray16_max=gray16_max)
+            )
             progress(number, len(index))
     texts: list[str] = []
     for quality in _QUALITIES:

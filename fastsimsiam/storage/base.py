@@ -9,7 +9,7 @@ time, in the order of the plan, so a storage needs random access. To add one:
 
 Images without a readable header have size 0, 0. `require_readable` refuses them at the start of a run;
 with `--on-bad-image skip` it is not called, and the loader replaces the images when it cannot decode
-them. The encoded images are JPEGs or PNGs (`IMAGE_FORMATS`), which `loaders.decode` decodes.
+them. The encoded images are in one of `IMAGE_FORMATS`, which `loaders.decode` decodes.
 
 `read` and `will_need` are called from many threads at once. The loader `reference` uses the storage in
 worker processes: it must be picklable.
@@ -23,8 +23,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-IMAGE_FORMATS = ("JPEG", "PNG")
-"""Formats of the encoded images, by PIL's names."""
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+"""Formats of the encoded images, by PIL's names: `image_file.open_image` opens them by content."""
 
 Report = Callable[[int, int], None]
 """Called with (done, total) during long work."""

@@ -16,11 +16,11 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.storage.base import IMAGE_FORMATS, Report, Storage
+from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.beton_tables import Tables, read_tables
+from fastsimsiam.storage.image_file import open_image
 from fastsimsiam.storage.manifest import Manifest, manifest_path, read_manifest
 from fastsimsiam.storage.record_file import RecordFile
 
@@ -227,13 +227,9 @@ def _header_size(file: RecordFile, tables: Tables, index: int) -> tuple[int, int
     """Height and width by the header of a record's image; None if it has none that can be read."""
     try:
         record = file.read(int(tables.position[index]), int(tables.length[index]))
-        with Image.open(io.BytesIO(record), formats=IMAGE_FORMATS) as image:
-            return image.height, image.width
-    except (MemoryError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
-    except (OSError, EOFError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system, and not PIL
+        with open_image(io.BytesIO(record)) as image:
+            return image.pil.height, image.pil.width
+    except (BadImageError, EOFError, MemoryError):
         return None
 
 

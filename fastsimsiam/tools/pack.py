@@ -19,9 +19,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from fastsimsiam.config.fields import require_gray16_max
+from fastsimsiam.config.run import GRAY16_MAX
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.loaders.bad_images import FIX_BAD_IMAGE
-from fastsimsiam.loaders.decode import Pixels, decode_jpeg, read_rgb
+from fastsimsiam.loaders.bad_images import BadImagePolicy
+from fastsimsiam.loaders.decode import Pixels, decode_jpeg
+from fastsimsiam.loaders.jpeg_header import plain_size
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.beton import SUFFIX, open_beton
 from fastsimsiam.storage.manifest import FORMAT, manifest_path
@@ -47,11 +50,13 @@ class PackOptions:
         max_side: longest side of an image in pixels, larger images are scaled down; None: no limit.
         short_side: shortest side, likewise.
         quality: JPEG quality, 1 to 100, of images that have to be encoded again.
+        gray16_max: largest gray level of 16-bit images, see `decode.to_rgb`.
     """
 
     max_side: int | None = None
     short_side: int | None = None
     quality: int = 90
+    gray16_max: int = GRAY16_MAX
 
     def __post_init__(self) -> None:
         if self.max_side is not None and self.short_side is not None:
@@ -61,6 +66,7 @@ class PackOptions:
                 raise UserError(f"{name} is {side}: give 1 to {_LARGEST_SIDE}")
         if not 1 <= self.quality <= 100:
             raise UserError(f"--quality is {self.quality}: give 1 to 100")
+        require_gray16_max(self.gray16_max)
 
     def bounded(self, height: int, width: int) -> tuple[int, int]:
         """The height and width in pixels with which an image is stored."""
@@ -83,7 +89,7 @@ class _Record:
         data: the JPEG.
         height, width: size in pixels.
         copied: whether the data are the bytes of the source file.
-        broken: reason why the image is broken; empty for intact ones.
+        broken, warned: reason why the image is broken, and warning of the decoder; or empty.
     """
 
     source: int
@@ -92,6 +98,7 @@ class _Record:
     width: int = 0
     copied: bool = False
     broken: str = ""
+    warned: str = ""
 
 
 def pack(
@@ -105,32 +112,32 @@ def pack(
 ) -> dict[str, Any]:
     """Writes a packed file and its manifest.
 
-    JPEGs that are small enough, upright and in RGB or gray are copied; all other images are decoded,
-    turned upright, scaled down and encoded as RGB.
+    JPEGs that are small enough, upright, without a warning of the decoder, and read alike by all
+    decoders (`jpeg_header.plain_size`) are copied; all other images are decoded, turned upright, scaled
+    down and encoded. The manifest keeps the warnings: packed, the decoder's guess causes none.
 
     Args:
         storage: the images to pack.
         target: .beton file to write; it appears when it is complete, and replaces an older one.
         options: how images are stored.
         workers: threads; None: one per core.
-        on_bad_image: `error`, or `skip`: broken images are left out and listed in the manifest.
+        on_bad_image: see `Config.on_bad_image`; skipped images are left out and listed in the manifest.
         report: called with (images done, images in all).
 
     Returns:
         The manifest.
 
     Raises:
-        BadImageError: an image is broken, and `on_bad_image` is `error`.
-        UserError: FFCV is missing, or the file cannot be written.
+        UserError: FFCV is missing, the file cannot be written, or an image is broken and not skipped.
     """
     require_ffcv("fastsimsiam pack")
     workers = num_workers(workers)
     if target.suffix != SUFFIX:
         raise UserError(f"DST is {target}: give a name that ends in {SUFFIX}")
-    if on_bad_image == "error":
-        storage.require_readable()
+    policy = BadImagePolicy(on_bad_image, options.gray16_max)
+    policy.require_readable(storage)
     with written_whole(target, "DST") as file:
-        manifest = _write(storage, file, options, workers, on_bad_image, report)
+        manifest = _write(storage, file, options, workers, policy, report)
         manifest |= {"file": target.name}
         with written_whole(manifest_path(target), "the manifest") as manifest_file:
             manifest_file.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -142,7 +149,7 @@ def _write(
     file: Path,
     options: PackOptions,
     workers: int,
-    on_bad_image: str,
+    policy: BadImagePolicy,
     report: Report | None,
 ) -> dict[str, Any]:
     from ffcv.fields import IntField, RGBImageField
@@ -163,7 +170,7 @@ def _write(
         checksums: list[int] = []
         broken: dict[str, str] = {}
         with allocator:
-            for record in _records(storage, options, workers, on_bad_image == "skip", report):
+            for record in _records(storage, options, workers, policy, report):
                 if record.broken:
                     broken[storage.paths[record.source]] = record.broken
                     continue
@@ -212,9 +219,11 @@ def _manifest(
             "max_side": options.max_side,
             "short_side": options.short_side,
             "quality": options.quality,
+            "gray16_max": options.gray16_max,
         },
         "versions": {"fastsimsiam": __version__, "ffcv": version("ffcv")},
         "left_out": broken,
+        "warned": {storage.paths[r.source]: r.warned for r in records if r.warned},
         "classes": list(storage.classes),
         "images_of_class": [count[i] for i in range(len(storage.classes))],
         "images": [storage.paths[record.source] for record in records],
@@ -238,7 +247,11 @@ def _page_size(storage: Storage, options: PackOptions) -> int:
 
 
 def _records(
-    storage: Storage, options: PackOptions, workers: int, skip: bool, report: Report | None
+    storage: Storage,
+    options: PackOptions,
+    workers: int,
+    policy: BadImagePolicy,
+    report: Report | None,
 ) -> Iterator[_Record]:
     """Yields every image in order; threads encode a bounded number of images ahead."""
     pending: deque[Future[_Record]] = deque()
@@ -248,7 +261,7 @@ def _records(
     try:
         while True:
             while len(pending) < _AHEAD * workers and (index := next(indices, None)) is not None:
-                pending.append(pool.submit(_encode, storage, index, options, skip))
+                pending.append(pool.submit(_encode, storage, index, options, policy))
             if not pending:
                 return
             yield pending.popleft().result()
@@ -259,7 +272,7 @@ def _records(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(storage: Storage, index: int, options: PackOptions, skip: bool) -> _Record:
+def _encode(storage: Storage, index: int, options: PackOptions, policy: BadImagePolicy) -> _Record:
     """Decodes an image, and encodes it again unless its bytes can be copied."""
     height, width = storage.sizes[index].tolist()
     try:
@@ -269,15 +282,16 @@ def _encode(storage: Storage, index: int, options: PackOptions, skip: bool) -> _
             and options.bounded(height, width) == (height, width)
         ):
             data = storage.read(index)
-            pixels = decode_jpeg(data, height * width)
+            plain = plain_size(data) == (height, width)
+            pixels = decode_jpeg(data, height * width) if plain else None
             if pixels is not None and pixels.shape[:2] == (height, width):
                 return _Record(
                     source=index, data=bytes(data), height=height, width=width, copied=True
                 )
-        pixels = read_rgb(storage, index)
+        pixels = policy.read_rgb(storage, index)
     except BadImageError as error:
-        if not skip:
-            raise BadImageError(f"{error}: {FIX_BAD_IMAGE}") from error
+        if not policy.skip:
+            raise policy.refuse(error) from error
         return _Record(source=index, broken=str(error))
     if max(pixels.shape) > _LARGEST_SIDE:
         raise UserError(f"{storage.name(index)} is too large for the format: pass --max-side")
@@ -285,7 +299,9 @@ def _encode(storage: Storage, index: int, options: PackOptions, skip: bool) -> _
     data = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), options.quality, "RGB", colorsubsampling="420"
     )
-    return _Record(source=index, data=data, height=pixels.shape[0], width=pixels.shape[1])
+    warned = policy.warned_images.get(storage.name(index), "")
+    height, width = pixels.shape[:2]
+    return _Record(source=index, data=data, height=height, width=width, warned=warned)
 
 
 def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:

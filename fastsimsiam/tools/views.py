@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
-from fastsimsiam.config.run import Config
+from fastsimsiam.config.run import GRAY16_MAX, Config
 from fastsimsiam.config.views import view_sizes
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.base import assemble, size_groups
@@ -32,7 +32,14 @@ _TITLE = 24
 
 
 def write_views(
-    path: Path, out: Path, *, recipe: str, image_size: int | None, num_images: int, seed: int
+    path: Path,
+    out: Path,
+    *,
+    recipe: str,
+    image_size: int | None,
+    num_images: int,
+    seed: int,
+    gray16_max: int = GRAY16_MAX,
 ) -> None:
     """Writes a grid of originals and their views.
 
@@ -43,13 +50,14 @@ def write_views(
         image_size: side of the views in pixels; None: that of the recipe.
         num_images: number of rows if `path` is a folder.
         seed: seed of the sampled images and of the views.
+        gray16_max: see `Config.gray16_max`.
 
     Raises:
         UserError: there is no image at `path`, or `out` cannot be written.
     """
     if num_images < 1:
         raise UserError(f"--images is {num_images}: give 1 or more")
-    config = catalogue.recipe(recipe)
+    config = replace(catalogue.recipe(recipe), gray16_max=gray16_max)
     if image_size is not None:
         config = replace(config, image_size=image_size)
     storage = _single_image(path) if path.is_file() else open_split(path, "train")
@@ -106,7 +114,7 @@ def draw_views_grid(
     )
     originals = []
     for row, sample in enumerate(samples):
-        pixels = read_rgb(storage, int(sample))
+        pixels = read_rgb(storage, int(sample), gray16_max=config.gray16_max)
         for group, views in zip(crops, size_groups(sizes).values(), strict=True):
             crop_views(pixels, table.box[row, views], group[row].numpy())
         originals.append(_with_boxes(pixels, table.box[row]))

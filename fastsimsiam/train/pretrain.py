@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from fastsimsiam.config.stored import to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
 from fastsimsiam.loaders.base import Loader, LoaderOptions
+from fastsimsiam.loaders.jpeg_warning import warned_line
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.methods.registry import check_method
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, require_same_run
@@ -36,6 +38,8 @@ from fastsimsiam.train.trainer import Trainer
 from fastsimsiam.version import __version__
 
 _REPORT_SECONDS = 5.0
+_WARNED_SHOWN = 20
+"""Images with a warning that the log names; summary.json names all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ class Summary:
         checkpoint: the newest checkpoint.
         first, last: the first and the last value of every metric.
         bad_images: path -> what is wrong with it, for images that were skipped.
+        warned_images: path -> the decoder's warning, for images that were used nevertheless.
     """
 
     steps: int
@@ -56,6 +61,7 @@ class Summary:
     first: Mapping[str, float]
     last: Mapping[str, float]
     bad_images: Mapping[str, str]
+    warned_images: Mapping[str, str]
 
 
 def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summary:
@@ -100,7 +106,7 @@ def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summa
                     trainer.restore(checkpoint)
                 _announce(trainer, train)
                 signal = _fit(trainer, loaders, profile)
-            return _conclude(trainer, signal, loaders.bad_images)
+            return _conclude(trainer, signal, loaders)
 
 
 class _Loaders:
@@ -121,6 +127,8 @@ class _Loaders:
                     device=self._chosen.device,
                     workers=config.workers,
                     on_bad_image=config.on_bad_image,
+                    gray16_max=config.gray16_max,
+                    check_images=config.check_images,
                 ),
                 cpu=config.cpu,
                 dali=config.dali,
@@ -135,6 +143,15 @@ class _Loaders:
             path: reason
             for loader in self._opened.values()
             for path, reason in loader.bad_images.items()
+        }
+
+    @property
+    def warned_images(self) -> dict[str, str]:
+        """Path -> the decoder's warning, of images that were used so far."""
+        return {
+            path: text
+            for loader in self._opened.values()
+            for path, text in loader.warned_images.items()
         }
 
     def close(self) -> None:
@@ -243,12 +260,15 @@ def _fit(trainer: Trainer, loaders: _Loaders, profile: int) -> int:
     finally:
         for reason in loaders.bad_images.values():
             recorder.say(f"skipped: {reason}")
+        for path, text in islice(loaders.warned_images.items(), _WARNED_SHOWN):
+            recorder.say(f"warned: {path} ({text})")
 
 
-def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> Summary:
+def _conclude(trainer: Trainer, signal: int, loaders: _Loaders) -> Summary:
     """Writes summary.json and the curves, and says how the run went."""
     recorder, config = trainer.recorder, trainer.config
     paths = trainer.store.paths()
+    bad_images, warned_images = loaders.bad_images, loaders.warned_images
     summary = Summary(
         steps=trainer.step,
         signal=signal,
@@ -256,6 +276,7 @@ def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> S
         first=_last_values(reversed(recorder.history)),
         last=_last_values(recorder.history),
         bad_images=bad_images,
+        warned_images=warned_images,
     )
     if not trainer.world.is_main:
         return summary
@@ -266,6 +287,8 @@ def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> S
             recorder.say(f"{name}: {summary.first[name]:.2f} untrained -> {value:.2f}")
     if bad_images:
         recorder.say(f"{len(bad_images)} broken images were replaced, see summary.json")
+    if warned_images:
+        recorder.say(f"{warned_line(warned_images)}, see summary.json")
     seconds = trainer.elapsed()
     stored = {
         "config": to_dict(config),
@@ -273,7 +296,8 @@ def _conclude(trainer: Trainer, signal: int, bad_images: Mapping[str, str]) -> S
         "seconds": seconds,
         "first": dict(summary.first),
         "last": dict(summary.last),
-        "bad_images": dict(bad_images),
+        "bad_images": bad_images,
+        "warned_images": warned_images,
         "data": trainer.data,
         "commit": commit(),
         "versions": {"fastsimsiam": __version__, **versions()},
