@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +244,40 @@ def test_what_another_decoder_refuses_does_not_change_its_neighbors(
         assert named(loader.bad_images) == {"07.jpg"}
     assert [len(batch.index) for batch in batches] == [6, 6]
     assert set(decoded_here) == {7}
+
+
+@pytest.mark.parametrize("name", ["dali", "dali-crops", "frames-decoded-on-device"])
+@pytest.mark.parametrize("on_bad_image", ["skip", "skip-strict"])
+def test_a_resumed_epoch_is_that_of_the_whole_run(
+    name: str, on_bad_image: str, warned: Path
+) -> None:
+    (warned / "train" / "1" / "11.jpg").write_bytes(jpeg(11)[:-300])
+    storage = open_split(warned, "train")
+    plan = plan_of(storage, 4)
+    with closing(make(name, storage, on_bad_image)) as loader:
+        list(loader.iterate(plan, 0))
+        whole = list(loader.iterate(plan, 1))
+    with closing(make(name, storage, on_bad_image)) as loader:
+        rest = list(loader.iterate(plan, 1, 2))
+    assert len(rest) == len(whole) - 2
+    for one, two in zip(whole[2:], rest, strict=True):
+        for a, b in zip(one.tensors(), two.tensors(), strict=True):
+            assert a.equal(b)
+
+
+def test_evaluation_says_what_the_decoder_warned_of(
+    tiny_config: Config, warned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(tiny_config, data=warned, batch_size=10, epochs=1, max_steps=1)
+    pretrain(config)
+    capsys.readouterr()
+    shutil.copytree(warned / "train", warned / "val")
+    options = ["--device", "cpu", "--k", "3", "--loader", "cpu"]
+    assert main(["knn", str(config.out), "--data", str(warned), *options]) == 0
+    assert "the decoder warned of 10 images, of the data of 4" in capsys.readouterr().err
+    strict = ["--on-bad-image", "error-strict"]
+    assert main(["knn", str(config.out), "--data", str(warned), *options, *strict]) == 2
+    assert re.search(r"0[39]\.jpg cannot be decoded .*skip-strict", capsys.readouterr().err)
 
 
 def test_a_run_names_warnings_in_log_and_summary(tiny_config: Config, warned: Path) -> None:

@@ -22,7 +22,7 @@ from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.doctor.measure import batches_of
 from fastsimsiam.doctor.synthetic import photograph
-from fastsimsiam.loaders import cpu_loader as cpu_module
+from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble
 from fastsimsiam.loaders.cpu_loader import cpu_loader
 from fastsimsiam.loaders.decode import read_rgb
@@ -160,13 +160,13 @@ def test_cpu_to_reference(storage: Storage) -> None:
 def test_a_planted_slow_down_is_caught(
     planted: str, name: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slower(storage: Storage, index: int) -> np.ndarray:
+    def slower(_: BadImagePolicy, storage: Storage, index: int) -> np.ndarray:
         if planted == "a second decode":
             read_rgb(storage, index)
             return read_rgb(storage, index)
         return read_rgb(storage, index).copy()
 
-    monkeypatch.setattr(cpu_module, "read_rgb", slower)
+    monkeypatch.setattr(BadImagePolicy, "read_rgb", slower)
     measure = {"fresh_memory_to_frame": fresh_memory_to_frame, "frame_to_decode": frame_to_decode}
     limit = LIMITS[name].limit
     ratio = best_of(lambda: measure[name](storage), limit)

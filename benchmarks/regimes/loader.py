@@ -101,6 +101,11 @@ def decode(storage: ClassFolder, workers: int) -> Epoch:
     return epoch
 
 
+def unchecked(workers: int) -> LoaderOptions:
+    """Options as in all epochs but the first, in which some loaders decode each JPEG once more."""
+    return LoaderOptions(device=CPU, workers=workers, check_images=False)
+
+
 def ours(make: Callable[[ClassFolder, int], Loader]) -> Make:
     """A configuration of one of our loaders."""
 
@@ -206,18 +211,12 @@ CONFIGURATIONS: dict[str, Make] = {
         lambda files, workers: FfcvLoader(packed(files), LoaderOptions(device=CPU, workers=workers))
     ),
     "ffcv-stock": ffcv_stock,
-    "dali": ours(
-        lambda files, workers: DaliLoader(files, LoaderOptions(device=CPU, workers=workers))
-    ),
+    "dali": ours(lambda files, workers: DaliLoader(files, unchecked(workers))),
     "dali-stock": dali_stock,
     "reference-crops": ours(
-        lambda files, workers: ReferenceLoader(
-            files, LoaderOptions(device=CPU, workers=workers), full=False
-        )
+        lambda files, workers: ReferenceLoader(files, unchecked(workers), full=False)
     ),
-    "reference": ours(
-        lambda files, workers: ReferenceLoader(files, LoaderOptions(device=CPU, workers=workers))
-    ),
+    "reference": ours(lambda files, workers: ReferenceLoader(files, unchecked(workers))),
     "official": official,
     "lightly": lightly,
 }

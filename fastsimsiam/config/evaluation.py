@@ -34,7 +34,7 @@ class EvalOptions:
     gray16_max: int | None = None
     """Largest gray level of 16-bit grayscale images; None: as in training, or 65535."""
     check_images: Switch = True
-    """Loaders dali and nvjpeg also decode each JPEG once on the CPU, see pretrain --help."""
+    """Loaders dali, nvjpeg and reference find damage inside JPEGs, see pretrain --help."""
     device: DeviceName = "auto"
     """auto: cuda where there is one."""
     precision: PrecisionName = "auto"

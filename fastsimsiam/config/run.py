@@ -144,8 +144,8 @@ class Config:
     gray16_max: int = GRAY16_MAX
     """Largest gray level of 16-bit grayscale images, which is shown as white: 4095 for 12-bit data."""
     check_images: Switch = neutral(True)
-    """Loaders dali and nvjpeg also decode each JPEG once on the CPU, at its first use, and so find what
-    the other loaders find. off: faster, but damage inside a JPEG goes unnoticed."""
+    """Loaders dali, nvjpeg and reference decode each JPEG by libjpeg-turbo, too, at its first use, and
+    so find what the others find. off: faster, but damage inside a JPEG goes unnoticed."""
     device: DeviceName = neutral("auto")
     """auto: cuda where there is one."""
     workers: int | None = neutral(None)

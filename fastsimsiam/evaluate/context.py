@@ -1,5 +1,6 @@
 """A pretrained backbone and a data set, opened together: the start of every evaluation."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.loaders.base import Loader, LoaderOptions
+from fastsimsiam.loaders.jpeg_warning import warned_line
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.models.backbones import feature_extractor
 from fastsimsiam.plan.batches import CenterPlan
@@ -154,6 +156,8 @@ def open_eval_context(
     )
     try:
         yield context
+        if context.warned_images:
+            print(f"note: {warned_line(context.warned_images)}", file=sys.stderr)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the GPU's memory is too small: stop other programs that use it, or pass --device cpu"

@@ -11,8 +11,8 @@ from fastsimsiam.loaders.decode import (
     Pixels,
     decode_with_pil,
     jpeg_warning_of,
+    other_size,
     read_rgb,
-    require_size,
 )
 from fastsimsiam.loaders.jpeg_warning import JpegWarning
 from fastsimsiam.plan.batches import BatchPlan, Plan
@@ -85,7 +85,8 @@ class BadImagePolicy:
             self.warn(storage.name(index), warning)
         turn = _TURNS.get(int(storage.orientation[index]))
         image = image if turn is None else image.transpose(turn)
-        require_size(storage, index, image.height, image.width)
+        if [image.height, image.width] != storage.sizes[index].tolist():
+            raise other_size(storage, index, image.height, image.width)
         return image
 
     def warn(self, name: str, warning: JpegWarning) -> None:

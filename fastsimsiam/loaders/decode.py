@@ -57,28 +57,28 @@ def read_rgb(
             on_warning(warning)
     if orientation != 1:
         pixels = upright(pixels, orientation)
-    require_size(storage, index, pixels.shape[0], pixels.shape[1])
+    if pixels.shape[:2] != (height, width):
+        raise other_size(storage, index, pixels.shape[0], pixels.shape[1])
     return pixels
 
 
-def require_size(storage: Storage, index: int, height: int, width: int) -> None:
-    """Refuses a decoded, upright image that has another size than the storage says.
-
-    Raises:
-        BadImageError: it has.
-    """
-    expected = storage.sizes[index].tolist()
-    if [height, width] == expected:
-        return
-    actual, expected = f"{width}x{height} pixels", f"{expected[1]}x{expected[0]}"
+def other_size(storage: Storage, index: int, height: int, width: int) -> BadImageError:
+    """The error for a decoded, upright image that has another size than the storage says."""
     if storage.is_one_file:
-        raise BadImageError(
-            f"{storage.name(index)} is {actual}, and {expected} by the table of the file",
+        return BadImageError(
+            f"{storage.name(index)} is {width}x{height} pixels, not what the table of the file says",
             fix="pack the data set again",
         )
-    raise BadImageError(
-        f"{storage.name(index)} is {actual}, but was {expected} when the data set was opened: do not "
-        "change files during a run"
+    expected_height, expected_width = storage.sizes[index].tolist()
+    if expected_height == 0:
+        return BadImageError(
+            f"{storage.name(index)} could not be read when the data set was opened, and can be now",
+            fix="start again",
+        )
+    return BadImageError(
+        f"{storage.name(index)} is {width}x{height} pixels, but was "
+        f"{expected_width}x{expected_height} when the data set was opened: do not change files during "
+        "a run"
     )
 
 

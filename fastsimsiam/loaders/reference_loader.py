@@ -71,6 +71,7 @@ class _PlannedSamples(Dataset[_Result]):
     """A data set whose indices are batch plans of one row.
 
     Images are checked for warnings at their first use alone: the official recipe has no such check.
+    `check_images` off: never.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class ReferenceLoader:
         self.warned_images: dict[str, str] = {}
         self._options = options
         self._storage = storage
-        self._checked = np.zeros(len(storage), np.bool_)
+        self._checked = np.full(len(storage), not options.check_images)
         self._device = options.device
         self._workers = num_workers(options.workers)
         self._full = full

@@ -175,6 +175,9 @@ def environment(run: Run) -> str:
     bad: dict[str, Any] = run.summary.get("bad_images", {})
     if bad:
         rows.append(["broken images", f"{len(bad)} were replaced, see summary.json"])
+    warned: dict[str, Any] = run.summary.get("warned_images", {})
+    if warned:
+        rows.append(["warnings", f"the decoder warned of {len(warned)} images, see summary.json"])
     return _table(["", ""], rows)
 
 
