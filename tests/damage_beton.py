@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,11 +31,22 @@ from fastsimsiam.storage.beton import open_beton
 from fastsimsiam.storage.manifest import manifest_path
 from fastsimsiam.tools.verify import verify
 
+
+def installed(module: str) -> bool:
+    """Whether a module can be imported."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that would hold it
+        return False
+
+
 PAGE = 1 << 16
 HEADER, FIELD, ROW, ALLOCATION = 24, 1041, 24, 24
 IMAGE_FIELD, LABEL_FIELD = 2, 1
-READERS = ("cpu", "resident", "reference", "dali", "ffcv")
-"""Loaders that read packed files on a CPU."""
+MODULES = {"cpu": "fastsimsiam", "resident": "fastsimsiam", "reference": "fastsimsiam"}
+MODULES |= {"dali": "nvidia.dali", "ffcv": "ffcv"}
+READERS = [name for name, module in MODULES.items() if installed(module)]
+"""Loaders that read packed files on a CPU, as far as their libraries are installed."""
 
 
 def jpeg(image: Image.Image, **options: object) -> bytes:
