@@ -348,8 +348,13 @@ def one_line(text: str, file: Path) -> str:
     return text
 
 
-def read_in_child(files: Sequence[Path], reader: str, timeout: float = 900) -> list[Outcome]:
+def read_in_child(files: Sequence[Path], reader: str, patience: float = 120) -> list[Outcome]:
     """The outcomes of a reader for files that may crash it: in a copy of this process.
+
+    Args:
+        files: packed files.
+        reader: a loader.
+        patience: seconds that a file may take.
 
     Raises:
         AssertionError: it crashed or hangs; names the file.
@@ -359,15 +364,19 @@ def read_in_child(files: Sequence[Path], reader: str, timeout: float = 900) -> l
         # What has to be compiled is compiled here, and the copy has it too.
         assert not read(write(intact(), folder / "intact.beton"), reader).error
         results = folder / "results"
+        results.touch()
         child = get_context("fork").Process(target=_child, args=(files, reader, results))
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", DeprecationWarning
             )  # Python's, of threads beside a fork
             child.start()
-        child.join(timeout)
-        child.kill()
-        child.join()
+        lines: list[str] = []
+        while child.is_alive():
+            child.join(patience)
+            before, lines = lines, results.read_text().splitlines()
+            if len(lines) == len(before):
+                child.kill()
         lines = results.read_text().splitlines()
         assert len(lines) == len(files), (child.exitcode, files[len(lines)].name)
     return [Outcome(*map(_as_tuple, json.loads(line).values())) for line in lines]
@@ -402,7 +411,10 @@ def run(number: int, seed: int, readers: Sequence[str] = READERS) -> dict[str, i
         files = mutants(folder, number, seed)
         first = read_in_child(files, readers[0])
         for reader in readers[1:]:
-            compare(files, first, read_in_child(files, reader), reader)
+            # Those that start processes or pipelines for every file take a quarter of the files.
+            step = 4 if reader in ("dali", "reference") else 1
+            few = files[::step]
+            compare(few, first[::step], read_in_child(few, reader), reader)
         verified = sum(not check(file).error for file in files)
         return {
             "refused": sum(bool(outcome.error) for outcome in first),

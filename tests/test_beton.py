@@ -39,7 +39,7 @@ from fastsimsiam.loaders import registry
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.plan.batches import TrainPlan
-from fastsimsiam.storage.beton import Beton, open_beton
+from fastsimsiam.storage.beton import Beton, has_split, open_beton
 from fastsimsiam.storage.manifest import manifest_path
 from fastsimsiam.tools.verify import verify
 
@@ -469,6 +469,13 @@ def test_a_folder_and_a_missing_file_are_named_as_such(tmp_path: Path) -> None:
         open_beton(tmp_path / "a.beton")
     with pytest.raises(UserError, match=r"b\.beton does not exist: make it with fastsimsiam pack"):
         open_beton(tmp_path / "b.beton")
+
+
+def test_a_name_that_no_system_takes_is_no_traceback(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 5000)
+    assert not has_split(long, "train")
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\)"):
+        open_beton(long.with_suffix(".beton"))
 
 
 def overlap(found: Layout) -> None:

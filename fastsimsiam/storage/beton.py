@@ -127,8 +127,11 @@ def as_beton(storage: Storage) -> Beton | None:
 
 
 def has_split(data: Path, split: str) -> bool:
-    """Whether `data` has a packed file of the split."""
-    return (data / f"{split}{SUFFIX}").is_file()
+    """Whether `data` has a packed file of the split; False where that cannot be looked up."""
+    try:
+        return (data / f"{split}{SUFFIX}").is_file()
+    except OSError:  # the storage that is opened instead says why
+        return False
 
 
 def accepts(data: Path, split: str) -> bool:
@@ -176,7 +179,9 @@ def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:
         tables = read_tables(opened)
         unreadable = _impossible(opened, tables)
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}): restore access to it"
+        ) from error
     manifest = read_manifest(file) or Manifest()
     _require_match(opened, tables, manifest)
     file_classes = manifest.classes or [str(i) for i in range(int(tables.label.max()) + 1)]

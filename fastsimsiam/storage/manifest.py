@@ -58,7 +58,9 @@ def read_manifest(file: Path) -> Manifest | None:
     try:
         content = json.loads(opened.read_new(0, opened.size).decode())
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): restore access to it"
+        ) from error
     except (EOFError, MemoryError, RecursionError) as error:
         raise _unusable(path, type(error).__name__) from error
     except ValueError as error:

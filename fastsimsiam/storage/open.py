@@ -49,7 +49,7 @@ def open_split(
         report: receives the progress of reading headers.
 
     Raises:
-        UserError: the split is missing, empty or damaged, or needs a library that is not installed.
+        UserError: the split is missing, empty or damaged.
     """
     opener = next(opener for opener in _OPENERS if opener.accepts(data, split))
     return opener.open_split(data, split, classes=classes, report=report)

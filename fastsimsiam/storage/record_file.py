@@ -42,7 +42,9 @@ class RecordFile:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror})") from error
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}): restore access to it"
+            ) from error
         weakref.finalize(self, os.close, self.descriptor)
         status = os.fstat(self.descriptor)
         if not stat.S_ISREG(status.st_mode):
