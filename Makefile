@@ -7,11 +7,12 @@ CONSTRAINTS ?= -c constraints.txt
 # dali is for a torch of CUDA 12, dali-cuda13 for one of CUDA 13, as constraints.txt has it.
 DALI ?= dali-cuda13
 
-.PHONY: help demo test gate check loaders browser format bench clean
+.PHONY: help demo test damage gate check loaders browser format bench clean
 
 help:
 	@echo "make demo    pretrain on handwritten digits: three minutes on two CPU cores"
 	@echo "make test    run the tests"
+	@echo "make damage  the damage suite in full: 200 kills, 1,000 damaged images; about half an hour"
 	@echo "make gate    compare costs with their thresholds; run nothing else meanwhile"
 	@echo "make check   format, lint and types, as CI does"
 	@echo "make loaders install FFCV (with apt-get) and NVIDIA DALI beside the rest"
@@ -38,6 +39,9 @@ demo: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+damage: $(BIN)/.installed
+	FASTSIMSIAM_DAMAGE=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/damage
 
 gate: $(BIN)/.installed
 	$(BIN)/python -m pytest -m throughput

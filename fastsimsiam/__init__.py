@@ -11,6 +11,7 @@ method needs. Other modules may change between versions.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fastsimsiam.version import __version__
@@ -109,6 +110,8 @@ def __getattr__(name: str) -> Any:
     # Imported on first use: importing the package must not load torch.
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'fastsimsiam' has no attribute {name!r}")
+    if "torch" not in sys.modules:
+        importlib.import_module("fastsimsiam.system.resources").limit_openmp_threads()
     return getattr(importlib.import_module(f"fastsimsiam.{_MODULE_OF[name]}"), name)
 
 

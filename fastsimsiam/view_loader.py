@@ -34,6 +34,7 @@ class Loader:
     Attributes:
         epoch: number of the next epoch; set it to resume.
         classes: names of the classes, indexed by label.
+        passed_over: kind -> number, of entries of the data set that are not among the images.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Loader:
             classes = open_split(data, "train").classes  # the same labels in both splits
         storage = open_split(data, split, classes=classes)
         self.classes = list(storage.classes)
+        self.passed_over = dict(storage.passed_over)
         self.epoch = 0
         resolved, _ = choose_device(device, rank % max(1, torch.cuda.device_count()))
         name, _ = choose_loader(loader, storage, resolved, world_size)

@@ -15,7 +15,9 @@ from PIL import Image, ImageOps
 from fastsimsiam.config.methods import SimSiamConfig
 from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig, OptimizerConfig
 from fastsimsiam.doctor.synthetic import textured_image
+from fastsimsiam.methods.registry import build_method
 from fastsimsiam.recipes import catalogue
+from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore
 
 CPU = torch.device("cpu")
 
@@ -96,3 +98,26 @@ def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
         workers=2,
         log_every=2,
     )
+
+
+def save_run(config: Config, steps: tuple[int, ...] = (1, 2)) -> list[Path]:
+    """Checkpoints of a run without the training: random weights of the config's seed."""
+    store = CheckpointStore(config.out, keep=len(steps))
+    torch.manual_seed(config.seed)
+    method = build_method(config)
+    for module in method.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after some steps of training
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    return [
+        store.save(
+            Checkpoint(
+                config=config,
+                step=step,
+                data="",
+                method=method.state_dict(),
+                optimizer={},
+                rng={"cpu": torch.get_rng_state()},
+            )
+        )
+        for step in steps
+    ]

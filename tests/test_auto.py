@@ -14,7 +14,7 @@ from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import open_beton
 from fastsimsiam.storage.class_folder import open_split
-from fastsimsiam.system import compiler, resources
+from fastsimsiam.system import compiler
 from fastsimsiam.tools.pack import PackOptions, pack
 from fastsimsiam.train import auto
 
@@ -26,15 +26,20 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch = monkeypatch
-        self.be(memory=1 << 40, gpu_memory=1 << 40, cores=16, dali=True)
+        self.be(memory=1 << 40, free=1 << 40, gpu_memory=1 << 40, cores=16, dali=True)
 
     def be(self, **what: int) -> None:
-        """Sets memory in bytes, free GPU memory, cores, and whether DALI is installed."""
+        """Sets host memory and its free part, free GPU memory, cores, whether there is DALI."""
         for key, value in what.items():
             if key == "gpu_memory":
                 self._patch.setattr(torch.cuda, "mem_get_info", lambda _, free=value: (free, free))
             else:
-                name = {"memory": "host_memory", "cores": "num_cores", "dali": "has_dali"}[key]
+                name = {
+                    "memory": "host_memory",
+                    "free": "available_memory",
+                    "cores": "num_cores",
+                    "dali": "has_dali",
+                }[key]
                 self._patch.setattr(registry, name, lambda value=value: value)
 
 
@@ -116,11 +121,21 @@ def test_what_does_not_fit_is_decoded_as_it_comes(
 def test_memory_counts_once_for_each_process(
     machine: Machine, config: Config, folder: Storage
 ) -> None:
-    machine.be(memory=4 << 20, dali=False)
+    machine.be(free=4 << 20, dali=False)
     assert registry.choose_loader(config.loader, folder, GPU, num_processes=1)[0] == "resident"
     name, why = registry.choose_loader(config.loader, folder, GPU, num_processes=8)
     assert name == "cpu"
     assert "for 8 processes" in why
+
+
+def test_memory_of_other_programs_is_not_taken(
+    machine: Machine, config: Config, folder: Storage
+) -> None:
+    machine.be(free=1 << 20, dali=False)
+    for device in (CPU, GPU):
+        name, why = registry.choose_loader(config.loader, folder, device, num_processes=16)
+        assert name == "cpu"
+        assert "is more than 50% of the 0.00 GB of memory that no program uses" in why
 
 
 def test_few_cores_for_each_gpu_leave_decoding_to_it(
@@ -152,13 +167,3 @@ def test_packed_files_go_through_ffcv(
     name, why = registry.choose_loader(config.loader, beton, GPU)
     assert name == "ffcv"
     assert "read ahead" in why
-
-
-def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(resources, "_MEMORY_LIMITS", (str(tmp_path / "none"), str(limit)))
-    whole = resources.host_memory()
-    limit.write_text("max\n")
-    assert resources.host_memory() == whole
-    limit.write_text(f"{whole // 4}\n")
-    assert resources.host_memory() == whole // 4

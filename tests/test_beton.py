@@ -449,7 +449,10 @@ def test_any_name_survives_in_the_manifest(tmp_path: Path) -> None:
     names += [f"k/{number}.jpg" for number in range(7)]
     found = intact()
     file = write(found, tmp_path / "a.beton", manifest_of(found) | {"images": names})
-    assert list(open_beton(file).paths) == names
+    beton = open_beton(file)
+    assert list(beton.paths) == names
+    assert beton.name(1) == f"{file}, record 1 (k/\\x1b[31m.jpg)"
+    assert beton.name(2) == f"{file}, record 2 (k/a\\nb.jpg)"
 
 
 @pytest.mark.parametrize("what", ["file", "manifest"])

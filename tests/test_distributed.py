@@ -1,6 +1,7 @@
 """Two processes under torchrun train as one does."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from throwaway_method import throwaway
 
 from fastsimsiam.config.run import CheckpointConfig, Config, OptimizerConfig
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
+from fastsimsiam.runs.folder import claimed
 from fastsimsiam.train.pretrain import pretrain
 
 SCRIPT = """
@@ -21,7 +23,7 @@ import tiny_backbone
 import throwaway_method
 from fastsimsiam.config.stored import from_dict
 from fastsimsiam.train.pretrain import pretrain
-pretrain(from_dict(json.loads(sys.argv[1])), resume=len(sys.argv) > 2)
+pretrain(from_dict(json.loads(sys.argv[1])), resume=sys.argv[2] if len(sys.argv) > 2 else False)
 """
 
 
@@ -57,8 +59,9 @@ def test_two_processes_resumed_in_between_equal_two_accumulated_parts(
     gentle = replace(tiny_config, max_steps=2, log_every=1, optimizer=OptimizerConfig(lr=0.05))
     two = replace(gentle, out=tmp_path / "two", workers=1)
     assert launch(replace(two, max_steps=1), tmp_path / "run.py").returncode == 0
-    done = launch(two, tmp_path / "run.py", "resume")
+    done = launch(two, tmp_path / "run.py", "auto")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--resume auto: the run goes on from step-00000001.pt") == 1
     assert done.stdout.count("resumed at step 1") == 1
     one = replace(gentle, out=tmp_path / "one", accumulate=2)
     pretrain(one)
@@ -90,7 +93,7 @@ def test_a_queue_is_the_same_on_all_ranks_and_resumes_to_the_bit(
     whole = replace(base, out=tmp_path / "whole", max_steps=3)
     for config, more in (
         (replace(base, max_steps=2), ()),
-        (replace(base, max_steps=3), ("resume",)),
+        (replace(base, max_steps=3), ("auto",)),
         (whole, ()),
     ):
         done = launch(config, tmp_path / "run.py", *more)
@@ -100,3 +103,11 @@ def test_a_queue_is_the_same_on_all_ranks_and_resumes_to_the_bit(
     assert resumed["pointer"] == 3 * 16 % 40  # the keys of both ranks
     for name, value in expected.items():
         assert torch.equal(resumed[name], value), name
+
+
+def test_a_folder_in_use_is_refused_on_all_ranks(tiny_config: Config, tmp_path: Path) -> None:
+    with claimed(tiny_config.out, print):
+        done = launch(replace(tiny_config, workers=1), tmp_path / "run.py", "auto")
+    assert done.returncode != 0
+    assert f"is in use by another run (process {os.getpid()} on" in done.stderr
+    assert [path.name for path in tiny_config.out.iterdir()] == ["run.lock"]

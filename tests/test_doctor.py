@@ -45,6 +45,7 @@ FED = Measurements(
     decoded_bytes=10**12,
     device_memory=80 * 10**9,
     device_free=10 * 10**9,
+    host_free=100 * 10**9,
     mean_pixels=187_500,
     crop_pixels=224**2,
     packed=False,
@@ -88,7 +89,9 @@ def test_advice_follows_from_the_measurements() -> None:
     assert not advised(STARVED, "--workers")
     assert advised(replace(STARVED, workers=4), "--workers 16")
     assert not advised(STARVED, "--loader resident")
-    assert advised(replace(STARVED, decoded_bytes=10**9), "--loader resident")
+    small = replace(STARVED, decoded_bytes=10**9)
+    assert advised(small, "--loader resident")
+    assert not advised(replace(small, host_free=10**9), "--loader resident")
     assert not advised(STARVED, "fastsimsiam pack")
     huge = replace(STARVED, mean_pixels=4_000_000)
     assert advised(huge, "fastsimsiam pack SRC DST.beton --max-side 512")
@@ -338,8 +341,12 @@ def test_the_loader_reports_broken_images(class_folders: Path, tmp_path: Path) -
     broken.write_bytes(broken.read_bytes()[:400])
     with pytest.raises(UserError, match=r"02\.JPEG"):
         diagnose(short_run(data), minutes=0.02)
-    report = diagnose(short_run(data, on_bad_image="skip"), minutes=0.02)
+    shutil.copy(data / "bee" / "03.JPEG", data)
+    said: list[str] = []
+    report = diagnose(short_run(data, on_bad_image="skip"), minutes=0.02, say=said.append)
     assert report.measurements.decode > 0
+    assert report.as_dict()["passed_over"] == {"images beside the class folders": 1}
+    assert said[0].startswith("WARNING: 1 image is beside the class folders of")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import CPU
 from pyarrow import parquet
+from small_places import exit_code, files_of_at_most
 
 from fastsimsiam import embed
 from fastsimsiam.cli import main
@@ -42,7 +43,7 @@ def test_features_are_those_of_the_evaluation(run: Config, tmp_path: Path) -> No
     stored = np.load(npz)
     val = open_split(run.data, "val")
     loader = build_loader("cpu", val, LoaderOptions(device=CPU, workers=1, on_bad_image="error"))
-    unit, label = extract(
+    found = extract(
         load_pretrained(run.out).backbone,
         loader,
         center_plan(val, run.image_size, run.knn.crop_fraction),
@@ -51,8 +52,8 @@ def test_features_are_those_of_the_evaluation(run: Config, tmp_path: Path) -> No
     )
     loader.close()
     embedded = F.normalize(torch.from_numpy(stored["features"]), dim=1)
-    torch.testing.assert_close(embedded, unit, atol=1e-5, rtol=1e-4)
-    assert stored["label"].tolist() == label.tolist()
+    torch.testing.assert_close(embedded, found.unit, atol=1e-5, rtol=1e-4)
+    assert stored["label"].tolist() == found.label.tolist()
     assert stored["path"].tolist() == list(val.paths)
     assert stored["classes"].tolist() == ["ant", "bee", "cow"]
     rows = parquet.read_table(table)
@@ -96,3 +97,32 @@ def test_only_the_requested_split_is_opened(
     monkeypatch.setattr(context, "build_loader", counting)
     embed(run.out, run.data, tmp_path / "a.npz", split="val", options=ON_CPU)
     assert opened == [24]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("a.npz", 2_000), ("a.npz", 52_000), ("a.parquet", 2_000)]
+)
+def test_a_full_disk_is_one_line(
+    run: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, size: int
+) -> None:
+    """Full while the features are made, and full while the file is put together."""
+    argv = ["embed", str(run.out), "--data", str(run.data), "--out", str(tmp_path / name)]
+    with files_of_at_most(size):
+        assert main([*argv, "--device", "cpu", "--precision", "fp32", "--workers", "1"]) == 2
+    error = capfd.readouterr().err
+    assert f"cannot write --out {tmp_path / name} (" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("a*"))
+
+
+def test_a_full_disk_does_not_kill_the_process(run: Config, tmp_path: Path) -> None:
+    """Memory mapped from a file on a full disk ends a process by SIGBUS."""
+    small = tmp_path / "small"
+    small.mkdir()
+    argv = ["embed", str(run.out), "--data", str(run.data), "--out", str(small / "a.npz")]
+
+    def embed_here() -> int:
+        code = main([*argv, "--device", "cpu", "--precision", "fp32", "--workers", "1"])
+        return code if not list(small.iterdir()) else 3  # nothing is left behind
+
+    assert exit_code(embed_here, tmpfs=small, size="32k") == 2

@@ -12,12 +12,18 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file
+from conftest import save_run
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastsimsiam.cli import main
-from fastsimsiam.config.run import Config
+from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
+from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.inspect import inspect
+from fastsimsiam.evaluate.knn import knn
+from fastsimsiam.evaluate.linear_probe import linear
 from fastsimsiam.evaluate.pretrained import load_pretrained
 from fastsimsiam.tools.export import export
 from fastsimsiam.train.pretrain import pretrain
@@ -154,3 +160,117 @@ def test_what_cannot_be_exported_is_one_line(
         assert message in error
         assert error.count("\n") == 1
     assert not list(tmp_path.glob("x.*"))
+
+
+ON_CPU = EvalOptions(device="cpu", precision="fp32", workers=1, loader="cpu")
+
+
+@pytest.mark.parametrize(
+    ("format", "arch", "stem"),
+    [
+        ("torchvision", "tiny_resnet", "imagenet"),
+        ("torchvision", "tiny_resnet", "cifar"),
+        ("timm", "resnet18", "imagenet"),
+    ],
+)
+def test_a_score_survives_export(
+    format: str, arch: str, stem: str, tiny_config: Config, tmp_path: Path
+) -> None:
+    """Image size, crop, seed and views differ from the defaults, and so do the scores by them."""
+    config = replace(
+        tiny_config,
+        arch=arch,
+        stem=stem,
+        image_size=24,
+        seed=3,
+        knn=KnnConfig(crop_fraction=0.6),
+        views=tuple(replace(view, area=(0.5, 0.9)) for view in tiny_config.views),
+    )
+    save_run(config)
+    file, card = export(config.out, tmp_path / "x.safetensors", format=format)
+    assert (
+        "the centered square of 0.6 of the image's shorter side, resized to 24" in card.read_text()
+    )
+    sources, data = (config.out, file), config.data
+    run, exported = (knn(source, data, k=(1, 7, 20), options=ON_CPU) for source in sources)
+    assert run.trained == exported.trained
+    assert run.untrained == exported.untrained
+    assert run.step == exported.step == 2
+    if format == "timm":
+        return
+    other = replace(ON_CPU, crop_fraction=0.9, image_size=16)
+    run_otherwise, otherwise = (
+        knn(source, data, k=(1, 7, 20), options=other) for source in sources
+    )
+    assert run_otherwise.trained == otherwise.trained != run.trained
+    inspected = [inspect(source, data, options=ON_CPU).h for source in sources]
+    assert inspected[0] == inspected[1]
+    probe = LinearConfig(epochs=1, batch_size=32)
+    probed = [linear(source, data, config=probe, cached=True, options=ON_CPU) for source in sources]
+    assert (probed[0].losses, probed[0].top1) == (probed[1].losses, probed[1].top1)
+    # And a second time.
+    again, _ = export(file, tmp_path / "again.safetensors")
+    with safe_open(file, "pt") as one, safe_open(again, "pt") as other_file:
+        assert one.metadata() == other_file.metadata()
+
+
+def test_values_given_to_export_are_those_of_the_file(tiny_config: Config, tmp_path: Path) -> None:
+    save_run(tiny_config)
+    argv = ["--image-size", "48", "--crop-fraction", "0.75"]
+    assert main(["export", str(tiny_config.out), str(tmp_path / "x.safetensors"), *argv]) == 0
+    loaded = load_pretrained(tmp_path / "x.safetensors")
+    assert (loaded.image_size, loaded.crop_fraction) == (48, 0.75)
+    assert load_pretrained(tmp_path / "x.safetensors", crop_fraction=0.5).crop_fraction == 0.5
+    assert (
+        main(["export", str(tiny_config.out), str(tmp_path / "y.safetensors"), *argv[2:-1], "0"])
+        == 2
+    )
+
+
+def test_onnx_holds_what_changes_a_score(tiny_config: Config, tmp_path: Path) -> None:
+    config = replace(tiny_config, image_size=40, knn=KnnConfig(crop_fraction=0.7))
+    save_run(config)
+    file, _ = export(config.out, tmp_path / "x.onnx", format="onnx")
+    held = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+    assert {key: held[key] for key in ("arch", "stem", "image_size", "crop_fraction", "step")} == {
+        "arch": "tiny_resnet",
+        "stem": "imagenet",
+        "image_size": "40",
+        "crop_fraction": "0.7",
+        "step": "2",
+    }
+    assert json.loads(held["mean"]) == [0.485, 0.456, 0.406]
+    assert json.loads(held["config"])["recipe"] == config.recipe
+    with pytest.raises(UserError, match="is an ONNX graph, which is not evaluated"):
+        load_pretrained(file)
+
+
+def test_a_file_of_an_earlier_version_has_the_default_values(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    save_run(tiny_config)
+    state = load_pretrained(tiny_config.out).backbone.state_dict()
+    metadata = {"format": "pt", "arch": "tiny_resnet", "stem": "imagenet", "fastsimsiam": "0.2.0"}
+    save_file(state, tmp_path / "old.safetensors", metadata=metadata)
+    loaded = load_pretrained(tmp_path / "old.safetensors")
+    assert (loaded.arch, loaded.image_size, loaded.crop_fraction) == ("tiny_resnet", 224, 0.875)
+
+
+def test_a_card_takes_no_scores_of_a_run_that_happens_to_lie_above(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    save_run(tiny_config)
+    folder = tiny_config.out / "exported"
+    folder.mkdir()
+    (tiny_config.out / "summary.json").write_text('{"steps": 2, "last": {"knn_top1_k5": 99.0}}')
+    file, card = export(tiny_config.out, folder / "x.safetensors")
+    assert "knn_top1_k5: 99.00 %" in card.read_text()
+    _, card = export(file, folder / "y.safetensors")
+    assert "knn_top1_k5" not in card.read_text()
+    for text in ("[1, 2]", '{"steps": 2, "last": 3}', '{"steps": 2, "last": {"knn_a": null}}'):
+        (tiny_config.out / "summary.json").write_text(text)
+        if text.startswith("["):
+            with pytest.raises(UserError, match=r"summary\.json was not written by pretrain"):
+                export(tiny_config.out, tmp_path / "z.safetensors")
+        else:
+            export(tiny_config.out, tmp_path / "z.safetensors")

@@ -89,7 +89,16 @@ def test_inspect_a_run(
     assert "z projection" in table
     assert "effective rank" in table
     result = json.loads(file.read_text())
-    assert list(result) == ["h", "z", "diagnosis", "checkpoint", "step", "data", "bad_images"]
+    assert list(result) == [
+        "h",
+        "z",
+        "diagnosis",
+        "checkpoint",
+        "step",
+        "data",
+        "bad_images",
+        "notes",
+    ]
     assert list(result["h"]) == [field.name for field in fields(CollapseMetrics)]
     assert result["h"]["images"] == result["z"]["images"] == 24
     assert result["z"]["dim"] == 64
@@ -137,7 +146,15 @@ def test_weights_without_a_projector_have_no_z(
     result = inspect(tmp_path / "weights.pth", tiny_config.data, images=8, options=options)
     assert result.z is None
     assert result.diagnosis == describe_std(result.h.std)
-    assert list(result.as_dict()) == ["h", "diagnosis", "checkpoint", "step", "data", "bad_images"]
+    assert list(result.as_dict()) == [
+        "h",
+        "diagnosis",
+        "checkpoint",
+        "step",
+        "data",
+        "bad_images",
+        "notes",
+    ]
     table = format_report(result)
     assert "h backbone" in table
     assert "z projection" not in table

@@ -91,7 +91,8 @@ def test_features_are_in_order_and_the_network_is_unchanged(class_folders: objec
         "cpu", storage, LoaderOptions(device=CPU, workers=2, on_bad_image="error")
     )
     plan = center_plan(storage, 16, 0.875)
-    feature, label = extract(backbone, loader, plan, device=CPU, dtype=torch.float32)
+    found = extract(backbone, loader, plan, device=CPU, dtype=torch.float32)
+    feature, label = found.unit, found.label
     loader.close()
     assert feature.shape == (96, 4)
     assert label.tolist() == storage.label.tolist()

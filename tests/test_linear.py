@@ -137,7 +137,7 @@ def test_from_a_run_to_a_score(
     result = json.loads(file.read_text())
     assert list(result) == [
         *("protocol", "top1", "top5", "losses", "seconds", "config", "bad_images", "checkpoint"),
-        *("step", "data", "train_images", "val_images", "image_size"),
+        *("step", "data", "train_images", "val_images", "image_size", "notes"),
     ]
     assert result["config"]["epochs"] == 6
     assert (result["step"], result["checkpoint"]) == (2, str(tiny_config.out))
@@ -259,10 +259,21 @@ def test_too_little_memory_is_one_line(
 
 def test_too_large_a_batch_is_one_line(tiny_config: Config) -> None:
     pretrain(replace(tiny_config, max_steps=2))
+    config = LinearConfig(epochs=1, batch_size=100)
     with pytest.raises(
-        UserError, match="96 images, fewer than one batch of 4096: lower --batch-size"
+        UserError, match="96 images, fewer than one batch of 100: lower --batch-size"
     ):
-        linear_probe.linear(tiny_config.out, tiny_config.data, options=ON_CPU)
+        linear_probe.linear(tiny_config.out, tiny_config.data, config=config, options=ON_CPU)
+
+
+def test_a_batch_size_that_nobody_gave_is_lowered_to_the_images(tiny_config: Config) -> None:
+    pretrain(replace(tiny_config, max_steps=2))
+    result = linear_probe.linear(
+        tiny_config.out, tiny_config.data, config=LinearConfig(epochs=1), options=ON_CPU
+    )
+    assert result.config.batch_size == 96
+    assert result.notes == ("--batch-size is 96, all training images, instead of 4096",)
+    assert "not the published protocol: epochs 1, batch_size 96" in result.protocol
 
 
 def test_only_the_published_options_are_called_the_published_protocol() -> None:

@@ -116,10 +116,13 @@ def test_keys_that_do_not_fit_are_named(tmp_path: Path, capsys: pytest.CaptureFi
     torch.save({k: v for k, v in state.items() if "layer4.1" not in k}, file)
     with pytest.raises(UserError, match=r"lacks keys of resnet18: layer4\.1\.bn1\.bias, .* more"):
         load_pretrained(file, arch="resnet18")
-    with pytest.raises(UserError, match="fits none of resnet18, .*: pass --arch"):
+    with pytest.raises(
+        UserError,
+        match=r"fits no network .*the nearest is resnet18, but the file lacks keys .*: pass --arch",
+    ):
         load_pretrained(file)
     # The unpickler reads letters as opcodes: each of these raises a different exception.
-    for text in (b"no checkpoint at all", b"step 10/20 loss\n", b"", b"Report\n", b"buffer\n"):
+    for text in (b"no checkpoint at all", b"step 10/20 loss\n", b"Report\n", b"buffer\n"):
         file.write_bytes(text)
         assert main(["knn", str(file), "--data", "x"]) == 2, text
         error = capsys.readouterr().err

@@ -482,13 +482,66 @@ def test_a_truncated_last_line_is_ignored(tmp_path: Path) -> None:
     assert len(read_runs([folder])[0].lines) == 2
 
 
+def test_lines_that_no_run_has_written_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fake_run(tmp_path / "run", catalogue.recipe("demo"), [line(1), line(2)])
+    (first, second) = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text(
+        "\n".join(
+            [
+                "x" + first,
+                first,
+                "\0\0\0" + second,
+                '{"loss": 1.0}',
+                '{"step": NaN}',
+                '{"step": -1}',
+                '{"step": "3"}',
+                '{"step": 1' + "0" * 5000 + "}",
+                "[" * 100_000,
+                json.dumps({"step": 3, "epoch": 0, "loss": 10**400, "lr": float("inf")}),
+                second,
+                "",
+            ]
+        )
+    )
+    (run,) = read_runs([folder])
+    assert [values["step"] for values in run.lines] == [1, 3, 2]
+    assert run.lines[1] == {"step": 3}
+    noted = capsys.readouterr().err
+    assert f"left out: 8 lines of {folder / 'metrics.jsonl'} that no run has written" in noted
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "summary.json"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_report_neither_follows_a_link_nor_waits_for_a_pipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    folder = fake_run(tmp_path / "run", catalogue.recipe("demo"), [line(1)])
+    (secret := tmp_path / "secret").write_text('{"step": 1, "secret": 5}\n')
+    (folder / name).unlink(missing_ok=True)
+    if kind == "link":
+        (folder / name).symlink_to(secret)
+    elif kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).mkdir()
+    what = {"link": "a link", "pipe": "a named pipe", "folder": "a folder"}[kind]
+    if name == "log.txt":
+        (run,) = read_runs([folder])
+        assert not run.log
+        assert f"left out: {folder / name} is {what}" in capsys.readouterr().err
+    else:
+        with pytest.raises(UserError, match=f"{name} is {what}, not a file: remove it"):
+            read_runs([folder])
+
+
 def test_wrong_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     demo = catalogue.recipe("demo")
     good = fake_run(tmp_path / "good", demo, [line(1)])
     empty = fake_run(tmp_path / "empty", demo, [])
-    damaged = fake_run(tmp_path / "damaged", demo, [line(1), line(2)])
-    text = (damaged / "metrics.jsonl").read_text()
-    (damaged / "metrics.jsonl").write_text("x" + text)
+    damaged = fake_run(tmp_path / "damaged", demo, [line(1)])
+    (damaged / "metrics.jsonl").write_text("no JSON")
     young = fake_run(tmp_path / "young", demo, [line(1)])
     (young / "summary.json").unlink()
     strange = fake_run(tmp_path / "strange", demo, [line(1)])
@@ -498,7 +551,7 @@ def test_wrong_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ([tmp_path / "nowhere"], f"there is no run {tmp_path / 'nowhere'}: pass a folder"),
         ([tmp_path / "no-run"], f"expected {tmp_path / 'no-run' / 'metrics.jsonl'}"),
         ([empty], "metrics.jsonl is empty: wait until"),
-        ([damaged], "metrics.jsonl, line 1 is not JSON: remove the line"),
+        ([damaged], "metrics.jsonl has no line of a run: wait until"),
         ([young], "young has no config yet: expected checkpoints"),
         ([strange], "summary.json is damaged"),
         ([good] * 8, "the report has colors for 1 to 7 runs, not for 8: pass fewer"),

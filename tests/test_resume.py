@@ -160,6 +160,11 @@ def test_another_config_is_refused_by_key(tiny_config: Config) -> None:
 def test_other_images_are_refused(tiny_config: Config, class_folders: Path, tmp_path: Path) -> None:
     pretrain(replace(tiny_config, max_steps=2))
     other = replace(tiny_config, data=_with_one_less(class_folders, tmp_path))
+    with pytest.raises(
+        UserError, match=r"images changed since the run .*: 1 image is missing \(.*png\)"
+    ):
+        pretrain(other, resume=True)
+    (tiny_config.out / "images.npz").unlink()  # as in runs of earlier versions
     with pytest.raises(UserError, match="the training images changed since the checkpoint"):
         pretrain(other, resume=True)
 
@@ -239,6 +244,6 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
             return os.system, (f"touch {tmp_path / 'exploded'}",)
 
     torch.save({"format": 1, "bomb": Bomb()}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match=r"x\.pt holds objects of posix\.system"):
         load(tmp_path / "x.pt")
     assert not (tmp_path / "exploded").exists()

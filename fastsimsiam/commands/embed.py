@@ -8,6 +8,7 @@ import tyro
 
 from fastsimsiam.commands.parse import parse
 from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.system.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,5 +39,5 @@ def run(argv: list[str]) -> int:
         split=arguments.split,
         options=arguments.options,
     )
-    print(f"{arguments.out}: features of {count} images")
+    print(f"{printable(arguments.out)}: features of {count} images")
     return 0

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastsimsiam.commands.parse import parse
+from fastsimsiam.system.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,9 @@ class _Export:
     """Stem of such a network, see pretrain --help; None: detected."""
     image_size: int | None = None
     """Side of the images in pixels; None: that of the training, else 224."""
+    crop_fraction: float | None = None
+    """Side of the centered square to evaluate on, over the image's shorter side; None: as in training,
+    else 0.875."""
 
 
 def run(argv: list[str]) -> int:
@@ -40,6 +44,7 @@ def run(argv: list[str]) -> int:
         arch=arguments.arch,
         stem=arguments.stem,
         image_size=arguments.image_size,
+        crop_fraction=arguments.crop_fraction,
     ):
-        print(file)
+        print(printable(file))
     return 0

@@ -35,6 +35,8 @@ def run(argv: list[str]) -> int:
         arguments.checkpoint, arguments.data, images=arguments.images, options=arguments.options
     )
     print(format_report(result))
+    if result.bad_images:
+        print(f"{len(result.bad_images)} broken images were left out")
     if arguments.json:
         write_json(arguments.json, result.as_dict())
     return 0

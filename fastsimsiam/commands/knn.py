@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from fastsimsiam.commands.parse import parse, write_json
-from fastsimsiam.config.evaluation import KNN_K, EvalOptions
+from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import KnnConfig
 
 
@@ -19,8 +19,8 @@ class _Knn:
     """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
     data: Path
     """Folder with train/ (the bank) and val/ (the queries)."""
-    k: tuple[int, ...] = KNN_K
-    """Numbers of neighbors."""
+    k: tuple[int, ...] | None = None
+    """Numbers of neighbors; None: those of 10, 20, 100 and 200 that do not exceed the bank."""
     temperature: float = KnnConfig.temperature
     """Neighbors are weighted by exp(cosine similarity / temperature)."""
     options: Annotated[EvalOptions, tyro.conf.arg(name="")] = EvalOptions()
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
     for k, top1 in result.trained.items():
         print(f"{k:>6}  {result.untrained[k]:>9.2f}  {top1:>9.2f}")
     if result.bad_images:
-        print(f"{len(result.bad_images)} broken images were replaced by others")
+        print(f"{len(result.bad_images)} broken images were left out")
     if arguments.json:
         write_json(arguments.json, result.as_dict())
     return 0

@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
     )
     print(f"linear top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %   ({result.protocol})")
     if result.bad_images:
-        print(f"{len(result.bad_images)} broken images were replaced by others")
+        print(f"{len(result.bad_images)} broken images were left out")
     if arguments.json:
         write_json(arguments.json, result.as_dict())
     return 0

@@ -1,5 +1,6 @@
 """`fastsimsiam pack SRC DST`."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -45,9 +46,12 @@ def run(argv: list[str]) -> int:
     about = "Packs class folders into one file for FFCV, and decodes every image to check it."
     arguments = parse(_Pack, argv, "fastsimsiam pack", about=about)
     from fastsimsiam.loaders.jpeg_warning import warned_line
-    from fastsimsiam.storage.class_folder import has_split, open_split
+    from fastsimsiam.storage.class_folder import open_split
     from fastsimsiam.storage.manifest import manifest_path
+    from fastsimsiam.storage.passed_over import notes
+    from fastsimsiam.storage.split_names import find_split
     from fastsimsiam.system.progress import ImageProgress
+    from fastsimsiam.system.text import printable
     from fastsimsiam.tools.pack import PackOptions, pack
     from fastsimsiam.tools.verify import verify
 
@@ -60,23 +64,23 @@ def run(argv: list[str]) -> int:
                 report=progress,
             )
         told = "complete and as packed" if verified.manifest else _NO_MANIFEST
-        print(f"{arguments.verify}: {len(verified.beton)} images, {told}")
+        print(f"{printable(arguments.verify)}: {len(verified.beton)} images, {told}")
         packed = verified.manifest.warned if verified.manifest else {}
         for warned, when in ((packed, ", when they were packed"), (verified.warned_images, "")):
             if warned:
                 print(f"{warned_line(warned)}{when}")
                 for image, text in warned.items():
-                    print(f"  {image}: {text}")
+                    print(printable(f"  {image}: {text}"))
         return 0
     if arguments.source is None or arguments.target is None:
         raise UserError(
             "pack needs SRC and DST.beton, or --verify FILE; see fastsimsiam pack --help"
         )
     for split in ("train", "val"):
-        if has_split(arguments.source, split):
+        if folder := find_split(arguments.source, split):
             raise UserError(
-                f"{arguments.source} has a folder {split}/: pack each split separately, "
-                f"{arguments.source / split} first"
+                f"{arguments.source} has a folder {folder.name}/: pack each split separately, "
+                f"{folder} first"
             )
     options = PackOptions(
         max_side=arguments.max_side,
@@ -86,6 +90,8 @@ def run(argv: list[str]) -> int:
     )
     with ImageProgress("reading headers") as progress:
         storage = open_split(arguments.source, "train", report=progress)
+    for line in notes(storage):
+        print(line, file=sys.stderr)
     with ImageProgress("packing") as progress:
         manifest = pack(
             storage,
@@ -95,11 +101,12 @@ def run(argv: list[str]) -> int:
             on_bad_image=arguments.on_bad_image,
             report=progress,
         )
+    target = printable(arguments.target)
     print(
-        f"{arguments.target}: {manifest['images_total']} images of {len(manifest['classes'])} classes, "
+        f"{target}: {manifest['images_total']} images of {len(manifest['classes'])} classes, "
         f"{manifest['bytes'] / 1e6:.1f} MB; {manifest['images_with_their_own_bytes']} images copied as "
         f"they are, {len(manifest['left_out'])} broken images left out"
     )
     if warned := manifest["warned"]:
-        print(f"{warned_line(warned)}; {manifest_path(arguments.target)} lists them")
+        print(f"{warned_line(warned)}; {printable(manifest_path(arguments.target))} lists them")
     return 0

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +11,13 @@ import tyro
 
 from fastsimsiam.config import renamed
 from fastsimsiam.errors import UserError
-from fastsimsiam.system.files import written_whole
+from fastsimsiam.system.files import require_writable, written_whole
+from fastsimsiam.system.json_text import to_json
+from fastsimsiam.system.text import is_utf8, printable
 
 _Args = TypeVar("_Args")
+_OUTPUTS = ("out", "json", "target")
+"""Arguments that name what a command writes, by libraries that take names in UTF-8 alone."""
 _RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {
     "--loader": renamed.LOADERS,
     "--compile": renamed.COMPILE,
@@ -47,8 +50,12 @@ def parse(
         reason = _renamed(argv) or _one_line(printed.getvalue())
         raise UserError(f"{reason}; see {prog} --help") from None
     json_file: Path | None = getattr(parsed, "json", None)
-    if json_file and not json_file.parent.is_dir():  # before hours of work, not after
-        raise UserError(f"--json {json_file}: there is no folder {json_file.parent}")
+    for holder in (parsed, getattr(parsed, "config", None)):
+        for path in (getattr(holder, name, None) for name in _OUTPUTS):
+            if isinstance(path, Path) and not is_utf8(str(path)):
+                raise UserError(f"cannot write to {printable(path)}: give a name that is UTF-8")
+    if json_file:  # before hours of work, not after
+        require_writable(json_file, "--json")
     return parsed
 
 
@@ -84,4 +91,4 @@ def write_json(path: Path, content: object) -> None:
         UserError: the file cannot be written.
     """
     with written_whole(path, "--json") as file:
-        file.write_text(json.dumps(content, indent=2) + "\n")
+        file.write_text(to_json(content, indent=2) + "\n")

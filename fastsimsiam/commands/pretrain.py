@@ -1,14 +1,41 @@
 """`fastsimsiam pretrain RECIPE`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from fastsimsiam.commands.parse import parse
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
+
+_MEANINGS: Mapping[tuple[str, ...], bool | Literal["auto"]] = {
+    (): True,
+    ("auto",): "auto",
+    ("no",): False,
+}
+
+
+def _resume(words: list[str]) -> bool | Literal["auto"]:
+    """What stands behind `--resume`."""
+    if tuple(words) not in _MEANINGS:
+        raise ValueError(f"--resume is {' '.join(words)}: give --resume or --resume auto")
+    return _MEANINGS[tuple(words)]
+
+
+_Resume = Annotated[
+    bool | Literal["auto"],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[auto]",
+        instance_from_str=_resume,
+        is_instance=lambda value: value in _MEANINGS.values(),
+        str_from_instance=lambda value: {False: ["no"], True: [], "auto": ["auto"]}[value],
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +43,8 @@ class _Pretrain:
     """Arguments of `pretrain`."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    resume: bool = False
-    """Continue from the newest checkpoint in --out."""
+    resume: _Resume = False
+    """Continue from the newest good checkpoint in --out; auto: if there is one, else start."""
     profile: int = 0
     """Steps to profile with torch: writes OUT/trace.json and prints the most expensive kernels."""
 
@@ -37,7 +64,7 @@ def run(argv: list[str]) -> int:
     config = catalogue.recipe(name)
     arguments = parse(
         _Pretrain,
-        argv[1:],
+        ["--resume=no" if word == "--no-resume" else word for word in argv[1:]],
         f"fastsimsiam pretrain {name}",
         default=_Pretrain(config=config),
         about=catalogue.find(name).description,

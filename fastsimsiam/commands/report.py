@@ -9,6 +9,7 @@ import tyro
 from fastsimsiam.commands.parse import parse
 from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.errors import UserError
+from fastsimsiam.system.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,5 +38,5 @@ def run(argv: list[str]) -> int:
     target = report(
         arguments.runs, data=arguments.data, out=arguments.out, options=arguments.options
     )
-    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    print(f"{printable(target)}: {target.stat().st_size / 1e6:.1f} MB")
     return 0

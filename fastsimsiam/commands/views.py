@@ -7,6 +7,7 @@ import tyro
 
 from fastsimsiam.commands.parse import parse
 from fastsimsiam.config.run import GRAY16_MAX
+from fastsimsiam.system.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,10 @@ def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Draws a grid: each image with the boxes of its views, then the views."
     arguments = parse(_Views, argv, "fastsimsiam views", about=about)
+    from fastsimsiam.system.files import require_writable
     from fastsimsiam.tools.views import write_views
+
+    require_writable(arguments.out, "--out", make_folder=True)
 
     write_views(
         arguments.path,
@@ -44,5 +48,5 @@ def run(argv: list[str]) -> int:
         seed=arguments.seed,
         gray16_max=arguments.gray16_max,
     )
-    print(arguments.out)
+    print(printable(arguments.out))
     return 0

@@ -1,12 +1,18 @@
 """The options of the commands that evaluate a checkpoint."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fastsimsiam.config.fields import Switch, require_gray16_max
+from fastsimsiam.config.fields import (
+    MOST_EPOCHS,
+    MOST_PIXELS,
+    MOST_WORKERS,
+    Switch,
+    require,
+    require_gray16_max,
+    require_within,
+)
 from fastsimsiam.config.run import DeviceName, KnnConfig, LoaderName, OnBadImage, PrecisionName
-from fastsimsiam.errors import UserError
 
 Stem = Literal["imagenet", "cifar"]
 Split = Literal["train", "val"]
@@ -22,6 +28,8 @@ class EvalOptions:
 
     image_size: int | None = None
     """Side of the crops in pixels; None: as in training, or 224."""
+    crop_fraction: float | None = None
+    """Side of the centered square over the image's shorter side; None: as in training, or 0.875."""
     arch: str | None = None
     """torchvision's name of the network, for weights of other packages; None: detected, for ResNets."""
     stem: Stem | None = None
@@ -29,8 +37,8 @@ class EvalOptions:
     loader: LoaderName = "auto"
     """Loader of the images, see pretrain --help."""
     on_bad_image: OnBadImage = "error"
-    """error: a broken image stops the command. skip: it is replaced by another image. error-strict,
-    skip-strict: a JPEG is broken, too, if the decoder warns of the image's data."""
+    """error: a broken image stops the command. skip: it is left out. error-strict, skip-strict: a JPEG
+    is broken, too, if the decoder warns of the image's data."""
     gray16_max: int | None = None
     """Largest gray level of 16-bit grayscale images; None: as in training, or 65535."""
     check_images: Switch = True
@@ -43,6 +51,10 @@ class EvalOptions:
     """Loader threads; None: one per CPU core of this process."""
 
     def __post_init__(self) -> None:
+        if self.image_size is not None:
+            require_within("--image-size", self.image_size, 1, MOST_PIXELS)
+        if self.workers is not None:
+            require_within("--workers", self.workers, 1, MOST_WORKERS)
         if self.gray16_max is not None:
             require_gray16_max(self.gray16_max)
 
@@ -68,15 +80,12 @@ class LinearConfig:
     """Seed of the weights, the order and the crops."""
 
     def __post_init__(self) -> None:
-        for name, value in (("epochs", self.epochs), ("batch-size", self.batch_size)):
-            if value < 1:
-                raise UserError(f"--{name} is {value}: give 1 or more")
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"--lr is {self.lr}: give more than 0")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"--momentum is {self.momentum}: give 0 to below 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"--weight-decay is {self.weight_decay}: give 0 or more")
+        require_within("--epochs", self.epochs, 1, MOST_EPOCHS)
+        require_within("--batch-size", self.batch_size, 1, 10**7)
+        require_within("--lr", self.lr, 1e-12, 1e6)
+        require(0 <= self.momentum < 1, "--momentum", self.momentum, "give 0 to below 1")
+        require_within("--weight-decay", self.weight_decay, 0, 1e6)
+        require_within("--seed", self.seed, 0, 2**63 - 1)
 
 
 CACHED = LinearConfig(batch_size=256, optimizer="sgd")

@@ -8,6 +8,12 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from fastsimsiam.errors import UserError
 
+MOST_EPOCHS = 1_000_000
+"""The longest run; beyond it a number of epochs is a slip."""
+MOST_PIXELS = 16_384
+"""The largest side of an image that a network receives."""
+MOST_WORKERS = 4_096
+"""The largest number of threads or processes of a loader."""
 _SWITCH = {"on": True, "off": False}
 
 Switch = Annotated[
@@ -38,6 +44,34 @@ def require(condition: bool, key: str, value: object, fix: str) -> None:
     """
     if not condition:
         raise UserError(f"{key} is {value}: {fix}")
+
+
+def require_within(
+    key: str, value: float, least: float, most: float, *, above: bool = False
+) -> None:
+    """Refuses a number that is out of range, or not a number.
+
+    Args:
+        key: names the field in the message.
+        value: the number.
+        least: the smallest number that is allowed.
+        most: the largest.
+        above: `least` itself is not allowed.
+
+    Raises:
+        UserError: names the key, its value, and what to give instead.
+    """
+
+    def text(number: float) -> str:
+        return f"{number:g}" if isinstance(number, float) or abs(number) > 2**63 else str(number)
+
+    # Not in digits, since an integer may have thousands of them.
+    if not isinstance(value, float) and abs(value) > 10**30:
+        require(False, key, "a number of more than 30 digits", f"give {text(most)} or less")
+    require(not value > most, key, text(value), f"give {text(most)} or less")
+    enough = value > least if above else value >= least
+    fix = f"give more than {text(least)}" if above else f"give {text(least)} or more"
+    require(enough, key, text(value), fix)
 
 
 def require_gray16_max(value: int) -> None:

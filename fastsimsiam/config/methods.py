@@ -7,7 +7,7 @@ implements it (methods/registry.py).
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fastsimsiam.config.fields import Switch, require
+from fastsimsiam.config.fields import Switch, require_within
 
 _KINDS: dict[str, type["MethodConfig"]] = {}
 
@@ -64,6 +64,9 @@ class SimSiamConfig(MethodConfig):
     """Width of the predictor's hidden layer."""
 
     def __post_init__(self) -> None:
-        for name in ("projector_layers", "projector_dim", "predictor_dim"):
-            value = getattr(self, name)
-            require(value >= 1, f"method.{name}", value, "give 1 or more")
+        for name, most in (
+            ("projector_layers", 100),
+            ("projector_dim", 2**17),
+            ("predictor_dim", 2**17),
+        ):
+            require_within(f"method.{name}", getattr(self, name), 1, most)

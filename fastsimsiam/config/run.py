@@ -10,7 +10,16 @@ from typing import Literal
 
 import tyro
 
-from fastsimsiam.config.fields import Switch, neutral, require, require_gray16_max
+from fastsimsiam.config.fields import (
+    MOST_EPOCHS,
+    MOST_PIXELS,
+    MOST_WORKERS,
+    Switch,
+    neutral,
+    require,
+    require_gray16_max,
+    require_within,
+)
 from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
 from fastsimsiam.config.views import ViewSpec
 
@@ -39,11 +48,11 @@ class OptimizerConfig:
     """Epochs of linear warm-up; published: 10 from batch 1024 up."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, "optimizer.lr", self.lr, "give more than 0")
+        # In float32, in which it is applied, a smaller one changes no weight.
+        require_within("optimizer.lr", self.lr, 1e-12, 1e6)
         require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "give 0 to below 1")
-        for name in ("weight_decay", "warmup_epochs"):
-            value = getattr(self, name)
-            require(value >= 0, f"optimizer.{name}", value, "give 0 or more")
+        require_within("optimizer.weight_decay", self.weight_decay, 0, 1e6)
+        require_within("optimizer.warmup_epochs", self.warmup_epochs, 0, MOST_EPOCHS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +69,13 @@ class KnnConfig:
     """Side of the centered square over the image's shorter side: 224/256 by custom."""
 
     def __post_init__(self) -> None:
-        require(self.every_epochs >= 0, "knn.every_epochs", self.every_epochs, "give 0 or more")
-        require(bool(self.k) and min(self.k) >= 1, "knn.k", self.k, "give numbers from 1 up")
-        require(self.temperature > 0, "knn.temperature", self.temperature, "give more than 0")
-        fraction = self.crop_fraction
-        require(0 < fraction <= 1, "knn.crop_fraction", fraction, "give more than 0, at most 1")
+        require_within("knn.every_epochs", self.every_epochs, 0, MOST_EPOCHS)
+        require(bool(self.k), "knn.k", self.k, "give one number or more")
+        for count in self.k:
+            require_within("knn.k", count, 1, 10**9)
+        require_within("knn.temperature", self.temperature, 1e-6, 1e6)
+        # Less than a hundredth of an image is no picture of it.
+        require_within("knn.crop_fraction", self.crop_fraction, 0.01, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +89,8 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         every = self.every_epochs
-        require(every > 0, "checkpoint.every_epochs", every, "give more than 0")
-        require(self.keep >= 1, "checkpoint.keep", self.keep, "give 1 or more")
+        require_within("checkpoint.every_epochs", every, 0, MOST_EPOCHS, above=True)
+        require_within("checkpoint.keep", self.keep, 1, 10**9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +105,8 @@ class DaliConfig:
     """Share of the images that the GPU's hardware JPEG decoder takes, where there is one."""
 
     def __post_init__(self) -> None:
-        require(self.prefetch >= 1, "dali.prefetch", self.prefetch, "give 1 or more")
-        load = self.hw_decoder_load
-        require(0 <= load <= 1, "dali.hw_decoder_load", load, "give 0 to 1")
+        require_within("dali.prefetch", self.prefetch, 1, 1_000)
+        require_within("dali.hw_decoder_load", self.hw_decoder_load, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +115,18 @@ class CpuConfig:
 
     crops: Literal["host", "device"] = "host"
     """Where crops are cut. device: on the GPU, to which whole frames are copied."""
+
+
+_LARGEST = {
+    "epochs": MOST_EPOCHS,
+    "batch_size": 10**7,
+    "accumulate": 10**7,
+    "image_size": MOST_PIXELS,
+    "workers": MOST_WORKERS,
+    "max_steps": 10**12,
+    "log_every": 10**12,
+}
+"""Field of `Config` -> its largest value; the smallest is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,12 +195,10 @@ class Config:
     """Options of the loader dali."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "image_size", "log_every"):
+        for name, most in _LARGEST.items():
             value = getattr(self, name)
-            require(value >= 1, f"--{name.replace('_', '-')}", value, "give 1 or more")
-        for name in ("workers", "max_steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name.replace('_', '-')}", value, "give 1 up")
+            if value is not None:
+                require_within(f"--{name.replace('_', '-')}", value, 1, most)
         require(
             self.batch_size % self.accumulate == 0,
             "--accumulate",
@@ -186,5 +206,5 @@ class Config:
             f"give a divisor of --batch-size {self.batch_size}",
         )
         require(len(self.views) >= 2, "views", len(self.views), "give 2 or more")
-        require(self.seed >= 0, "--seed", self.seed, "give 0 or more")
+        require_within("--seed", self.seed, 0, 2**63 - 1)
         require_gray16_max(self.gray16_max)

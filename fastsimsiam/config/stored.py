@@ -10,7 +10,7 @@ from typing import Any
 from fastsimsiam.config.methods import MethodConfig, SimSiamConfig, by_name
 from fastsimsiam.config.renamed import COMPILE, LOADERS, VIEW_FIELDS
 from fastsimsiam.config.run import Config
-from fastsimsiam.errors import UserError
+from fastsimsiam.errors import DamagedError, UserError
 
 _METHOD_NAME = "name"
 """Key of a stored method that holds `MethodConfig.name`."""
@@ -45,7 +45,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     except UserError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
+        raise DamagedError(
             f"the stored config is damaged ({type(error).__name__}: {error})"
         ) from error
     assert isinstance(config, Config)
@@ -94,9 +94,32 @@ def _build(annotation: Any, value: Any) -> Any:
     if origin is tuple:
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(_build(kind, item) for kind, item in zip(kinds, value, strict=True))
-    if origin in (typing.Union, types.UnionType) or value is None:
-        return value
-    return Path(value) if annotation is Path else value
+    if origin is typing.Literal and value not in arguments:
+        known = ", ".join(map(str, arguments))
+        raise UserError(f"the stored config has {value!r} where this version knows {known}")
+    if annotation is Path:
+        return Path(value)
+    _require_type(annotation, value)
+    return value
+
+
+def _require_type(annotation: Any, value: Any) -> None:
+    """Refuses a value of another type than its field.
+
+    Raises:
+        TypeError: names both types; annotations that are no plain types are not looked at.
+    """
+    allowed = (
+        typing.get_args(annotation)
+        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        else (annotation,)
+    )
+    plain = tuple(kind for kind in allowed if kind in (bool, int, float, str, types.NoneType))
+    if len(plain) < len(allowed):
+        return
+    if not (type(value) in plain or (type(value) is int and float in plain)):
+        names = " or ".join(kind.__name__ for kind in plain)
+        raise TypeError(f"{value!r} where {names} belongs"[:80])
 
 
 def differing_keys(old: Config, new: Config) -> list[str]:

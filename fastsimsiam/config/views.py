@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastsimsiam.config.fields import require, require_probability
+from fastsimsiam.config.fields import MOST_PIXELS, require, require_probability, require_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +39,19 @@ class ViewSpec:
 
     def __post_init__(self) -> None:
         require_probability("views", self, "flip", "jitter", "grayscale", "blur", "solarize")
-        require(self.size is None or self.size > 0, "views.size", self.size, "give 1 or more")
-        low, high = self.area
-        require(0 < low <= high <= 1, "views.area", self.area, "give 0 < low <= high <= 1")
-        low, high = self.ratio
-        require(0 < low <= high, "views.ratio", self.ratio, "give 0 < low <= high")
-        low, high = self.blur_sigma
-        require(0 < low <= high, "views.blur_sigma", self.blur_sigma, "give 0 < low <= high")
+        if self.size is not None:
+            require_within("views.size", self.size, 1, MOST_PIXELS)
+        for name, least, most in (
+            ("area", 1e-6, 1.0),
+            ("ratio", 0.01, 100.0),
+            ("blur_sigma", 1e-6, 100.0),
+        ):
+            low, high = getattr(self, name)
+            fix = f"give two numbers from {least} to {most}, the smaller one first"
+            require(least <= low <= high <= most, f"views.{name}", (low, high), fix)
         for name in ("brightness", "contrast", "saturation"):
-            require(
-                getattr(self, name) >= 0, f"views.{name}", getattr(self, name), "give 0 or more"
-            )
-        require(0 <= self.hue <= 0.5, "views.hue", self.hue, "give 0 to 0.5")
+            require_within(f"views.{name}", getattr(self, name), 0, 100)
+        require_within("views.hue", self.hue, 0, 0.5)
 
 
 def view_sizes(specs: Sequence[ViewSpec], image_size: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastsimsiam.loaders.registry import RESIDENT_DEVICE_SHARE, RESIDENT_HOST_SHARE
+from fastsimsiam.loaders.registry import FREE_SHARE, RESIDENT_DEVICE_SHARE, RESIDENT_HOST_SHARE
 
 _LEAST_UNCERTAINTY = 0.05
 """A machine's speed varies at least this much between a measurement and a run."""
@@ -38,6 +38,7 @@ class Measurements:
         decoded_bytes: size of the whole training split when decoded.
         device_memory: bytes of GPU memory; of host memory without a GPU.
         device_free: bytes of free GPU memory during training; 0 without a GPU.
+        host_free: bytes of host memory that no program used before the measurement.
         mean_pixels: mean number of pixels of an image.
         crop_pixels: number of pixels of a view.
         packed: whether the data set is a packed file.
@@ -65,6 +66,7 @@ class Measurements:
     decoded_bytes: int
     device_memory: int
     device_free: int
+    host_free: int
     mean_pixels: float
     crop_pixels: float
     packed: bool
@@ -182,7 +184,7 @@ def advice(measured: Measurements) -> list[str]:
 def _loader_advice(measured: Measurements, part: str) -> list[str]:
     lines = []
     share = RESIDENT_DEVICE_SHARE if measured.gpu else RESIDENT_HOST_SHARE
-    room = measured.device_memory * share
+    room = min(measured.device_memory * share, measured.host_free * FREE_SHARE)
     if measured.loader_name != "resident" and measured.decoded_bytes <= room:
         lines.append(
             f"--loader resident: the decoded images take {measured.decoded_bytes / 1e9:.1f} GB and "

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from fastsimsiam.config.fields import require_within
 from fastsimsiam.config.run import Config
 from fastsimsiam.doctor import measure, measure_data
 from fastsimsiam.doctor.diagnosis import Measurements, forecast, parts_allow
@@ -16,18 +17,20 @@ from fastsimsiam.doctor.report import Report
 from fastsimsiam.doctor.synthetic import repeated, synthetic_photographs
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.resident_loader import decoded_bytes
-from fastsimsiam.methods.registry import check_method
 from fastsimsiam.optim.schedule import schedule_steps
 from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage import class_folder
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.compiler import why_compile_fails
+from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.hardware import describe
 from fastsimsiam.system.optional import has_dali
-from fastsimsiam.system.resources import host_memory, num_cores, num_workers
+from fastsimsiam.system.resources import available_memory, host_memory, num_cores, num_workers
 from fastsimsiam.train.auto import Chosen, choose_all
+from fastsimsiam.train.checks import require_possible
 
 _SHARES = {
     "storage": 0.1,
@@ -60,9 +63,8 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
     Raises:
         UserError: the config or the data cannot be used; the recipe is unknown.
     """
-    if minutes <= 0:
-        raise UserError(f"--minutes is {minutes:g}: give more than 0")
-    check_method(config)
+    require_within("--minutes", minutes, 0, 10_000, above=True)
+    require_possible(config, choose_device(config.device)[0])
     seconds = 60 * minutes
     # A missing folder that the user named is an error, as in `pretrain`.
     usual = catalogue.recipe(config.recipe).data
@@ -71,7 +73,8 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
     # The whole batch has to fit the data set, though a part of it is measured.
     require_a_batch(len(train), config.batch_size)
     chosen = choose_all(config, train)
-    say(chosen.why)
+    for line in (*notes(train), chosen.why):
+        say(line)
     part_of_step = config.batch_size // config.accumulate  # this much has to fit in memory at once
     batch_size = part_of_step
     if chosen.device.type != "cuda":
@@ -92,6 +95,7 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
         measured_batch=batch_size,
         storage_bytes_per_second=storage_bytes,
         choices=chosen.why,
+        passed_over=dict(train.passed_over),
         measurements=measurements,
         forecast=forecast(
             measurements,
@@ -153,6 +157,7 @@ def _measure(
     """
     device = chosen.device
     gpu = device.type == "cuda"
+    host_free = available_memory()
     measured_config = replace(config, batch_size=batch_size, accumulate=1)
 
     @contextmanager
@@ -210,6 +215,7 @@ def _measure(
         decoded_bytes=decoded_bytes(train),
         device_memory=memory,
         device_free=free,
+        host_free=host_free,
         mean_pixels=float(np.prod(train.sizes.astype(np.float64), axis=1).mean()),
         crop_pixels=float(config.image_size**2),
         packed=train.is_one_file,

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.doctor.diagnosis import Forecast, Measurements, advice, bottleneck
+from fastsimsiam.system.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class Report:
         measured_batch: images per step of the measurement.
         storage_bytes_per_second: rate of reading files.
         choices: the choices of `auto`, with their reasons.
+        passed_over: kind -> number, of entries of the data set that are not among the images.
         measurements: the measured rates.
         forecast: the whole run's duration.
     """
@@ -30,6 +32,7 @@ class Report:
     measured_batch: int
     storage_bytes_per_second: float
     choices: str
+    passed_over: dict[str, int]
     measurements: Measurements
     forecast: Forecast
 
@@ -46,6 +49,7 @@ class Report:
             "images": self.images,
             "synthetic_images": self.synthetic,
             "choices": self.choices,
+            "passed_over": self.passed_over,
             "measurements": asdict(self.measurements),
             "storage_bytes_per_second": self.storage_bytes_per_second,
             "bottleneck": part,
@@ -86,7 +90,7 @@ def _machine_lines(machine: dict[str, Any]) -> list[str]:
 
 def _run_line(report: Report) -> str:
     config = report.config
-    source = "synthetic photographs" if report.synthetic else str(config.data)
+    source = "synthetic photographs" if report.synthetic else printable(config.data)
     return (
         f"{config.recipe}: {config.arch}, {config.image_size} px, batch {config.batch_size}, "
         f"{report.images:,} images ({source})"

@@ -7,23 +7,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.config.run import Config
-from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.features import center_plan
+from fastsimsiam.evaluate.features import Features, center_plan, centered_features, extract
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
-from fastsimsiam.loaders.base import Loader, LoaderOptions
+from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions
 from fastsimsiam.loaders.jpeg_warning import warned_line
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.models.backbones import feature_extractor
+from fastsimsiam.models.image_size import require_image_size
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.recipes import catalogue
-from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.device import choose_device, choose_dtype
 from fastsimsiam.system.malloc import keep_freed_memory
+from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import ImageProgress
 
 
@@ -40,6 +42,7 @@ class EvalContext:
         dtype: data type of the backbone's arithmetic.
         open_loader: opens the loader of a split.
         opened: loaders opened so far, by split.
+        notes: what the user should know about the result, see `warn`.
     """
 
     pretrained: PretrainedBackbone
@@ -49,6 +52,7 @@ class EvalContext:
     dtype: torch.dtype
     open_loader: Callable[[Storage], Loader]
     opened: dict[Split, Loader] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def train(self) -> Storage:
@@ -71,9 +75,43 @@ class EvalContext:
         fraction = self.pretrained.crop_fraction
         return center_plan(self.splits[split], self.config.image_size, fraction)
 
+    def features(
+        self, split: Split, report: Report | None = None
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """Features (B, D) of centered crops and their batches, see `centered_features`."""
+        return centered_features(
+            self.pretrained.backbone,
+            self.loader(split),
+            self.centered(split),
+            device=self.device,
+            dtype=self.dtype,
+            source=self.pretrained.path,
+            warn=self.warn,
+            report=report,
+        )
+
+    def extract(self, split: Split, report: Report | None = None) -> Features:
+        """Features of length 1 of centered crops, see `features.extract`."""
+        return extract(
+            self.pretrained.backbone,
+            self.loader(split),
+            self.centered(split),
+            device=self.device,
+            dtype=self.dtype,
+            source=self.pretrained.path,
+            warn=self.warn,
+            report=report,
+        )
+
+    def warn(self, text: str) -> None:
+        """Prints a note on the result, once, and keeps it."""
+        if text not in self.notes:
+            self.notes.append(text)
+            print(f"note: {text}", file=sys.stderr, flush=True)
+
     @property
     def bad_images(self) -> dict[str, str]:
-        """Path -> reason, for broken images that have been replaced so far."""
+        """Path -> reason, for broken images that have been left out so far."""
         return {
             path: why for loader in self.opened.values() for path, why in loader.bad_images.items()
         }
@@ -111,8 +149,13 @@ def open_eval_context(
     """
     data = Path(data)
     pretrained = load_pretrained(
-        Path(checkpoint), arch=options.arch, stem=options.stem, image_size=options.image_size
+        Path(checkpoint),
+        arch=options.arch,
+        stem=options.stem,
+        image_size=options.image_size,
+        crop_fraction=options.crop_fraction,
     )
+    require_image_size(pretrained.arch, pretrained.image_size, stem=pretrained.stem)
     config = replace(
         pretrained.config or catalogue.recipe("imagenet-100ep"),
         data=data,
@@ -137,6 +180,8 @@ def open_eval_context(
         splits["train"] = train = open_split(data, "train", report=progress)
         if need_val or has_split(data, "val"):
             splits["val"] = open_split(data, "val", classes=train.classes, report=progress)
+    for line in (note for storage in splits.values() for note in notes(storage)):
+        print(line, file=sys.stderr)
     name, _ = choose_loader(options.loader, train, device)
     loader_options = LoaderOptions(
         device=device,
@@ -154,14 +199,13 @@ def open_eval_context(
         dtype=dtype,
         open_loader=lambda storage: build_loader(name, storage, loader_options),
     )
+    for note in pretrained.notes:
+        context.warn(note)
     try:
-        yield context
+        with memory_told("this data set", "stop other programs that use it"):
+            yield context
         if context.warned_images:
             print(f"note: {warned_line(context.warned_images)}", file=sys.stderr)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the GPU's memory is too small: stop other programs that use it, or pass --device cpu"
-        ) from error
     finally:
         for loader in context.opened.values():
             loader.close()

@@ -1,12 +1,12 @@
 """`fastsimsiam inspect`: whether a representation is healthy or has collapsed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.evaluation import INSPECT_IMAGES, EvalOptions
@@ -15,10 +15,13 @@ from fastsimsiam.config.views import ViewSpec, view_sizes
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.collapse import CollapseMetrics, collapse_metrics
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
+from fastsimsiam.evaluate.features import intact_batches
+from fastsimsiam.evaluate.finite import require_finite_features, require_finite_weights
 from fastsimsiam.methods.collapse import COLLAPSED_STD
 from fastsimsiam.methods.registry import build_method, find_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import load
+from fastsimsiam.runs.fit import require_fit
 from fastsimsiam.system.progress import ImageProgress
 
 _BATCH = 128
@@ -37,7 +40,8 @@ class InspectResult:
         checkpoint: the file or folder that was inspected.
         step: optimizer steps of the checkpoint; None where the file does not record them.
         data: the data set.
-        bad_images: path -> reason, for broken images that were replaced by others.
+        bad_images: path -> reason, for broken images that were left out.
+        notes: what the user should know about the result.
     """
 
     h: CollapseMetrics
@@ -47,6 +51,7 @@ class InspectResult:
     step: int | None
     data: Path
     bad_images: Mapping[str, str]
+    notes: Sequence[str]
 
     @property
     def metrics(self) -> dict[str, CollapseMetrics]:
@@ -61,6 +66,7 @@ class InspectResult:
             "step": self.step,
             "data": str(self.data),
             "bad_images": dict(self.bad_images),
+            "notes": list(self.notes),
         }
 
 
@@ -86,7 +92,7 @@ def inspect(
         raise UserError(f"--images is {images}: give 2 or more")
     with open_eval_context(checkpoint, data, options or EvalOptions(), need_val=False) as context:
         metrics = {
-            name: collapse_metrics(torch.cat(one), torch.cat(other))
+            name: collapse_metrics(one, other)
             for name, (one, other) in _features(context, images).items()
         }
         return InspectResult(
@@ -97,6 +103,7 @@ def inspect(
             step=context.pretrained.step,
             data=Path(data),
             bad_images=context.bad_images,
+            notes=tuple(context.notes),
         )
 
 
@@ -109,8 +116,8 @@ def describe_std(std: float) -> str:
     return "healthy: outputs are spread over the sphere"
 
 
-def _features(context: EvalContext, images: int) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-    """Features of two views per batch, by name: `h`, and `z` where there is a projector."""
+def _features(context: EvalContext, images: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Features (N, D) of two views, by name: `h`, and `z` where there is a projector."""
     storage, loader = context.splits[context.eval_split], context.loader(context.eval_split)
     count = min(images, len(storage))
     if count < 2:
@@ -131,21 +138,28 @@ def _features(context: EvalContext, images: int) -> dict[str, tuple[list[Tensor]
     features: dict[str, tuple[list[Tensor], list[Tensor]]] = {"h": ([], [])}
     if projector:
         features["z"] = ([], [])
-    batches = loader.iterate(plan)
     enabled = context.dtype != torch.float32
     with (
         torch.no_grad(),
         torch.autocast(context.device.type, context.dtype, enabled=enabled),
-        ImageProgress("features") as progress,
+        ImageProgress("features", unit="batches") as progress,
     ):
-        for number, batch in zip(range(count // batch_size), batches, strict=False):
+        for batch in intact_batches(loader, plan, most=count // batch_size, report=progress):
             for side, view in enumerate(photometric(batch.crops, batch.photometric)):
                 h = context.pretrained.backbone(view).flatten(1)
                 features["h"][side].append(h.float())
                 if projector:
                     features["z"][side].append(projector(h).float())
-            progress((number + 1) * batch_size, count)
-    return features
+    intact = sum(map(len, features["h"][0]))
+    if intact < 2:
+        raise UserError(
+            f"{context.config.data} has {intact} intact images to inspect: repair the others, or "
+            "give another data set"
+        )
+    whole = {name: (torch.cat(one), torch.cat(other)) for name, (one, other) in features.items()}
+    finite = all(bool(torch.isfinite(side).all()) for sides in whole.values() for side in sides)
+    require_finite_features(finite, context.pretrained.backbone, context.pretrained.path)
+    return whole
 
 
 def _two_views(config: Config) -> tuple[ViewSpec, ...]:
@@ -161,12 +175,19 @@ def _two_views(config: Config) -> tuple[ViewSpec, ...]:
 
 def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
     """The trained projector, if the checkpoint is of this package and its method has one."""
-    if context.pretrained.config is None:
+    pretrained = context.pretrained
+    if pretrained.config is None or not pretrained.whole_method:
         return None
-    method = build_method(context.pretrained.config)
-    method.load_state_dict(load(context.pretrained.path).method)
-    projector = getattr(method, "projector", None)
-    return None if projector is None else projector.eval().to(context.device)
+        return None
+    method = build_method(pretrained.config)
+    weights = load(pretrained.path).method
+    require_fit(weights, method.state_dict(), pretrained.path)
+    method.load_state_dict(weights)
+    projector: nn.Module | None = getattr(method, "projector", None)
+    if projector is None:
+        return None
+    require_finite_weights(projector, f"the projector in {pretrained.path}")
+    return projector.eval().to(context.device)
 
 
 HEALTHY = {

@@ -1,5 +1,6 @@
 """kNN top-1 of a backbone: the command `knn`, and the evaluator that the trainer calls."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +14,28 @@ from fastsimsiam.config.run import KnnConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.evaluate.features import center_plan, extract
+from fastsimsiam.evaluate.finite import NotFiniteError
 from fastsimsiam.evaluate.neighbors import knn_accuracy
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.methods.base import Method
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.system.progress import ImageProgress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Top1:
+    """Scores of a backbone.
+
+    Attributes:
+        percent: number of neighbors -> top-1 in percent.
+        bank: number of training images; broken ones are left out.
+        queries: number of validation images; broken ones are left out.
+    """
+
+    percent: Mapping[int, float]
+    bank: int
+    queries: int
 
 
 class KnnEvaluator:
@@ -34,7 +51,8 @@ class KnnEvaluator:
         num_classes: int,
         device: torch.device,
         dtype: torch.dtype,
-        report: Callable[[int, int], None] | None = None,
+        warn: Callable[[str], None] | None = None,
+        report: Report | None = None,
     ) -> None:
         """Takes loader and plan of each split; for the rest see `knn_accuracy` and `extract`."""
         self._bank = bank
@@ -44,38 +62,55 @@ class KnnEvaluator:
         self._num_classes = num_classes
         self._device = device
         self._dtype = dtype
+        self._warn = warn
         self._report = report
 
     def __call__(self, method: Method) -> Iterator[tuple[str, float]]:
-        """Yields `knn_top1_k<k>` in percent."""
-        for k, score in self.top1(method.backbone).items():
+        """Yields `knn_top1_k<k>` in percent; nothing if features are not finite."""
+        try:
+            scores = self.top1(method.backbone)
+        except NotFiniteError:
+            # Training has its own check, and may recover: the statistics of BatchNorm lag behind.
+            if self._warn:
+                self._warn("the features are not finite: no kNN score this time")
+            return
+        for k, score in scores.percent.items():
             yield f"knn_top1_k{k}", score
 
-    def top1(self, backbone: nn.Module) -> dict[int, float]:
-        """Number of neighbors -> top-1 in percent of a backbone."""
-        sides = []
-        for loader, plan in (self._bank, self._queries):
-            sides.append(
-                extract(
-                    backbone,
-                    loader,
-                    plan,
-                    device=self._device,
-                    dtype=self._dtype,
-                    report=self._report,
-                )
+    def top1(self, backbone: nn.Module, source: object = "the network") -> Top1:
+        """Scores a backbone by the numbers of neighbors that do not exceed the bank.
+
+        Args:
+            backbone: images to features.
+            source: what messages call its weights.
+
+        Raises:
+            NotFiniteError: features are NaN or infinite.
+        """
+        bank, queries = (
+            extract(
+                backbone,
+                loader,
+                plan,
+                device=self._device,
+                dtype=self._dtype,
+                source=source,
+                warn=self._warn,
+                report=self._report,
             )
-        (bank, bank_label), (queries, query_label) = sides
+            for loader, plan in (self._bank, self._queries)
+        )
         shares = knn_accuracy(
-            bank,
-            bank_label,
-            queries,
-            query_label,
-            k=self._k,
+            bank.unit,
+            bank.label,
+            queries.unit,
+            queries.label,
+            k=usable_k(self._k, len(bank)),
             temperature=self._temperature,
             num_classes=self._num_classes,
         )
-        return {k: 100.0 * share for k, share in shares.items()}
+        percent = {k: 100.0 * share for k, share in shares.items()}
+        return Top1(percent=percent, bank=len(bank), queries=len(queries))
 
 
 def usable_k(k: Sequence[int], bank_size: int) -> list[int]:
@@ -91,6 +126,7 @@ def build_knn(
     image_size: int,
     device: torch.device,
     dtype: torch.dtype,
+    warn: Callable[[str], None] | None = None,
     report: Report | None = None,
 ) -> KnnEvaluator:
     """Builds the evaluator of a validation split against a training split.
@@ -101,16 +137,18 @@ def build_knn(
         image_size: side of the crops in pixels.
         device: device of the backbone.
         dtype: data type of its arithmetic.
+        warn: told of features that are equal or not finite.
         report: called with (batches done, batches in all).
     """
     return KnnEvaluator(
         bank=(train[0], center_plan(train[1], image_size, knn.crop_fraction)),
         queries=(val[0], center_plan(val[1], image_size, knn.crop_fraction)),
-        k=usable_k(knn.k, len(train[1])),
+        k=knn.k,
         temperature=knn.temperature,
         num_classes=len(train[1].classes),
         device=device,
         dtype=dtype,
+        warn=warn,
         report=report,
     )
 
@@ -122,13 +160,14 @@ class KnnResult:
     Attributes:
         untrained: number of neighbors -> top-1 in percent, of the network before training.
         trained: number of neighbors -> top-1 in percent, of the checkpoint.
-        bad_images: path -> reason, for broken images that were replaced by others.
+        bad_images: path -> reason, for broken images that were left out.
         checkpoint: the file or folder that was evaluated.
         step: optimizer steps of the checkpoint; None where the file does not record them.
         data: the data set.
         temperature: temperature of the neighbors' weights.
-        bank: number of training images.
-        queries: number of validation images.
+        bank: number of training images that were used.
+        queries: number of validation images that were used.
+        notes: what the user should know about the scores.
     """
 
     untrained: Mapping[int, float]
@@ -140,17 +179,22 @@ class KnnResult:
     temperature: float
     bank: int
     queries: int
+    notes: Sequence[str]
 
     def as_dict(self) -> dict[str, Any]:
         """The result as plain JSON values."""
-        return asdict(self) | {"checkpoint": str(self.checkpoint), "data": str(self.data)}
+        return asdict(self) | {
+            "checkpoint": str(self.checkpoint),
+            "data": str(self.data),
+            "notes": list(self.notes),
+        }
 
 
 def knn(
     checkpoint: Path | str,
     data: Path | str,
     *,
-    k: Sequence[int] = KNN_K,
+    k: Sequence[int] | None = None,
     temperature: float = KnnConfig.temperature,
     options: EvalOptions | None = None,
 ) -> KnnResult:
@@ -159,43 +203,52 @@ def knn(
     Args:
         checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
         data: folder with train/ and val/.
-        k: numbers of neighbors.
+        k: numbers of neighbors; None: those of 10, 20, 100 and 200 that do not exceed the bank.
         temperature: neighbors are weighted by exp(cosine similarity / temperature).
         options: how to evaluate.
 
     Raises:
         UserError: an argument, the file or the data is wrong; the message says what to change.
     """
-    if not k or min(k) < 1:
+    if k is not None and (not k or min(k) < 1):
         raise UserError(f"--k is {tuple(k)}: give numbers from 1 up")
-    if temperature <= 0:
+    if not 0 < temperature < math.inf:
         raise UserError(f"--temperature is {temperature}: give more than 0")
     with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
-        if max(k) > len(context.train):
+        if k is not None and max(k) > len(context.train):
             raise UserError(
                 f"--k {max(k)} is more than the {len(context.train)} training images: lower it"
             )
+        counts = tuple(k or KNN_K)
         with ImageProgress("features", unit="batches") as progress:
             evaluator = KnnEvaluator(
                 bank=(context.loader("train"), context.centered("train")),
                 queries=(context.loader("val"), context.centered("val")),
-                k=k,
+                k=counts,
                 temperature=temperature,
                 num_classes=len(context.train.classes),
                 device=context.device,
                 dtype=context.dtype,
+                warn=context.warn,
                 report=progress,
             )
-            untrained = evaluator.top1(context.untrained())
-            trained = evaluator.top1(context.pretrained.backbone)
+            untrained = evaluator.top1(context.untrained(), "the untrained network")
+            trained = evaluator.top1(context.pretrained.backbone, context.pretrained.path)
+        if too_large := [str(count) for count in counts if count > trained.bank]:
+            instead = ", ".join(str(count) for count in trained.percent if count not in counts)
+            context.warn(
+                f"k {', '.join(too_large)} left out: the bank has {trained.bank} images"
+                + (f"; k {instead} instead" if instead else "")
+            )
         return KnnResult(
-            untrained=untrained,
-            trained=trained,
+            untrained=untrained.percent,
+            trained=trained.percent,
             bad_images=context.bad_images,
             checkpoint=Path(checkpoint),
             step=context.pretrained.step,
             data=Path(data),
             temperature=temperature,
-            bank=len(context.train),
-            queries=len(context.splits["val"]),
+            bank=trained.bank,
+            queries=trained.queries,
+            notes=tuple(context.notes),
         )

@@ -17,7 +17,8 @@ from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.evaluation import LinearConfig
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.features import features_of
+from fastsimsiam.evaluate.features import features_of, intact_batches
+from fastsimsiam.evaluate.finite import require_finite_features
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.optim.lars import Lars
 from fastsimsiam.plan.batches import TrainPlan
@@ -151,8 +152,9 @@ def random_crop_features(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    source: object = "the network",
 ) -> Features:
-    """Features of random crops, which differ from epoch to epoch.
+    """Features of random crops, which differ from epoch to epoch; broken images are left out.
 
     Args:
         backbone: frozen backbone in eval mode, on the device.
@@ -160,11 +162,12 @@ def random_crop_features(
         plan: plan of one view per image, `TRAINING_VIEW`.
         device: device of the backbone.
         dtype: data type of its arithmetic.
+        source: what messages call the weights.
     """
     photometric = Photometric(plan.specs, plan.view_sizes, dtype)
 
     def features(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in loader.iterate(plan, epoch):
+        for number, batch in enumerate(intact_batches(loader, plan, epoch)):
             chunks = []
             # In chunks: a batch of the published size would take tens of gigabytes at once.
             for first in range(0, len(batch.label), _CHUNK):
@@ -174,7 +177,10 @@ def random_crop_features(
                     {name: values[rows] for name, values in batch.photometric.items()},
                 )
                 chunks.append(features_of(backbone, view, device, dtype))
-            yield torch.cat(chunks), batch.label
+            h = torch.cat(chunks)
+            if number == 0:  # later ones show in the loss
+                require_finite_features(bool(torch.isfinite(h).all()), backbone, source)
+            yield h, batch.label
 
     return features
 

@@ -2,8 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fastsimsiam.config.evaluation import CACHED, EvalOptions, LinearConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
-from fastsimsiam.evaluate.features import centered_features
 from fastsimsiam.evaluate.linear import (
     TRAINING_VIEW,
     Features,
@@ -25,7 +24,8 @@ from fastsimsiam.evaluate.linear import (
     train,
 )
 from fastsimsiam.plan.batches import TrainPlan, require_a_batch
-from fastsimsiam.runs.checkpoint import read_stored, write_atomically
+from fastsimsiam.runs.archive import read_stored, write_atomically
+from fastsimsiam.system.files import require_file, require_writable
 from fastsimsiam.system.progress import ImageProgress
 
 
@@ -40,12 +40,13 @@ class LinearResult:
         losses: mean training loss of each epoch.
         seconds: duration of training and validation.
         config: options of the layer's training.
-        bad_images: path -> reason, for broken images that were replaced by others.
+        bad_images: path -> reason, for broken images that were left out.
         checkpoint: the file or folder that was evaluated.
         step: optimizer steps of the checkpoint; None where the file does not record them.
         data: the data set.
-        train_images, val_images: number of images of each split.
+        train_images, val_images: number of images of each split that were used.
         image_size: side of the crops in pixels.
+        notes: what the user should know about the scores.
     """
 
     protocol: str
@@ -61,11 +62,13 @@ class LinearResult:
     train_images: int
     val_images: int
     image_size: int
+    notes: Sequence[str]
 
     def as_dict(self) -> dict[str, Any]:
         """The result as plain JSON values."""
         return asdict(self) | {
             "losses": list(self.losses),
+            "notes": list(self.notes),
             "checkpoint": str(self.checkpoint),
             "data": str(self.data),
         }
@@ -86,7 +89,8 @@ def linear(
     Args:
         checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
         data: folder with train/ and val/.
-        config: options of the layer's training; None: the published ones, or `CACHED`.
+        config: options of the layer's training; None: the published ones, or `CACHED`. Their batch size
+            is lowered to the number of training images, any other must not exceed it.
         cached: train on features of centered crops, computed once: fast, not the published protocol.
         out: folder to which the layer is saved after each epoch.
         resume: continue the evaluation in `out`.
@@ -96,9 +100,9 @@ def linear(
         UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     config = config or (CACHED if cached else LinearConfig())
-    if resume and out is None:
-        raise UserError("--resume needs --out: pass the folder of the evaluation to resume")
+    file = _file(out, resume)
     with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
+        config = _fitted(config, len(context.train), context.warn)
         require_a_batch(len(context.train), config.batch_size)
         backbone = context.pretrained.backbone
         backbone.requires_grad_(False)
@@ -106,15 +110,9 @@ def linear(
         state = new_state(
             context.pretrained.feature_dim, len(context.train.classes), config, context.device
         )
-        identity = _identity(config, cached, before, context)
-        file = out / "linear.pt" if out else None
+        identity = _identity(config, cached, before, context, options)
         if resume and file:
             _restore(state, file, identity)
-        elif file and file.exists():
-            raise UserError(
-                f"--out {out} already holds a linear evaluation: pass --resume to continue it, or "
-                "another --out"
-            )
         started = time.perf_counter()
         features = _training(context, config, cached)
         with ImageProgress("epochs", unit="epochs") as progress:
@@ -122,10 +120,11 @@ def linear(
             def after_epoch(current: LinearState) -> None:
                 progress(current.epoch, config.epochs)
                 if file:
-                    write_atomically(file, {"identity": identity, **current.state_dict()})
+                    _save(file, identity, current, context)
 
             train(state, features, config, after_epoch)
-        top1, top5 = accuracy(state.layer, _validation(context))
+        val = [0]
+        top1, top5 = accuracy(state.layer, _validation(context, val))
         assert _digest(backbone) == before, "the frozen backbone has changed"
         return LinearResult(
             protocol=_protocol(config, cached),
@@ -138,10 +137,61 @@ def linear(
             checkpoint=Path(checkpoint),
             step=context.pretrained.step,
             data=Path(data),
-            train_images=len(context.train),
-            val_images=len(context.splits["val"]),
+            train_images=len(context.train) - len(context.loader("train").bad_images),
+            val_images=sum(val),
             image_size=context.config.image_size,
+            notes=tuple(context.notes),
         )
+
+
+def _file(out: Path | None, resume: bool) -> Path | None:
+    """The file of the layer, checked before anything is opened.
+
+    Raises:
+        UserError: it cannot be written, is there without `resume`, or is missing with it.
+    """
+    if out is None:
+        if resume:
+            raise UserError("--resume needs --out: pass the folder of the evaluation to resume")
+        return None
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: pass a folder")
+    file = out / "linear.pt"
+    if resume:
+        require_file(file, "linear evaluation", "drop --resume to start a new one")
+    elif file.exists():
+        raise UserError(
+            f"--out {out} already holds a linear evaluation: pass --resume to continue it, or "
+            "another --out"
+        )
+    require_writable(file, "--out", make_folder=True)
+    return file
+
+
+def _fitted(config: LinearConfig, images: int, warn: Callable[[str], None]) -> LinearConfig:
+    """The config with a default batch size lowered to the number of images."""
+    defaults = (LinearConfig.batch_size, CACHED.batch_size)
+    if config.batch_size <= images or config.batch_size not in defaults:
+        return config
+    warn(f"--batch-size is {images}, all training images, instead of {config.batch_size}")
+    return replace(config, batch_size=images)
+
+
+def _save(file: Path, identity: dict[str, Any], state: LinearState, context: EvalContext) -> None:
+    """Saves the layer, with what a user of it needs; goes on if that fails, for the score's sake."""
+    try:
+        write_atomically(
+            file,
+            {
+                "identity": identity,
+                "weights": context.pretrained.record(),
+                "classes": list(context.train.classes),
+                **state.state_dict(),
+            },
+        )
+    except UserError as error:
+        reason = str(error).partition(": ")[0]
+        context.warn(f"{reason}: epoch {state.epoch} is not saved, the evaluation goes on")
 
 
 def _protocol(config: LinearConfig, cached: bool) -> str:
@@ -169,28 +219,34 @@ def _training(context: EvalContext, config: LinearConfig, cached: bool) -> Featu
             batch_size=config.batch_size,
         )
         return random_crop_features(
-            backbone, context.loader("train"), plan, device=context.device, dtype=context.dtype
+            backbone,
+            context.loader("train"),
+            plan,
+            device=context.device,
+            dtype=context.dtype,
+            source=context.pretrained.path,
         )
-    centered = context.centered("train")
     h, label = [], []
     with ImageProgress("features", unit="batches") as progress:
-        for chunk, batch in centered_features(
-            backbone, context.loader("train"), centered, device=context.device, dtype=context.dtype
-        ):
+        for chunk, batch in context.features("train", progress):
             h.append(chunk.half() if context.device.type == "cuda" else chunk)
             label.append(batch.label)
-            progress(len(h), centered.num_batches)
-    return cached_features(torch.cat(h), torch.cat(label), config)
+    features = torch.cat(h)
+    if not torch.isfinite(features).all():  # they were in float32
+        raise UserError(
+            f"the features of {context.pretrained.path} exceed float16, in which a GPU keeps them: "
+            "pass --device cpu"
+        )
+    if len(features) < config.batch_size:
+        context.warn(f"--batch-size is {len(features)}, all intact training images")
+        config = replace(config, batch_size=len(features))
+    return cached_features(features, torch.cat(label), config)
 
 
-def _validation(context: EvalContext) -> Iterator[tuple[Tensor, Tensor]]:
-    for h, batch in centered_features(
-        context.pretrained.backbone,
-        context.loader("val"),
-        context.centered("val"),
-        device=context.device,
-        dtype=context.dtype,
-    ):
+def _validation(context: EvalContext, images: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features and labels per batch; appends the number of each batch to `images`."""
+    for h, batch in context.features("val"):
+        images.append(len(h))
         yield h, batch.label
 
 
@@ -205,7 +261,11 @@ def _digest(module: nn.Module) -> str:
 
 
 def _identity(
-    config: LinearConfig, cached: bool, backbone: str, context: EvalContext
+    config: LinearConfig,
+    cached: bool,
+    backbone: str,
+    context: EvalContext,
+    options: EvalOptions | None,
 ) -> dict[str, Any]:
     """Everything that must be equal when an evaluation is resumed."""
     identity = {
@@ -215,20 +275,24 @@ def _identity(
         "images": len(context.train),
         "image_size": context.config.image_size,
     }
-    # Version 0.1.0 shuffled cached features in another order.
+    # Version 0.1.0 always cropped as in training, and shuffled cached features in another order.
+    if options and options.crop_fraction is not None:
+        identity["crop_fraction"] = options.crop_fraction
     return identity | ({"order": "epoch_order"} if cached else {})
 
 
 def _restore(state: LinearState, file: Path, identity: dict[str, Any]) -> None:
-    if not file.is_file():
-        raise UserError(f"--resume: there is no {file}: drop --resume to start a new evaluation")
     stored = read_stored(file)
-    if "identity" not in stored:
+    old = stored.get("identity")
+    if not isinstance(old, dict):
         raise UserError(f"--resume: {file} is not a linear evaluation: pass another --out")
-    differing = [key for key, value in identity.items() if stored["identity"].get(key) != value]
+    differing = [key for key in {**identity, **old} if old.get(key) != identity.get(key)]
     if differing:
         raise UserError(
             f"--resume: {file} was made with another {', '.join(differing)}: pass the old one, or "
             "another --out"
         )
-    state.load_state_dict(stored)
+    try:
+        state.load_state_dict(stored)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"--resume: {file} is damaged: pass another --out") from error

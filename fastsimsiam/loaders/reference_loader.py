@@ -1,18 +1,18 @@
-"""Loader `reference`, as in the official recipe: PIL, torchvision's PIL operations, a DataLoader.
+"""Loader `reference`, as in the official recipe: PIL and torchvision's PIL operations in processes.
 
 Slow and trusted: the baseline of the benchmarks and the oracle of the parity tests. It shows the views
-of the plan, so it differs from the other loaders in arithmetic only.
+of the plan, so it differs from the other loaders in arithmetic only. Crops come through pipes: torch's
+DataLoader hangs where the shared memory of a container is too small for its batches.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageFilter
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
@@ -23,6 +23,7 @@ from fastsimsiam.loaders.prefetch import to_device
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.plan.views import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewTable
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.system.processes import InProcesses
 from fastsimsiam.system.resources import num_workers
 
 
@@ -58,17 +59,17 @@ def photometric_with_pil(image: Image.Image, table: ViewTable, row: int, view: i
 
 @dataclass(frozen=True, kw_only=True)
 class _Result:
-    """The result of a worker process for a sample or a batch; see `Loader` for the dictionaries."""
+    """The result of a process for a sample or a batch; see `Loader` for the dictionaries."""
 
     batch: BatchPlan
-    crops: tuple[Tensor, ...] = ()
+    crops: tuple[npt.NDArray[np.uint8], ...] = ()
     bad_images: dict[str, str]
     warned_images: dict[str, str]
     error: str = ""
 
 
-class _PlannedSamples(Dataset[_Result]):
-    """A data set whose indices are batch plans of one row.
+class _PlannedSamples:
+    """The samples of batch plans of one row.
 
     Images are checked for warnings at their first use alone: the official recipe has no such check.
     `check_images` off: never.
@@ -88,7 +89,7 @@ class _PlannedSamples(Dataset[_Result]):
         self._full = full
         self._checked = checked
 
-    def __getitem__(self, batch: BatchPlan) -> _Result:
+    def make(self, batch: BatchPlan) -> _Result:
         policy = BadImagePolicy(self._on_bad_image, self._gray16_max)
 
         def open_one(index: int) -> Image.Image:
@@ -97,7 +98,7 @@ class _PlannedSamples(Dataset[_Result]):
         try:
             image = policy.run(self._plan, batch, 0, open_one, self._storage.name)
         except UserError as error:
-            # Returned, because DataLoader would add the worker's traceback to an exception.
+            # Returned, because an exception would stay in its process.
             return _Result(
                 batch=batch,
                 bad_images=policy.bad_images,
@@ -111,8 +112,8 @@ class _PlannedSamples(Dataset[_Result]):
                 crop = crop_with_pil(image, batch.views.box[0, view].tolist(), side)
                 if self._full:
                     crop = photometric_with_pil(crop, batch.views, 0, view)
-                group.append(torch.from_numpy(np.array(crop)))
-            crops.append(torch.stack(group))
+                group.append(np.asarray(crop))
+            crops.append(np.stack(group))
         return _Result(
             batch=batch,
             crops=tuple(crops),
@@ -122,18 +123,14 @@ class _PlannedSamples(Dataset[_Result]):
 
 
 class _PlannedBatches:
-    """A batch sampler for DataLoader: each batch is a list of batch plans of one row."""
+    """The batches of an epoch."""
 
-    def __init__(self, plan: Plan, epoch: int, start: int) -> None:
-        self._plan, self._epoch, self._start = plan, epoch, start
+    def __init__(self, samples: _PlannedSamples, plan: Plan, epoch: int) -> None:
+        self._samples, self._plan, self._epoch = samples, plan, epoch
 
-    def __iter__(self) -> Iterator[list[BatchPlan]]:
-        for step in range(self._start, self._plan.num_batches):
-            batch = self._plan.batch(self._epoch, step)
-            yield [batch.row(row) for row in range(len(batch.index))]
-
-    def __len__(self) -> int:
-        return self._plan.num_batches - self._start
+    def make(self, step: int) -> _Result:
+        batch = self._plan.batch(self._epoch, step)
+        return _collate([self._samples.make(batch.row(row)) for row in range(len(batch.index))])
 
 
 def _collate(rows: list[_Result]) -> _Result:
@@ -141,7 +138,7 @@ def _collate(rows: list[_Result]) -> _Result:
     groups = () if error else zip(*(row.crops for row in rows), strict=True)
     return _Result(
         batch=BatchPlan.concatenate([row.batch for row in rows]),
-        crops=tuple(torch.stack(group) for group in groups),
+        crops=tuple(np.stack(group) for group in groups),
         bad_images={path: reason for row in rows for path, reason in row.bad_images.items()},
         warned_images={path: text for row in rows for path, text in row.warned_images.items()},
         error=error,
@@ -185,19 +182,18 @@ class ReferenceLoader:
         """Does nothing: processes end with each epoch."""
 
     def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
-        batches = DataLoader(
-            _PlannedSamples(self._storage, plan, self._options, self._full, self._checked),
-            batch_sampler=_PlannedBatches(plan, epoch, start),
-            num_workers=self._workers,
-            collate_fn=_collate,
-            pin_memory=False,
-        )
+        samples = _PlannedSamples(self._storage, plan, self._options, self._full, self._checked)
+        batches = _PlannedBatches(samples, plan, epoch)
         pin = self._device.type == "cuda"
-        for result in batches:
-            if result.error:
-                raise BadImageError(result.error)
-            self.bad_images.update(result.bad_images)
-            self.warned_images.update(result.warned_images)
-            self._checked[result.batch.index] = True
-            crops = tuple(crop.pin_memory() for crop in result.crops) if pin else result.crops
-            yield assemble(result.batch, crops, photometric=not self._full, pin=pin)
+        steps = range(start, plan.num_batches)
+        with closing(InProcesses(batches.make, steps, self._workers, "loader process")) as results:
+            for result in results:
+                if result.error:
+                    raise BadImageError(result.error)
+                self.bad_images.update(result.bad_images)
+                self.warned_images.update(result.warned_images)
+                self._checked[result.batch.index] = True
+                crops = tuple(torch.from_numpy(crop) for crop in result.crops)
+                if pin:
+                    crops = tuple(crop.pin_memory() for crop in crops)
+                yield assemble(result.batch, crops, photometric=not self._full, pin=pin)

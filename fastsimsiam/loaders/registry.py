@@ -18,11 +18,13 @@ from fastsimsiam.loaders.resident_loader import decoded_bytes, resident_loader
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.beton import as_beton
 from fastsimsiam.system.optional import has_dali, has_ffcv
-from fastsimsiam.system.resources import host_memory, num_cores
+from fastsimsiam.system.resources import available_memory, host_memory, num_cores
 
 # Shares of GPU memory and host memory that a decoded split may take: training needs the rest.
 RESIDENT_DEVICE_SHARE = 0.25
 RESIDENT_HOST_SHARE = 0.10
+FREE_SHARE = 0.5
+"""Share that it may take of the host memory that no program uses: others may come."""
 # A core decodes and crops about 500 photographs a second, and a fast GPU trains on 4,000.
 _CORES_PER_GPU = 8
 
@@ -103,14 +105,19 @@ def _fits_in_memory(storage: Storage, device: torch.device, num_processes: int) 
     need = decoded_bytes(storage)
     size = f"{need / 1e9:.2f} GB decoded"
     if device.type == "cuda":
-        # Frames are decoded in host memory, by each process, before they are copied to its GPU.
-        if need * num_processes > host_memory() / 2:
-            return False, f"{size} for {num_processes} processes is more than half of the memory"
         share, where = RESIDENT_DEVICE_SHARE, "free GPU memory"
         room = torch.cuda.mem_get_info(device)[0] * share
     else:
         share, where = RESIDENT_HOST_SHARE, "memory"
         room = host_memory() * share
-    if need <= room:
-        return True, f"{size} is within {share:.0%} of the {where}"
-    return False, f"{size} is more than {share:.0%} of the {where}"
+    if need > room:
+        return False, f"{size} is more than {share:.0%} of the {where}"
+    # Frames for a GPU, too, are first decoded in host memory, by each process.
+    free = available_memory()
+    if need * num_processes > FREE_SHARE * free:
+        processes = f" for {num_processes} processes" if num_processes > 1 else ""
+        return False, (
+            f"{size}{processes} is more than {FREE_SHARE:.0%} of the {free / 1e9:.2f} GB of memory "
+            "that no program uses"
+        )
+    return True, f"{size} is within {share:.0%} of the {where}"

@@ -34,8 +34,26 @@ def classifier_name(arch: str) -> str:
     Raises:
         UserError: as `feature_extractor`.
     """
-    with torch.device("meta"):
-        return _classifier(_network(arch, "imagenet"), arch)[0]
+    return _classifier(_network_of_shapes(arch, "imagenet"), arch)[0]
+
+
+def shape_extractor(arch: str, stem: str = "imagenet") -> tuple[nn.Module, int]:
+    """As `feature_extractor`, on torch's meta device: it has shapes and no values.
+
+    Raises:
+        UserError: as `feature_extractor`.
+    """
+    network = _network_of_shapes(arch, stem)
+    return network, _remove_classifier(network, arch)
+
+
+def _network_of_shapes(arch: str, stem: str) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return _network(arch, stem)
+    except NotImplementedError:  # RegNets compute their widths by tensors
+        with torch.random.fork_rng(devices=[]):
+            return _network(arch, stem).to("meta")
 
 
 def _network(arch: str, stem: str) -> nn.Module:

@@ -5,6 +5,7 @@ times as long as a product (benchmarks/parts/small_maps.py).
 """
 
 import itertools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -91,3 +92,22 @@ def use_matmul_for_small_maps(module: nn.Module) -> None:
             and not isinstance(layer.padding, str)
         ):
             layer.__class__ = SmallMapConv2d
+
+
+def keep_gradient_strides(module: nn.Module) -> None:
+    """Gives gradients of 1x1 kernels the strides of their weights, for DistributedDataParallel.
+
+    The gradients of several views through a product are added to a tensor whose strides differ in
+    dimensions of size 1. Its values lie as those of the weight, but DistributedDataParallel compares
+    strides, and warns. Nothing is copied here.
+    """
+
+    def hook_of(weight: Tensor) -> Callable[[Tensor], Tensor]:
+        stride = weight.stride()
+        return lambda gradient: (
+            gradient.as_strided(gradient.size(), stride) if gradient.is_contiguous() else gradient
+        )
+
+    for layer in module.modules():
+        if isinstance(layer, SmallMapConv2d) and layer.kernel_size == (1, 1):
+            layer.weight.register_hook(hook_of(layer.weight))  # type: ignore[no-untyped-call]

@@ -204,3 +204,10 @@ class CenterPlan(_SamplePool):
     def batch(self, epoch: int, step: int) -> BatchPlan:
         """Batch `step`, the same in every epoch."""
         return self.rows(epoch, self.index(epoch, step))
+
+    def replacement(self, epoch: int, index: int, attempt: int) -> BatchPlan:
+        """A sample with a readable header, if there is one: evaluation drops it again."""
+        drawn = int(super().replacement(epoch, index, attempt).index[0])
+        order = (number % len(self.label) for number in range(drawn, drawn + len(self.label)))
+        readable = next((number for number in order if self.sizes[number, 0]), drawn)
+        return self.rows(epoch, np.array([readable]))

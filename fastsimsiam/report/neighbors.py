@@ -14,7 +14,6 @@ from torch import Tensor
 from fastsimsiam.config.evaluation import Split
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext
-from fastsimsiam.evaluate.features import extract
 from fastsimsiam.evaluate.knn import usable_k
 from fastsimsiam.evaluate.neighbors import nearest, vote
 from fastsimsiam.plan.order import epoch_order
@@ -163,25 +162,11 @@ def _nearest(
 
 
 def _embed(session: EvalContext, split: Split) -> Embedded:
-    storage, loader = session.splits[split], session.loader(split)
     with ImageProgress("features", unit="batches") as progress:
-        features, label = extract(
-            session.pretrained.backbone,
-            loader,
-            session.centered(split),
-            device=session.device,
-            dtype=session.dtype,
-            report=progress,
-        )
-    images = Embedded(
-        storage=storage, index=np.arange(len(storage)), features=features, label=label
+        found = session.extract(split, progress)
+    return Embedded(
+        storage=session.splits[split], index=found.index, features=found.unit, label=found.label
     )
-    # Another image replaced a broken one, and would be its own nearest neighbor.
-    broken = loader.bad_images
-    if not broken:
-        return images
-    readable = [row for row in range(len(storage)) if storage.name(row) not in broken]
-    return images.pick(np.array(readable, np.int64))
 
 
 def shown_neighbors(neighborhood: Neighborhood, row: int) -> Iterator[tuple[int, int, float]]:

@@ -1,6 +1,5 @@
 """One self-contained HTML file from sections, charts and thumbnails."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -8,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from fastsimsiam.report.charts import script_json
+from fastsimsiam.system.json_text import to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,4 +61,4 @@ def assemble(title: str, body: str, charts: Mapping[str, Any], images: MapImages
 
 def _json(value: Any) -> str:
     """Returns JSON that is safe within a script element."""
-    return json.dumps(value).replace("<", "\\u003c")
+    return to_json(value).replace("<", "\\u003c")

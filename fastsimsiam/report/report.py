@@ -1,6 +1,5 @@
 """`fastsimsiam report`: writes the page of runs and their data."""
 
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,8 +23,9 @@ from fastsimsiam.report.runs import Run, read_runs
 from fastsimsiam.report.thumbnails import center, jpeg, thumbnails
 from fastsimsiam.storage.base import Storage, fingerprint
 from fastsimsiam.storage.open import open_split
-from fastsimsiam.system.files import written_whole
+from fastsimsiam.system.files import require_writable, written_whole
 from fastsimsiam.system.optional import require
+from fastsimsiam.system.text import printable
 from fastsimsiam.tools.views import draw_views_grid
 from fastsimsiam.version import __version__
 
@@ -84,7 +84,9 @@ def report(
     read = read_runs(runs)
     run = read[0]
     target = out or run.path / "report.html"
-    _require_writable(target)
+    if target.is_dir():
+        raise UserError(f"--out {target} is a folder: pass a file such as {target}/report.html")
+    require_writable(target, "--out", make_folder=True)
     page = _Page(body=[sections.heading(run)])
     _add_curves(page, read)
     why_not = _why_no_pictures(run, data)
@@ -105,31 +107,17 @@ def report(
     title = f"{run.config.recipe}: {', '.join(one.name for one in read)}"
     with written_whole(target, "--out") as file:
         file.write_text(
-            assemble(title, "".join(page.body), page.charts, page.images), encoding="utf-8"
+            assemble(title, "".join(page.body), page.charts, page.images),
+            encoding="utf-8",
+            errors="backslashreplace",  # names that are not UTF-8
         )
     return target
-
-
-def _require_writable(target: Path) -> None:
-    """Checks the target before minutes of work.
-
-    Raises:
-        UserError: the target cannot be written.
-    """
-    if target.is_dir():
-        raise UserError(f"--out {target} is a folder: pass a file such as {target}/report.html")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write --out {target} ({error.strerror})") from error
-    if not os.access(target.parent, os.W_OK):
-        raise UserError(f"cannot write --out {target} (no permission): pass another --out")
 
 
 def _add_note(page: _Page, name: str, title: str, *texts: str) -> None:
     """Adds a section of notes to the page, and prints them."""
     for text in texts:
-        print(f"{title}: {text}", file=sys.stderr)
+        print(printable(f"{title}: {text}"), file=sys.stderr)
     body = "".join(sections.paragraph(f"{text[0].upper()}{text[1:]}.", "note") for text in texts)
     page.body.append(sections.section(name, title, body))
 

@@ -1,12 +1,12 @@
 """The contents of a run's folder: config, metrics, diagnosis and facts."""
 
-import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import from_dict
@@ -14,9 +14,18 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.inspect import describe_std
 from fastsimsiam.methods.collapse import collapse_threshold
 from fastsimsiam.methods.registry import find_method
-from fastsimsiam.runs.checkpoint import CheckpointStore, load
+from fastsimsiam.runs.checkpoint import CheckpointStore, load, newest_good
+from fastsimsiam.runs.metrics import (
+    METRICS_FILE,
+    SUMMARY_FILE,
+    is_number,
+    read_metrics,
+    read_summary,
+)
+from fastsimsiam.system.files import read_text
 from fastsimsiam.system.progress import clock
 
+_Content = TypeVar("_Content")
 _ANNOUNCED = re.compile(r"(\d+) images of (\d+) classes")
 KNN_PREFIX = "knn_top1_k"
 """Prefix of the names of kNN scores, before k."""
@@ -79,7 +88,7 @@ class Run:
     def metrics(self) -> list[str]:
         """Names of all scalar metrics in the log, in the order of their first appearance."""
         names = dict.fromkeys(
-            name for line in self.lines for name, value in line.items() if _is_scalar(value)
+            name for line in self.lines for name, value in line.items() if is_number(value)
         )
         return [name for name in names if name not in ("step", "epoch")]
 
@@ -89,7 +98,7 @@ class Run:
         return [
             (line.get("epoch", line["step"] / per_epoch), line[name])
             for line in self.lines
-            if _is_scalar(line.get(name))
+            if is_number(line.get(name))
         ]
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
@@ -106,10 +115,6 @@ class Run:
     def is_thinned(self) -> bool:
         """Whether a curve's point is the mean of several lines."""
         return len(self.lines) > _MOST_POINTS
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _short(value: float) -> float:
@@ -131,69 +136,72 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _read(path: Path, name: str) -> Run:
+    if path.exists() and not path.is_dir():
+        raise UserError(
+            f"{path} is a file: pass the folder of a run, which pretrain wrote with --out"
+        )
     if not path.is_dir():
         raise UserError(f"there is no run {path}: pass a folder that pretrain wrote with --out")
-    metrics = path / "metrics.jsonl"
-    if not metrics.is_file():
+    metrics = path / METRICS_FILE
+    text = read_text(metrics)
+    if text is None:
         raise UserError(f"{path} holds no run: expected {metrics}, which pretrain --out writes")
-    summary = _read_summary(path / "summary.json")
+    saved = CheckpointStore(path, keep=1).paths()
+    # Without a checkpoint the config is in the summary.
+    summary = (_optional(lambda: read_summary(path)) or {}) if saved else read_summary(path)
     step, fingerprint = None, ""
-    if saved := CheckpointStore(path, keep=1).paths():
-        checkpoint = load(saved[-1])
+    if saved:
+        _, checkpoint = newest_good(path, _warn, load)
         config, step, fingerprint = checkpoint.config, checkpoint.step, checkpoint.data
     elif "config" in summary:
-        config = from_dict(summary["config"])
+        try:
+            config = from_dict(summary["config"])
+        except UserError as error:
+            raise UserError(f"{path / SUMMARY_FILE}: {error}") from error
     else:
         raise UserError(
             f"{path} has no config yet: expected checkpoints/step-*.pt or summary.json; wait for the "
             "run's first checkpoint"
         )
-    log = path / "log.txt"
+    log = _optional(lambda: read_text(path / "log.txt")) or ""
     return Run(
         name=name,
         path=path,
         config=config,
-        lines=_read_lines(metrics),
+        lines=_read_lines(metrics, text),
         summary=summary,
-        log=log.read_text(errors="replace").splitlines() if log.is_file() else [],
+        log=log.splitlines(),
         step=step,
         fingerprint=fingerprint,
         changed=datetime.fromtimestamp(metrics.stat().st_mtime).astimezone(),
     )
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _optional(read: Callable[[], _Content]) -> _Content | None:
+    """What `read` returns; None, with a note, if a part that the report can do without is damaged."""
     try:
-        stored = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}): remove it, the report does not need it"
-        ) from error
-    if not isinstance(stored, dict):
-        raise UserError(
-            f"{path} was not written by pretrain: remove it, the report does not need it"
+        return read()
+    except UserError as error:
+        _warn(f"left out: {error}")
+        return None
+
+
+def _read_lines(path: Path, text: str) -> list[dict[str, Any]]:
+    lines, others = read_metrics(text)
+    # The run may be writing the last line, or was killed while it did.
+    others = [number for number in others if number <= text.count("\n")]
+    if others:
+        _warn(
+            f"left out: {len(others)} lines of {path} that no run has written, the first: {others[0]}"
         )
-    return stored
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    texts = path.read_text(errors="replace").splitlines()
-    for number, text in enumerate(texts, start=1):
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            if number == len(texts):  # the run is writing the line, or was killed while it did
-                break
-            raise UserError(f"{path}, line {number} is not JSON: remove the line") from error
-        if not isinstance(values, dict) or "step" not in values:
-            raise UserError(f"{path}, line {number} has no step: remove the line")
-        lines.append(values)
     if not lines:
-        raise UserError(f"{path} is empty: wait until the run has logged its first step")
-    return lines
+        what = "has no line of a run" if text.strip() else "is empty"
+        raise UserError(f"{path} {what}: wait until the run has logged its first step")
+    return [values for _, values in lines]
 
 
 def diagnosis(run: Run) -> tuple[str, str]:
@@ -202,10 +210,10 @@ def diagnosis(run: Run) -> tuple[str, str]:
     Returns:
         The state (`healthy`, `half collapsed`, `collapsed`, `warning` or `unknown`), and a sentence.
     """
-    trained = [line for line in run.lines if _is_scalar(line.get("loss"))]
+    trained = [line for line in run.lines if is_number(line.get("loss"))]
     if not trained:
         return "unknown", "no diagnosis: the run has not logged a step yet"
-    metrics = {name: value for name, value in trained[-1].items() if _is_scalar(value)}
+    metrics = {name: value for name, value in trained[-1].items() if is_number(value)}
     # Metrics are computed per forward pass. The run does not record its number of processes.
     batch = run.config.batch_size // run.config.accumulate
     warning = find_method(run.config.method).warning(metrics, batch)

@@ -1,28 +1,39 @@
-"""Checkpoints: written atomically, the newest few kept, read without running code."""
+"""Checkpoints: written atomically, the newest good ones kept, read without running code."""
 
-import pickle
+import math
+import os
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import differing_keys, from_dict, to_dict
-from fastsimsiam.errors import UserError
-from fastsimsiam.system.files import written_whole
+from fastsimsiam.errors import DamagedError, UserError
+from fastsimsiam.runs.archive import (
+    DamagedCheckpointError,
+    check_records,
+    read_stored,
+    write_atomically,
+)
 
 FORMAT = 1
 """Version of the file format, in every checkpoint of this package."""
+_Read = TypeVar("_Read")
+FOLDER = "checkpoints"
+"""Folder of the checkpoints in a run's folder."""
 _KEYS = ("config", "step", "data", "method", "optimizer", "rng")
-_NAME = re.compile(r"step-(\d{8})\.pt")
+_NAME = re.compile(r"step-([0-9]{8,})\.pt")
+_DAMAGED = ".damaged"
+_MOST_STEPS = 2**53
+# With and without the offset of the generator.
+_CUDA_STATE_BYTES = (8, 16)
 
-
-class DamagedCheckpointError(UserError):
-    """A file that cannot be read as a checkpoint, unlike one of another version or method."""
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,7 @@ class Checkpoint:
         optimizer: the optimizer's state dict.
         rng: states of torch's generators, for networks with dropout.
         seconds: duration of the run so far, over all resumes.
+        ranks: number of processes that trained; None in files of earlier versions.
     """
 
     config: Config
@@ -46,73 +58,101 @@ class Checkpoint:
     optimizer: dict[str, Any]
     rng: dict[str, torch.Tensor]
     seconds: float = 0.0
+    ranks: int | None = None
 
 
 def load(path: Path) -> Checkpoint:
-    """Reads a checkpoint, with tensors on the CPU.
+    """Reads a checkpoint, with tensors on the CPU; every byte is compared with its checksum.
 
     Raises:
-        UserError: the file is missing, damaged, or no checkpoint of this package.
+        DamagedCheckpointError: the file is damaged.
+        UserError: the file is missing, cannot be read, or is no checkpoint of this package.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: pass a file DIR/checkpoints/step-*.pt")
     return from_stored(read_stored(path), path)
 
 
-def read_stored(path: Path) -> dict[str, Any]:
-    """Reads what `torch.save` wrote, with tensors on the CPU; runs no code from the file.
-
-    Raises:
-        DamagedCheckpointError: the file is damaged, or does not hold a dict.
-    """
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise DamagedCheckpointError(
-            f"{path} cannot be read ({error.strerror or error})"
-        ) from error
-    # What the unpickler raises on the bytes of other files.
-    except (
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        struct.error,
-        pickle.UnpicklingError,
-    ) as error:
-        raise DamagedCheckpointError(
-            f"{path} is damaged or no checkpoint: expected a file that torch.save wrote, of "
-            "tensors and plain values alone"
-        ) from error
-    if not isinstance(stored, dict):
-        raise DamagedCheckpointError(
-            f"{path} holds no weights: expected a checkpoint or a state dict"
-        )
-    return stored
-
-
 def from_stored(stored: dict[str, Any], path: Path) -> Checkpoint:
     """Makes a checkpoint from the content of its file.
 
     Raises:
+        DamagedCheckpointError: a part is missing or is not what it should be.
         UserError: another package or version wrote it.
     """
-    if stored.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this version of fastsimsiam")
+    version = stored.get("format")
+    if type(version) is not int or version != FORMAT:
+        of = f"format {version}" if isinstance(version, int) else "no format"
+        raise UserError(
+            f"{path} is not a checkpoint of this version of fastsimsiam: it has {of}, this version "
+            f"reads format {FORMAT}"
+        )
     missing = [key for key in _KEYS if key not in stored]
     if missing:
         raise DamagedCheckpointError(f"{path} is damaged: it lacks {', '.join(missing)}")
+    _check_values(stored, path)
     try:
         config = from_dict(stored["config"])
+    except DamagedError as error:
+        raise DamagedCheckpointError(f"{path}: {error}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return Checkpoint(
         config=config,
-        seconds=stored.get("seconds", 0.0),
+        seconds=float(stored.get("seconds", 0.0)),
+        ranks=stored.get("ranks"),
         **{key: stored[key] for key in _KEYS if key != "config"},
     )
+
+
+def _check_values(stored: dict[str, Any], path: Path) -> None:
+    """Refuses values that no run has written, before anything relies on them."""
+    step, seconds = stored["step"], stored.get("seconds", 0.0)
+    optimizer, rng, ranks = stored["optimizer"], stored["rng"], stored.get("ranks")
+    named = _NAME.fullmatch(path.name)
+    wrong = {
+        "config": not isinstance(stored["config"], dict),
+        "step": type(step) is not int or not 0 <= step < _MOST_STEPS,
+        "data": not isinstance(stored["data"], str),
+        "method": not _is_state_dict(stored["method"]),
+        "optimizer": not (
+            isinstance(optimizer, dict)
+            and isinstance(optimizer.get("state"), dict)
+            and all(isinstance(state, dict) for state in optimizer["state"].values())
+            and isinstance(optimizer.get("param_groups"), list)
+            and all(isinstance(group, dict) for group in optimizer["param_groups"])
+        ),
+        "rng": not (_is_state_dict(rng) and _is_rng_state(rng)),
+        "ranks": not (ranks is None or (type(ranks) is int and ranks >= 1)),
+        "seconds": type(seconds) not in (int, float) or not 0 <= seconds < math.inf,
+    }
+    bad = [key for key, is_wrong in wrong.items() if is_wrong]
+    if bad:
+        raise DamagedCheckpointError(f"{path} is damaged: no run has such a {', '.join(bad)}")
+    if named and int(named[1]) != step:
+        raise DamagedCheckpointError(
+            f"{path} is damaged: it holds step {step}, not the step of its name"
+        )
+
+
+def _is_state_dict(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str)
+        and isinstance(item, Tensor)
+        and item.layout == torch.strided
+        and not item.is_quantized
+        for key, item in value.items()
+    )
+
+
+def _is_rng_state(rng: dict[str, Tensor]) -> bool:
+    if any(state.dtype != torch.uint8 or state.dim() != 1 for state in rng.values()):
+        return False
+    try:
+        torch.Generator().set_state(rng["cpu"])
+    except (KeyError, RuntimeError):
+        return False
+    return "cuda" not in rng or rng["cuda"].numel() in _CUDA_STATE_BYTES
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -128,61 +168,181 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             "optimizer": checkpoint.optimizer,
             "rng": checkpoint.rng,
             "seconds": checkpoint.seconds,
+            "ranks": checkpoint.ranks,
         },
     )
 
 
-def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Writes tensors and plain values by `torch.save`; see `written_whole`.
-
-    Raises:
-        UserError: the file cannot be written, the disk is full for instance.
-    """
-    with written_whole(path, "checkpoint", fix="free some space, then --resume") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise OSError(None, str(error).partition("\n")[0][:120]) from error
-
-
 class CheckpointStore:
-    """The checkpoints of one run, in `OUT/checkpoints/step-NNNNNNNN.pt`."""
+    """The checkpoints of one run, in `OUT/checkpoints/step-NNNNNNNN.pt`.
+
+    What counts is whether a file is good, not its step: a damaged one is set aside when the run is
+    resumed (`NAME.damaged`), and neither counts as newest nor as one of those to keep.
+
+    Attributes:
+        say: receives warnings about files that are found damaged while the run saves.
+    """
 
     def __init__(self, out: Path, keep: int) -> None:
-        """Takes the run's folder and the number of the newest files to keep."""
-        self._folder = out / "checkpoints"
+        """Takes the run's folder and the number of the newest good files to keep."""
+        self._folder = out / FOLDER
         self._keep = keep
+        self._good: dict[Path, tuple[int, ...]] = {}
+        self.say: Say = lambda text: None
 
     def paths(self) -> list[Path]:
-        """All checkpoints, oldest first."""
-        return sorted(p for p in self._folder.glob("step-*.pt") if _NAME.fullmatch(p.name))
-
-    def save(self, checkpoint: Checkpoint) -> Path:
-        """Writes a checkpoint, then removes the oldest ones beyond `keep`."""
-        path = self._folder / f"step-{checkpoint.step:08d}.pt"
-        save(path, checkpoint)
-        for old in self.paths()[: -self._keep]:
-            old.unlink()
-        return path
-
-    def newest(self, say: Callable[[str], None]) -> Checkpoint:
-        """The newest checkpoint that can be read; `say` is told of damaged ones.
+        """All checkpoints by step, good or not.
 
         Raises:
-            UserError: all are damaged, or one is of another version or method.
+            UserError: the folder cannot be read.
         """
+        try:
+            with os.scandir(self._folder) as entries:
+                names = [entry.name for entry in entries if entry.is_file()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise UserError(
+                f"{self._folder} cannot be read ({error.strerror}): make it readable, then try again"
+            ) from error
+        steps = {name: int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
+        return [self._folder / name for name in sorted(steps, key=lambda name: steps[name])]
+
+    def newest_path(self) -> Path | None:
+        """The newest checkpoint whose bytes are as they were written; None if there is none."""
+        return next((path for path in reversed(self.paths()) if self._is_good(path)), None)
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Writes a checkpoint, then removes the oldest good ones beyond `keep`.
+
+        Raises:
+            UserError: the file cannot be written; the older ones are still there.
+        """
+        path = self._folder / f"step-{checkpoint.step:08d}.pt"
+        save(path, checkpoint)
+        self._note_good(path)
+        good = []
+        for old in self.paths():
+            if self._is_good(old):
+                good.append(old)
+            else:
+                self.say(f"WARNING: {old} is damaged: set aside as {_set_aside(old).name}")
+        for old in good[: -self._keep]:
+            if old != path:
+                old.unlink()
+        return path
+
+    def resume(self, say: Say, check: Callable[[Path, Checkpoint], None]) -> Path:
+        """Chooses the newest good checkpoint and sets the damaged ones aside; `say` is told of them.
+
+        Args:
+            say: receives warnings.
+            check: raises a `DamagedCheckpointError` for a checkpoint that a run cannot continue.
+
+        Raises:
+            UserError: all are damaged, or one is of another version or method; no file is touched.
+        """
+        good: list[Path] = []
+        damaged: dict[Path, DamagedCheckpointError] = {}
         for path in reversed(self.paths()):
             try:
-                return load(path)
+                check(path, load(path))
+                good.append(path)
+                self._note_good(path)
             except DamagedCheckpointError as error:
-                say(f"WARNING: {error}; falling back to the checkpoint before it")
+                damaged[path] = error
+            except UserError:
+                if not good:
+                    raise
+                good.append(path)  # older than the one that counts: left as it is
+        if not good:
+            raise all_damaged(self._folder, damaged)
+        for path, reason in damaged.items():
+            newer = int(path.stem.partition("-")[2]) > int(good[0].stem.partition("-")[2])
+            rest = f"; falling back to {good[0].name}" if newer else ""
+            say(f"WARNING: {reason}; set aside as {_set_aside(path).name}{rest}")
+        return good[0]
+
+    def _note_good(self, path: Path) -> None:
+        self._good[path] = _stamp(path)
+
+    def _is_good(self, path: Path) -> bool:
+        """Whether a file's bytes are as they were written; reads it unless that is known."""
+        try:
+            stamp = _stamp(path)
+            if self._good.get(path) != stamp:
+                check_records(path)
+                self._good[path] = stamp
+        except DamagedCheckpointError:
+            return False
+        except (OSError, UserError):
+            return True  # it cannot be read now, which says nothing about its content
+        return True
+
+
+def newest_good(out: Path, say: Say, read: Callable[[Path], _Read]) -> tuple[Path, _Read]:
+    """The newest good checkpoint of a run, for all who only read it; no file is touched.
+
+    Args:
+        out: folder of the run.
+        say: receives a warning that names the damaged file and the one that is read in its place.
+        read: reads a file, as `load` does; raises DamagedCheckpointError.
+
+    Returns:
+        The file, and what `read` makes of it.
+
+    Raises:
+        UserError: there is none, all are damaged, or the newest is of another version.
+    """
+    damaged: dict[Path, DamagedCheckpointError] = {}
+    for path in reversed(CheckpointStore(out, keep=1).paths()):
+        try:
+            content = read(path)
+        except DamagedCheckpointError as error:
+            damaged[path] = error
+            continue
+        for reason in damaged.values():
+            say(f"WARNING: {reason}; reading {path.name} in its place")
+        return path, content
+    if damaged:
+        raise all_damaged(out / FOLDER, damaged)
+    raise UserError(
+        f"there is no checkpoint in {out}: expected {out}/{FOLDER}/step-*.pt; pass the folder of a "
+        "run, or a file of weights"
+    )
+
+
+def all_damaged(folder: Path, damaged: dict[Path, DamagedCheckpointError]) -> UserError:
+    """The error for a run without a good checkpoint; tells what is wrong with the newest."""
+    reason = next(iter(damaged.values()))
+    return UserError(
+        f"all checkpoints in {folder} are damaged ({reason}): start again with another --out"
+    )
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _set_aside(path: Path) -> Path:
+    """Renames a damaged file, so that it does not count; keeps what was set aside before."""
+    number = 1
+    target = path.with_name(path.name + _DAMAGED)
+    while os.path.lexists(target):
+        number += 1
+        target = path.with_name(f"{path.name}{_DAMAGED}{number}")
+    try:
+        return path.rename(target)
+    except OSError as error:
         raise UserError(
-            f"all checkpoints in {self._folder} are damaged: start again with another --out"
-        )
+            f"cannot set aside the damaged {path} ({error.strerror}): rename or remove it"
+        ) from error
 
 
-def require_same_run(checkpoint: Checkpoint, config: Config, data: str) -> None:
-    """Refuses to continue a checkpoint with another config or other images.
+def require_same_config(checkpoint: Checkpoint, config: Config) -> None:
+    """Refuses to continue a checkpoint with another config.
 
     Raises:
         UserError: names the keys that differ.
@@ -192,9 +352,4 @@ def require_same_run(checkpoint: Checkpoint, config: Config, data: str) -> None:
         raise UserError(
             f"--resume: the checkpoint was made with another config: {', '.join(keys)}; "
             f"give the old values, or another --out"
-        )
-    if checkpoint.data != data:
-        raise UserError(
-            f"--resume: the training images changed since the checkpoint ({checkpoint.data} -> "
-            f"{data}): restore them, or start again with another --out"
         )

@@ -1,11 +1,8 @@
 """The curves of a run as a picture."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from fastsimsiam.errors import UserError
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
 """Okabe and Ito's colors, which people with any color vision can tell apart."""
@@ -19,12 +16,16 @@ def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
         out: file to write.
 
     Returns:
-        A line for the log; matplotlib is optional.
+        A line for the log, also where the picture cannot be drawn; matplotlib is optional.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
         return "no curves.png: pip install 'fastsimsiam[demo]' brings matplotlib, which draws it"
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    # Of an installation that does not fit the packages beside it.
+    except (ImportError, AttributeError, OSError) as error:
+        return f"no curves.png: matplotlib does not load ({error})"
 
     trained = [line for line in history if "epoch" in line]
     if not trained:
@@ -64,6 +65,6 @@ def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
         panel.grid(alpha=0.3)
     try:
         figure.savefig(out, dpi=100)
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror})") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        return f"no curves.png: it cannot be written ({getattr(error, 'strerror', None) or error})"
     return f"curves: {out}"

@@ -1,32 +1,48 @@
 """Where a run's metrics and messages go. A new logger is a class here and a line in `open_loggers`."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import to_dict
-from fastsimsiam.system.files import written_whole
-
-METRICS_FILE = "metrics.jsonl"
+from fastsimsiam.runs.event_file import EventFile
+from fastsimsiam.runs.line_file import LineFile
+from fastsimsiam.runs.metrics import METRICS_FILE, read_metrics
+from fastsimsiam.system.files import read_text, written_whole
+from fastsimsiam.system.text import printable_lines
 
 
 class Logger:
     """The contract of a logger; it does nothing by itself. A subclass overrides what it needs.
 
     `open_loggers` constructs loggers from the run's config before the first step, on the main rank
-    alone. They are called in the training loop: they must be quick, and an exception ends the run.
+    alone. They are called in the training loop, so they must be quick. One that raises OSError,
+    RuntimeError or ValueError is reported once and left out; training goes on.
     After a resume, steps that were logged already come again; a logger that keeps them drops the old
     ones, as `resumed_step` tells it. A step may come twice, with metrics and with scores.
 
         class PrintLogger(Logger):
             def log(self, step, values):
                 print(step, values)
+
+    Attributes:
+        name: what a warning calls it.
+        tries_again: it is not left out after a failure, since it makes up for it by itself.
     """
+
+    name: ClassVar[str] = "a logger"
+    tries_again: ClassVar[bool] = False
+
+    def open(self) -> None:
+        """Opens what may be missing or fail without harm to the run."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Receives metrics.
@@ -43,18 +59,66 @@ class Logger:
         """Writes what is buffered and lets go of files."""
 
 
+class _Stream:
+    """Standard output for rich; where it breaks (a closed pipe or terminal), the rest is dropped."""
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+        self.error: OSError | ValueError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def isatty(self) -> bool:
+        return self._file is not None and not self.error and self._file.isatty()
+
+    def write(self, text: str) -> int:
+        if self._file is not None and not self.error:
+            encoding = self._file.encoding or "utf-8"
+            try:
+                self._file.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            except (OSError, ValueError) as error:
+                self._break(error)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._file is not None and not self.error:
+            try:
+                self._file.flush()
+            except (OSError, ValueError) as error:
+                self._break(error)
+
+    def _break(self, error: OSError | ValueError) -> None:
+        self.error = error
+        # What is buffered would be written again when the process ends, and change its exit code.
+        with suppress(OSError, ValueError):
+            assert self._file is not None
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._file.fileno())
+            os.close(null)
+
+
 class TerminalLogger(Logger):
     """Messages and a progress bar on the terminal; plain lines where nobody watches."""
 
+    name = "the terminal"
+
     def __init__(self) -> None:
         """Finds out whether the output is a terminal."""
-        self._console = Console()
+        self._stream = _Stream()
+        # rich asks for no more of a file than the stream has.
+        self._console = Console(file=cast(TextIO, self._stream))
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
     def say(self, text: str) -> None:
-        """Prints the line, above the bar."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Prints the line, above the bar; raises OSError or ValueError where nothing can be printed."""
+        self._console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True)
+        self._check()
+
+    def _check(self) -> None:
+        if self._stream.error:
+            raise self._stream.error
 
     def start_bar(self, total: int, done: int) -> None:
         """Shows a bar of optimizer steps, on a terminal."""
@@ -69,11 +133,16 @@ class TerminalLogger(Logger):
             self._task = self._bar.add_task("pretrain", total=total, completed=done, status="")
             self._bar.start()
 
-    def update_bar(self, status: str, step: int | None = None) -> bool:
-        """Changes the bar's text, and moves it to `step`; returns whether there is a bar."""
+    @property
+    def has_bar(self) -> bool:
+        """Whether a bar is shown."""
+        return self._bar is not None
+
+    def update_bar(self, status: str, step: int | None = None) -> None:
+        """Changes the bar's text, and moves it to `step`."""
         if self._bar:
             self._bar.update(self._task, completed=step, status=status)
-        return self._bar is not None
+            self._check()
 
     def close(self) -> None:
         """Stops the bar."""
@@ -85,14 +154,16 @@ class TerminalLogger(Logger):
 class TextLogger(Logger):
     """Messages in `log.txt`."""
 
+    name = "log.txt"
+    tries_again = True
+
     def __init__(self, out: Path, resumed: bool) -> None:
         """Opens the file in the run's folder; a resumed run appends."""
-        self._file = open(out / "log.txt", "a" if resumed else "w")  # noqa: SIM115 (see `close`)
+        self._file = LineFile(out / "log.txt", resumed=resumed)
 
     def say(self, text: str) -> None:
         """Adds a line."""
-        self._file.write(text + "\n")
-        self._file.flush()
+        self._file.write(printable_lines(text))
 
     def close(self) -> None:
         """Closes the file."""
@@ -102,14 +173,16 @@ class TextLogger(Logger):
 class JsonLinesLogger(Logger):
     """Metrics in `metrics.jsonl`: one JSON object per line, with its `step`."""
 
+    name = METRICS_FILE
+    tries_again = True
+
     def __init__(self, out: Path, resumed: bool) -> None:
         """Opens the file in the run's folder; a resumed run appends."""
-        self._file = open(out / METRICS_FILE, "a" if resumed else "w")  # noqa: SIM115 (see `close`)
+        self._file = LineFile(out / METRICS_FILE, resumed=resumed)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps({"step": step, **values}))
 
     def close(self) -> None:
         """Closes the file."""
@@ -119,26 +192,30 @@ class JsonLinesLogger(Logger):
 class TensorBoardLogger(Logger):
     """Metrics as scalars of TensorBoard, and the config as its text, in `tensorboard/`."""
 
-    def __init__(self, config: Config, resumed_step: int | None) -> None:
-        """Opens the event file; scalars behind a resumed step are hidden."""
-        # Imported here: it takes seconds, and only training needs it.
-        from torch.utils.tensorboard import SummaryWriter
+    name = "TensorBoard"
 
-        self._writer = SummaryWriter(
-            str(config.out / "tensorboard"),
-            purge_step=None if resumed_step is None else resumed_step + 1,
-        )
-        text = json.dumps(to_dict(config), indent=1).replace("\n", "\n    ")
-        self._writer.add_text("config", f"    {text}", resumed_step or 0)
+    def __init__(self, config: Config, resumed_step: int | None) -> None:
+        """Prepares the event file; scalars behind a resumed step are hidden."""
+        self._config, self._resumed_step = config, resumed_step
+        self._file: EventFile | None = None
+
+    def open(self) -> None:
+        """Opens the event file."""
+        resumed = self._resumed_step
+        first = 0 if resumed is None else resumed + 1  # a killed run may have left scalars
+        self._file = EventFile(self._config.out / "tensorboard", first)
+        text = json.dumps(to_dict(self._config), indent=1).replace("\n", "\n    ")
+        self._file.text(resumed or 0, "config", f"    {text}")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a scalar for each metric."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        if self._file:
+            self._file.scalars(step, values)
 
     def close(self) -> None:
-        """Writes the rest."""
-        self._writer.close()
+        """Closes the file."""
+        if self._file:
+            self._file.close()
 
 
 def open_loggers(config: Config, resumed_step: int | None) -> Iterator[Logger]:
@@ -157,19 +234,13 @@ def open_loggers(config: Config, resumed_step: int | None) -> Iterator[Logger]:
 def keep_metrics(out: Path, last_step: int) -> list[dict[str, Any]]:
     """Cuts `metrics.jsonl` after a step, since a resumed run repeats the rest; returns its lines.
 
-    A last line that a crash has cut short is removed, too.
+    Lines that are damaged or that a crash has cut short are removed, too.
     """
     path = out / METRICS_FILE
-    if not path.exists():
+    text = read_text(path)
+    if text is None:
         return []
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines():
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if values["step"] <= last_step:
-            lines.append(values)
+    lines = [line for line in read_metrics(text)[0] if line[1]["step"] <= last_step]
     with written_whole(path, "metrics") as file:
-        file.write_text("".join(json.dumps(values) + "\n" for values in lines))
-    return lines
+        file.write_text("".join(line + "\n" for line, _ in lines))
+    return [values for _, values in lines]

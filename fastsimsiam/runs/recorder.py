@@ -1,16 +1,21 @@
 """What happens in a run, passed on to its loggers."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.runs.loggers import Logger, TerminalLogger, keep_metrics, open_loggers
 
+_FAILURES = (OSError, RuntimeError, ValueError)
+"""What a logger may raise without ending the run."""
+_Logger = TypeVar("_Logger", bound=Logger)
+
 
 class Recorder:
     """Passes metrics and messages on to all loggers. On ranks other than the main one it is silent.
+
+    A logger that fails is reported once and left out: none of them ends a training.
 
     Attributes:
         history: all metric lines of the run; where it is active, those before a resume included.
@@ -33,6 +38,7 @@ class Recorder:
         self.history: list[dict[str, Any]] = []
         self._terminal: TerminalLogger | None = None
         self._loggers: list[Logger] = []
+        self._failing: set[Logger] = set()
         if not active:
             return
         self._terminal = TerminalLogger()
@@ -48,39 +54,71 @@ class Recorder:
             raise UserError(
                 f"cannot write to --out {config.out} ({error.strerror}): pass another folder"
             ) from error
+        for logger in tuple(self._loggers):
+            self._tell(logger, lambda logger: logger.open())
+
+    @property
+    def failing(self) -> list[str]:
+        """Names of the loggers whose latest lines could not be written, of those that try again."""
+        return sorted(logger.name for logger in self._failing)
 
     def note(self, text: str) -> None:
         """Prints a line that no file keeps."""
         if self._terminal:
-            self._terminal.say(text)
+            self._tell(self._terminal, lambda logger: logger.say(text))
 
     def say(self, text: str) -> None:
         """Tells all loggers a line."""
-        for logger in self._loggers:
-            logger.say(text)
+        for logger in tuple(self._loggers):
+            self._tell(logger, lambda logger: logger.say(text))
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Adds metrics to the history and to all loggers."""
         self.history.append({"step": step, **values})
-        for logger in self._loggers:
-            logger.log(step, values)
+        for logger in tuple(self._loggers):
+            self._tell(logger, lambda logger: logger.log(step, values))
 
     def start_bar(self, total: int, done: int) -> None:
         """Shows a progress bar of `total` steps, on a terminal."""
         if self._terminal:
-            self._terminal.start_bar(total, done)
+            self._tell(self._terminal, lambda logger: logger.start_bar(total, done))
 
     def status(self, text: str, step: int | None = None, total: int | None = None) -> None:
         """Shows where the run is: on the bar, or, with `step` and `total`, as a line of the log."""
-        bar = self._terminal is not None and self._terminal.update_bar(text, step)
+        terminal = self._terminal
+        bar = terminal is not None and terminal.has_bar
+        if terminal is not None and bar:
+            self._tell(terminal, lambda logger: logger.update_bar(text, step))
         if step is None:
             return
-        for logger in self._loggers:
-            if not (bar and logger is self._terminal):
-                logger.say(f"step {step}/{total}  {text}")
+        line = f"step {step}/{total}  {text}"
+        for logger in tuple(self._loggers):
+            if not (bar and logger is terminal):
+                self._tell(logger, lambda logger: logger.say(line))
 
     def close(self) -> None:
         """Closes all loggers, also if one of them fails."""
-        with ExitStack() as stack:
-            for logger in self._loggers:
-                stack.callback(logger.close)
+        for logger in tuple(self._loggers):
+            self._tell(logger, lambda logger: logger.close(), last=True)
+        self._loggers = []
+
+    def _tell(
+        self, logger: _Logger, call: Callable[[_Logger], None], *, last: bool = False
+    ) -> None:
+        """Calls a logger; its failure is told to the others, once."""
+        try:
+            call(logger)
+        except _FAILURES as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            new = logger not in self._failing
+            if logger.tries_again and not last:
+                self._failing.add(logger)
+                more = "what is missing is kept and written as soon as possible"
+            else:
+                self._loggers = [other for other in self._loggers if other is not logger]
+                self._terminal = None if logger is self._terminal else self._terminal
+                more = "its last lines are lost" if last else "the run goes on without it"
+            if new:
+                self.say(f"WARNING: {logger.name} cannot be written ({reason}): {more}")
+        else:
+            self._failing.discard(logger)

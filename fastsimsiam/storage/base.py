@@ -23,6 +23,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fastsimsiam.system.text import as_bytes
+
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 """Formats of the encoded images, by PIL's names: `image_file.open_image` opens them by content."""
 
@@ -74,7 +76,7 @@ class Storage(Protocol):
         """Number of images."""
 
     def name(self, index: int) -> str:
-        """Name of an image in reports and errors: its file, or its storage record."""
+        """Name of an image in reports and errors: its file or its record, printable."""
 
     def read(self, index: int) -> memoryview:
         """The encoded bytes of an image, uint8.
@@ -101,8 +103,18 @@ class Storage(Protocol):
         """
 
 
-def fingerprint(storage: Storage) -> str:
+class Images(Protocol):
+    """What identifies the images of a data set: `paths` and `sizes`, as in `Storage`."""
+
+    @property
+    def paths(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def sizes(self) -> npt.NDArray[np.int32]: ...  # noqa: D102
+    def __len__(self) -> int: ...
+
+
+def fingerprint(storage: Images) -> str:
     """A short text that changes when the images of a data set change (by path or size)."""
-    digest = hashlib.sha256("\n".join(storage.paths).encode())
+    digest = hashlib.sha256(as_bytes("\n".join(storage.paths)))
     digest.update(np.ascontiguousarray(storage.sizes).tobytes())
     return f"{len(storage)} images, {digest.hexdigest()[:12]}"

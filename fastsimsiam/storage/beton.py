@@ -23,6 +23,8 @@ from fastsimsiam.storage.beton_tables import Tables, read_tables
 from fastsimsiam.storage.image_file import open_image
 from fastsimsiam.storage.manifest import Manifest, manifest_path, read_manifest
 from fastsimsiam.storage.record_file import RecordFile
+from fastsimsiam.storage.system_errors import why_not_read
+from fastsimsiam.system.text import printable
 
 SUFFIX = ".beton"
 _PLAUSIBLE = 1 << 26
@@ -71,8 +73,8 @@ class Beton:
         return len(self.label)
 
     def name(self, index: int) -> str:
-        """File, record and original name of an image, for reports."""
-        return f"{self.root}, record {index} ({self.paths[index]})"
+        """File, record and original name of an image, printable."""
+        return printable(f"{self.root}, record {index} ({self.paths[index]})")
 
     def read(self, index: int) -> memoryview:
         """The bytes of a record, in memory that this thread's next call overwrites.
@@ -97,10 +99,7 @@ class Beton:
                 raise BadImageError(
                     f"{self.name(index)} cannot be read ({error.strerror})"
                 ) from error
-            raise UserError(
-                f"{self.root} cannot be read ({error.strerror}): restore access to it, and start the "
-                "command again"
-            ) from error
+            raise UserError(why_not_read(self.root, error)) from error
 
     def will_need(self, index: int) -> None:
         """Starts reading a record into the page cache."""
@@ -179,9 +178,7 @@ def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:
         tables = read_tables(opened)
         unreadable = _impossible(opened, tables)
     except OSError as error:
-        raise UserError(
-            f"{file} cannot be read ({error.strerror}): restore access to it"
-        ) from error
+        raise UserError(why_not_read(file, error)) from error
     manifest = read_manifest(file) or Manifest()
     _require_match(opened, tables, manifest)
     file_classes = manifest.classes or [str(i) for i in range(int(tables.label.max()) + 1)]

@@ -1,6 +1,8 @@
-"""Class folders of JPEG and PNG files: `ROOT/train/CLASS/*.jpg`, or flat, `ROOT/CLASS/*.jpg`."""
+"""Class folders of image files: `ROOT/train/CLASS/*.jpg`, or flat, `ROOT/CLASS/*.jpg`."""
 
 import os
+import stat
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.storage import passed_over as kinds
 from fastsimsiam.storage.base import Report
-from fastsimsiam.storage.header_index import FileStamp, read_headers
+from fastsimsiam.storage.header_index import read_headers
+from fastsimsiam.storage.listing import Listing, beside_splits, list_images
 from fastsimsiam.storage.read_ahead import read_ahead
+from fastsimsiam.storage.split_names import (
+    find_split,
+    missing_split,
+    other_splits,
+    splits_among,
+    what_is,
+)
+from fastsimsiam.storage.system_errors import RESTORE, reason_of, why_not_read
 from fastsimsiam.system.scratch import scratch
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+from fastsimsiam.system.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +37,8 @@ class ClassFolder:
         root: the folder that holds the class folders.
         paths: N paths relative to `root`, sorted by class and name.
         classes: names of the class folders, sorted, or those of the training split.
+        broken: sample -> reason, of files whose content has no readable header.
+        out_of_reach: sample -> the system's reason, of files that it does not read now.
     """
 
     root: Path
@@ -35,6 +48,8 @@ class ClassFolder:
     sizes: npt.NDArray[np.int32]
     orientation: npt.NDArray[np.uint8]
     bytes_total: int
+    broken: Mapping[int, str] = field(default_factory=dict)
+    out_of_reach: Mapping[int, str] = field(default_factory=dict)
     passed_over: Mapping[str, int] = field(default_factory=dict)
     is_one_file: ClassVar[bool] = False
 
@@ -47,17 +62,19 @@ class ClassFolder:
         return self.root / self.paths[index]
 
     def name(self, index: int) -> str:
-        """The file of an image, for reports."""
-        return str(self.path(index))
+        """The file of an image, for reports; what cannot be printed is escaped."""
+        return printable(self.path(index))
 
     def read(self, index: int) -> memoryview:
         """The bytes of a file, in memory that this thread's next call overwrites.
 
         Raises:
             BadImageError: the file cannot be read.
+            UserError: the system cannot read any file now.
         """
         try:
-            file = os.open(self.path(index), os.O_RDONLY)
+            # Without O_NONBLOCK a named pipe, in the place of the file by now, would wait for a writer.
+            file = os.open(self.path(index), os.O_RDONLY | os.O_NONBLOCK)
             try:
                 length = os.fstat(file).st_size
                 buffer = scratch("file", length)
@@ -65,7 +82,10 @@ class ClassFolder:
             finally:
                 os.close(file)
         except OSError as error:
-            raise BadImageError(f"{self.name(index)} cannot be read ({error.strerror})") from error
+            reason = reason_of(self.path(index), error)
+            raise BadImageError(
+                f"{self.name(index)} cannot be read ({reason})", fix=RESTORE
+            ) from error
         return buffer[:length].data
 
     def will_need(self, index: int) -> None:
@@ -75,9 +95,10 @@ class ClassFolder:
     @property
     def unreadable(self) -> Mapping[int, str]:
         """Sample -> reason, of files without a readable header."""
-        return dict.fromkeys(
-            np.flatnonzero(self.sizes[:, 0] == 0).tolist(), "not a readable JPEG or PNG image"
-        )
+        out_of_reach = {
+            index: f"cannot be read ({reason})" for index, reason in self.out_of_reach.items()
+        }
+        return dict(sorted((dict(self.broken) | out_of_reach).items()))
 
     def require_readable(self) -> None:
         """Refuses a data set with files that are no images.
@@ -86,87 +107,170 @@ class ClassFolder:
             UserError: names the first such file and how many there are.
         """
         bad = self.unreadable
-        if bad:
-            index, reason = next(iter(bad.items()))
-            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            raise UserError(
-                f"{self.name(index)} is {reason}{more}: remove it, or pass --on-bad-image skip"
-            )
+        if not bad:
+            return
+        index, reason = next(iter(bad.items()))
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        what, fix = (
+            (reason, RESTORE) if index in self.out_of_reach else (f"is {reason}", "remove it")
+        )
+        raise UserError(f"{self.name(index)} {what}{more}: {fix}, or pass --on-bad-image skip")
 
 
 def has_split(data: Path, split: str) -> bool:
-    """Whether `data` has a folder for the split; False for a flat data set."""
-    return (data / split).is_dir()
+    """Whether `data` has a folder for the split; False for a flat data set.
+
+    Raises:
+        UserError: `data` cannot be read, or has several folders for the split.
+    """
+    return find_split(data, split) is not None
 
 
 def open_split(
     data: Path, split: str, *, classes: Sequence[str] | None = None, report: Report | None = None
 ) -> ClassFolder:
-    """Opens `data/SPLIT`, or `data` itself if it is a flat data set and `split` is `train`.
+    """Opens the folder of a split, or `data` itself if it is a flat data set and `split` is `train`.
 
     Args:
         data: the data set's folder.
-        split: `train` or `val`.
+        split: `train` or `val`; `split_names.SPELLINGS` has the names of their folders.
         classes: class names that labels refer to (the training split's); None: the split's own.
         report: receives the progress of reading headers.
 
     Raises:
-        UserError: the folder does not exist, holds no images, or has a class that is not in `classes`.
+        UserError: the folder does not exist, holds no images, has folders of splits where classes
+            should be, or a class that is not in `classes`.
     """
-    if not data.is_dir():
-        raise UserError(
-            f"data folder {data} does not exist: pass --data PATH, or fetch a data set with one of "
-            f"the scripts in datasets/"
-        )
-    root = data / split
-    if not root.is_dir():
-        if split != "train" or any(has_split(data, name) for name in ("val", "test")):
-            raise UserError(f"{data} has no folder {split}/: make one with a folder for each class")
-        root = data
-    files = _list_images(root)
-    if not files:
-        raise UserError(
-            f"no {', '.join(IMAGE_SUFFIXES)} files in class folders under {root}: "
-            f"expected {root}/CLASS/IMAGE"
-        )
-    paths = [path for path, _, _ in files]
+    root = _root(data, split)
+    listing = _list(root, flat=root == data, is_other=split != "train")
+    paths = [path for path, _, _ in listing.files]
     names = [path.split("/", 1)[0] for path in paths]
     known = sorted(set(names)) if classes is None else list(classes)
     unknown = sorted(set(names) - set(known))
     if unknown:
-        raise UserError(f"{root / unknown[0]} is a class that the training split does not have")
+        raise UserError(_unknown_class(data, root / unknown[0], len(unknown)))
     number = {name: position for position, name in enumerate(known)}
-    headers = read_headers(root, files, report)
+    headers = read_headers(root, listing.files, listing.out_of_reach, report)
+    passed_over = dict(listing.passed_over)
+    if root != data and split == "train":
+        passed_over |= beside_splits(data)
     return ClassFolder(
         root=root,
         paths=paths,
         classes=known,
         label=np.array([number[name] for name in names], dtype=np.int64),
-        sizes=headers[:, :2].astype(np.int32),
-        orientation=headers[:, 2].astype(np.uint8),
-        bytes_total=sum(size for _, size, _ in files),
+        sizes=headers.rows[:, :2].astype(np.int32),
+        orientation=headers.rows[:, 2].astype(np.uint8),
+        bytes_total=sum(size for _, size, _ in listing.files),
+        broken=headers.broken,
+        out_of_reach=headers.out_of_reach,
+        passed_over=passed_over,
     )
 
 
-def _list_images(root: Path) -> list[FileStamp]:
-    """All image files within class folders, sorted by path."""
-    files: list[FileStamp] = []
+def _root(data: Path, split: str) -> Path:
+    """The folder that holds the class folders of a split."""
+    _require_folder(data)
+    root = find_split(data, split)
+    if root is not None:
+        return root
+    if split != "train" or other_splits(data):
+        fix = ": make one with a folder for each class"
+        raise UserError(missing_split(data, split, otherwise=fix))
+    return data
 
-    def walk(folder: str, prefix: str) -> None:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                relative = prefix + entry.name
-                if entry.is_dir():
-                    walk(entry.path, relative + "/")
-                elif prefix and entry.name.lower().endswith(IMAGE_SUFFIXES):
-                    try:
-                        status = entry.stat()
-                        files.append((relative, status.st_size, status.st_mtime_ns))
-                    except FileNotFoundError:  # a dangling link: kept and reported as unreadable
-                        files.append((relative, 0, 0))
 
+def _require_folder(data: Path) -> None:
     try:
-        walk(str(root), "")
+        if stat.S_ISDIR(data.stat().st_mode):
+            return
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not data.is_symlink():
+            raise UserError(
+                f"data folder {printable(data)} does not exist: pass --data PATH, or fetch a data set "
+                "with one of the scripts in datasets/"
+            ) from error
     except OSError as error:
-        raise UserError(f"cannot read {error.filename} ({error.strerror})") from error
-    return sorted(files)
+        raise UserError(why_not_read(data, error)) from error
+    raise UserError(
+        f"{printable(data)} is {what_is(data)}, not a folder: pass the folder of a data set, unpacked"
+    )
+
+
+def _list(root: Path, *, flat: bool, is_other: bool) -> Listing:
+    """The images of a split.
+
+    Args:
+        root: the folder of the class folders.
+        flat: whether `root` is the whole data set.
+        is_other: whether it is another split than the training split.
+
+    Raises:
+        UserError: there are none, or folders of splits are where classes should be.
+    """
+    listing = list_images(root)
+    counts = dict(listing.passed_over)
+    where = printable(root)
+    if not listing.files:
+        loose = counts.pop(kinds.IMAGES_BESIDE_CLASSES, 0)
+        if loose:
+            fix = f"expected {where}/CLASS/IMAGE"
+            fix += (
+                f" with the classes of the training split; rename {where} to leave it out"
+                if is_other
+                else f", or {where}/all/IMAGE if no classes are known"
+            )
+            images = f"{loose} image{'s' if loose > 1 else ''}"
+            raise UserError(f"{where} holds {images}, but no class folders: {fix}")
+        there = f" (it holds {kinds.listed(counts)})" if counts else ""
+        raise UserError(
+            f"no image files in class folders under {where}{there}: expected {where}/CLASS/IMAGE.jpg"
+        )
+    _refuse_splits(root, listing.folders, flat=flat)
+    return listing
+
+
+def _refuse_splits(root: Path, folders: Sequence[str], *, flat: bool) -> None:
+    """Refuses folders of splits below `root`, which would become classes or parts of classes."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for folder in folders:
+        while folder:
+            above, _, name = folder.rpartition("/")
+            below[above].add(name)
+            folder = above
+    holders = {folder: splits for folder in below if (splits := splits_among(below[folder]))}
+    # A folder with images of its own beside `train/` alone is a class.
+    with_images = set(folders)
+    holders = {
+        folder: splits
+        for folder, splits in holders.items()
+        if len(splits) > 1 or folder not in with_images
+    }
+    if not holders:
+        return
+    folder = min(holders, key=lambda path: (path.count("/"), path))
+    first = root / folder if folder else root
+    names = " and ".join(f"{printable(name)}/" for name in holders[folder])
+    more = f", as {len(holders) - 1} other folders do" if len(holders) > 1 else ""
+    training = find_split(first, "train")
+    if flat and len(holders) == 1 and training and below.get(f"{folder}/{training.name}"):
+        fix = f"pass {printable(first)} as the data set"
+    else:
+        base = root if flat else root.parent
+        fix = f"lay the images out as {printable(base)}/train/CLASS and {printable(base)}/val/CLASS"
+    raise UserError(f"{printable(first)} holds {names}{more}, which are splits, not classes: {fix}")
+
+
+def _unknown_class(data: Path, folder: Path, number: int) -> str:
+    """The message about a class folder of another split that the training split does not have."""
+    more = f" (and {number - 1} more)" if number > 1 else ""
+    training = find_split(data, "train")
+    if training and (training / folder.name).is_dir():
+        fix = f"add images to {printable(training / folder.name)}, or move it out of the data set"
+        return (
+            f"{printable(folder)} is a class of which the training split has no images{more}: {fix}"
+        )
+    return (
+        f"{printable(folder)} is a class that the training split does not have{more}: add it there, or "
+        "move the folder out of the data set"
+    )

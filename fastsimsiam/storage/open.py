@@ -7,6 +7,9 @@ from typing import Protocol
 
 from fastsimsiam.storage import beton, class_folder
 from fastsimsiam.storage.base import Report, Storage
+from fastsimsiam.storage.split_names import missing_split
+
+__all__ = ["has_split", "missing_split", "open_split"]
 
 
 class _OpenSplit(Protocol):

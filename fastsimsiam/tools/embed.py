@@ -1,5 +1,6 @@
 """`fastsimsiam embed`: writes the features of a data set to a file, batch by batch."""
 
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ from torch import Tensor
 from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
-from fastsimsiam.evaluate.features import centered_features
-from fastsimsiam.system.files import written_whole
+from fastsimsiam.system.files import require_writable, written_whole
 from fastsimsiam.system.optional import require
 from fastsimsiam.system.progress import ImageProgress
+from fastsimsiam.system.text import printable
 
 _SUFFIXES = (".npz", ".parquet")
+_COPY_BYTES = 1 << 20
 
 
 def embed(
@@ -53,14 +55,15 @@ def embed(
         raise UserError(f"--out {out}: name it .npz or .parquet")
     if out.suffix == ".parquet":
         require("pyarrow", f"--out {out}", "pip install 'fastsimsiam[embed]'")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    require_writable(out, "--out")
     with open_eval_context(
         checkpoint, data, options or EvalOptions(), need_val=split == "val"
     ) as context:
         write = _write_npz if out.suffix == ".npz" else _write_parquet
         with written_whole(out, "--out") as file:
             count = write(file, context, split)
+        if context.bad_images:
+            context.warn(f"{len(context.bad_images)} broken images were left out")
     return count
 
 
@@ -68,22 +71,9 @@ def _chunks(
     context: EvalContext, split: Split
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Yields features (B, D) and sample indices (B,) per batch; broken images are left out."""
-    plan = context.centered(split)
-    with ImageProgress("features") as progress:
-        for step, (h, batch) in enumerate(
-            centered_features(
-                context.pretrained.backbone,
-                context.loader(split),
-                plan,
-                device=context.device,
-                dtype=context.dtype,
-            )
-        ):
-            planned = plan.index(0, step)
-            # The loader has replaced broken images by others.
-            intact = batch.index.cpu().numpy() == planned
-            yield _to_numpy(h)[intact], planned[intact]
-            progress(int(planned[-1]) + 1, len(plan.label))
+    with ImageProgress("features", unit="batches") as progress:
+        for h, batch in context.features(split, progress):
+            yield _to_numpy(h), batch.index.cpu().numpy()
 
 
 def _to_numpy(h: Tensor) -> npt.NDArray[np.float32]:
@@ -95,35 +85,37 @@ def _columns(
 ) -> tuple[list[str], npt.NDArray[np.int64], list[str]]:
     """Paths and labels by sample, and names of the classes."""
     storage = context.splits[split]
-    return list(storage.paths), storage.label, list(storage.classes)
+    # Parquet refuses names that are not UTF-8.
+    paths, classes = (list(map(printable, names)) for names in (storage.paths, storage.classes))
+    return paths, storage.label, classes
 
 
 def _write_npz(file: Path, context: EvalContext, split: Split) -> int:
     paths, label, classes = _columns(context, split)
-    # Arrays are written to separate files first: NumPy cannot append to an array in an archive.
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        raw = np.lib.format.open_memmap(
-            Path(folder) / "raw.npy", "w+", np.float32, (len(paths), context.pretrained.feature_dim)
-        )
+    # An array's header holds the number of its rows, which is known once the broken images are: the
+    # features wait in a file without a name, which ends with the process. Ordinary writes, because a
+    # mapped file on a full disk ends the process by SIGBUS.
+    with tempfile.TemporaryFile(dir=file.parent) as raw:
         written: list[npt.NDArray[np.int64]] = []
-        count = 0
         for h, index in _chunks(context, split):
-            raw[count : count + len(h)] = h
+            raw.write(np.ascontiguousarray(h).data)
             written.append(index)
-            count += len(h)
         rows = np.concatenate(written)
-        for name, array in (
-            ("features", raw[:count]),
-            ("label", label[rows]),
-            ("classes", np.array(classes)),
-            ("path", np.array(paths)[rows]),
-        ):
-            np.save(Path(folder) / name, array)
+        raw.seek(0)
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name in ("features", "label", "classes", "path"):
-                archive.write(Path(folder) / f"{name}.npy", f"{name}.npy")
-        del raw
-    return count
+            with archive.open("features.npy", "w", force_zip64=True) as entry:
+                shape = (len(rows), context.pretrained.feature_dim)
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(entry, header)
+                shutil.copyfileobj(raw, entry, _COPY_BYTES)
+            for name, array in (
+                ("label", label[rows]),
+                ("classes", np.array(classes)),
+                ("path", np.array(paths)[rows]),
+            ):
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
+    return len(rows)
 
 
 def _write_parquet(file: Path, context: EvalContext, split: Split) -> int:

@@ -1,6 +1,6 @@
 """`fastsimsiam export`: writes a backbone for other libraries, with a model card."""
 
-import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,10 +13,13 @@ from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.config.stored import to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
+from fastsimsiam.evaluate.recorded import as_text
 from fastsimsiam.models.backbones import classifier_name
-from fastsimsiam.system.files import written_whole
+from fastsimsiam.models.image_size import require_image_size
+from fastsimsiam.runs.metrics import read_summary
+from fastsimsiam.system.files import require_writable, written_whole
+from fastsimsiam.system.json_text import to_json
 from fastsimsiam.system.optional import require
-from fastsimsiam.version import __version__
 
 Format = Literal["torchvision", "timm", "onnx"]
 _SUFFIX: Mapping[Format, str] = {
@@ -36,8 +39,12 @@ def export(
     arch: str | None = None,
     stem: Stem | None = None,
     image_size: int | None = None,
+    crop_fraction: float | None = None,
 ) -> tuple[Path, Path]:
     """Writes a backbone and its model card.
+
+    Whatever changes a score is in the file's metadata, from which the evaluations of this package read
+    it again: `knn` of the file gives the score of the run.
 
     Args:
         checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
@@ -48,6 +55,8 @@ def export(
             `onnx`: a graph from normalized images (B, 3, S, S) to features (B, D), for any B.
         arch, stem: network of a state dict that does not record it; None: detected, for ResNets.
         image_size: side of the images in pixels; None: that of the training, else 224.
+        crop_fraction: side of the centered square over the image's shorter side; None: that of the
+            training, else 0.875.
 
     Returns:
         The file and its card, FILE.md.
@@ -58,9 +67,15 @@ def export(
     out = Path(out)
     if out.suffix != _SUFFIX[format]:
         raise UserError(f"DST is {out}: name it NAME{_SUFFIX[format]} for --format {format}")
-    if not out.parent.is_dir():
-        raise UserError(f"DST is {out}: there is no folder {out.parent}")
-    pretrained = load_pretrained(Path(checkpoint), arch=arch, stem=stem, image_size=image_size)
+    card_file = out.with_name(out.name + ".md")
+    require_writable(out, "DST")
+    require_writable(card_file, "card")
+    pretrained = load_pretrained(
+        Path(checkpoint), arch=arch, stem=stem, image_size=image_size, crop_fraction=crop_fraction
+    )
+    for note in pretrained.notes:
+        print(f"note: {note}", file=sys.stderr)
+    require_image_size(pretrained.arch, pretrained.image_size, stem=pretrained.stem)
     card = model_card(pretrained, out, format)
     if format == "onnx":
         _write_onnx(pretrained, out)
@@ -75,16 +90,10 @@ def export(
             _require_timm_knows(pretrained)
             state["fc.weight"] = torch.zeros(_TIMM_CLASSES, pretrained.feature_dim)
             state["fc.bias"] = torch.zeros(_TIMM_CLASSES)
-        metadata = {
-            "format": "pt",
-            "arch": pretrained.arch,
-            "stem": pretrained.stem,
-            "fastsimsiam": __version__,
-        }
+        metadata = {"format": "pt", **as_text(pretrained.record())}
         # safetensors' `save_file` makes files that only their owner may read.
         with written_whole(out, "DST") as file:
             file.write_bytes(save(state, metadata=metadata))
-    card_file = out.with_name(out.name + ".md")
     with written_whole(card_file, "card") as file:
         file.write_text(card)
     return out, card_file
@@ -127,6 +136,16 @@ def _write_onnx(pretrained: PretrainedBackbone, out: Path) -> None:
             external_data=False,
             verbose=False,
         )
+        _add_metadata(file, as_text(pretrained.record()))
+
+
+def _add_metadata(file: Path, metadata: Mapping[str, str]) -> None:
+    """Adds texts to a graph, where onnxruntime's `get_modelmeta` finds them."""
+    import onnx
+
+    graph = onnx.load(str(file))
+    onnx.helper.set_model_props(graph, dict(metadata))
+    onnx.save(graph, str(file))
 
 
 class _Features(nn.Module):
@@ -189,6 +208,9 @@ def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str
         f"({mean}), over the standard deviation ({std}). Output: {pretrained.feature_dim} features per "
         "image.",
         "",
+        f"Evaluation: the centered square of {pretrained.crop_fraction:g} of the image's shorter side, "
+        f"resized to {pretrained.image_size} pixels. These values are in the file's metadata.",
+        "",
         f"```python\n{use}```",
         "",
     ]
@@ -206,7 +228,7 @@ def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str
         "## Config",
         "",
         "```json",
-        json.dumps(config, indent=1),
+        to_json(config, indent=1),
         "```",
     ]
     return "\n".join(lines) + "\n"
@@ -214,20 +236,27 @@ def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str
 
 def _run_lines(pretrained: PretrainedBackbone) -> list[str]:
     """Lines on scores and versions of a checkpoint's run; none if its summary is missing."""
-    summary = pretrained.path.parent.parent / "summary.json"
-    if not summary.is_file():
+    stored = read_summary(pretrained.path.parent.parent) if pretrained.whole_method else {}
+    if not stored:
         return []
-    try:
-        stored = json.loads(summary.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{summary} is damaged ({error}): remove it") from error
     lines = []
     if stored.get("steps") == pretrained.step:
-        scores = {k: v for k, v in stored["last"].items() if k.startswith("knn_")}
+        scores = {k: v for k, v in stored.get("last", {}).items() if k.startswith("knn_")}
         lines += [f"- {name}: {value:.2f} %" for name, value in scores.items()]
+        if _of_other_images(pretrained):
+            lines += ["", "Scores are those of the training, with its image size and crop.", ""]
     lines += [f"- {name} {version}" for name, version in stored.get("versions", {}).items()]
     if stored.get("data"):
         lines.append(f"- data: {stored['data']}")
     if stored.get("commit"):
         lines.append(f"- commit: {stored['commit']}")
     return ["## Scores and versions", "", *lines, ""]
+
+
+def _of_other_images(pretrained: PretrainedBackbone) -> bool:
+    """Whether the file is for another image size or crop than its training was scored with."""
+    config = pretrained.config
+    return config is not None and (config.image_size, config.knn.crop_fraction) != (
+        pretrained.image_size,
+        pretrained.crop_fraction,
+    )

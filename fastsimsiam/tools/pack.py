@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from fastsimsiam.storage.record_file import RecordFile
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.optional import require_ffcv
 from fastsimsiam.system.resources import num_workers
+from fastsimsiam.system.text import printable
 from fastsimsiam.tools.verify import checksum
 from fastsimsiam.version import __version__
 
@@ -161,35 +163,41 @@ def _write(
     # The table of images comes before their data, but the number of intact images is known only after
     # all are decoded: the table has room for all, and rows at its end stay empty for broken ones.
     writer.num_samples = len(storage)
-    writer.prepare()
     try:
-        rows = np.zeros(len(storage), dtype=writer.metadata_type)
-        image, label = rows["f0"], rows["f1"]
-        allocator = MemoryAllocator(str(file), writer.data_region_start, writer.page_size)
-        records: list[_Record] = []
-        checksums: list[int] = []
-        broken: dict[str, str] = {}
-        with allocator:
-            for record in _records(storage, options, workers, policy, report):
-                if record.broken:
-                    broken[storage.paths[record.source]] = record.broken
-                    continue
-                position = len(records)
-                allocator.set_current_sample(position)
-                pointer, space = allocator.malloc(len(record.data))
-                space[:] = np.frombuffer(record.data, np.uint8)
-                image[position] = (0, record.width, record.height, pointer)
-                label[position] = storage.label[record.source]
-                records.append(replace(record, data=b""))
-                checksums.append(zlib.crc32(record.data))
-        if not records:
-            raise UserError(f"{storage.root} has no intact image: choose another folder")
-        writer.metadata_sm.buf[: rows.nbytes] = rows.tobytes()
-        writer.header["num_samples"] = len(records)
-        writer.finalize(allocator.allocations)
-    finally:
+        writer.prepare()
+        # Stays unused: where it is full, writing to it ends the process by SIGBUS.
         writer.metadata_sm.close()
         writer.metadata_sm.unlink()
+        allocator = MemoryAllocator(str(file), writer.data_region_start, writer.page_size)
+    except OSError as error:
+        if error.filename == str(file):
+            raise
+        raise UserError(
+            f"FFCV needs some shared memory to pack ({error.strerror}): make room in /dev/shm"
+        ) from error
+    rows = np.zeros(len(storage), dtype=writer.metadata_type)
+    image, label = rows["f0"], rows["f1"]
+    records: list[_Record] = []
+    checksums: list[int] = []
+    broken: dict[str, str] = {}
+    with allocator:
+        for record in _records(storage, options, workers, policy, report):
+            if record.broken:
+                broken[printable(storage.paths[record.source])] = record.broken
+                continue
+            position = len(records)
+            allocator.set_current_sample(position)
+            pointer, space = allocator.malloc(len(record.data))
+            space[:] = np.frombuffer(record.data, np.uint8)
+            image[position] = (0, record.width, record.height, pointer)
+            label[position] = storage.label[record.source]
+            records.append(replace(record, data=b""))
+            checksums.append(zlib.crc32(record.data))
+    if not records:
+        raise UserError(f"{storage.root} has no intact image: choose another folder")
+    writer.metadata_sm = SimpleNamespace(buf=rows.tobytes())
+    writer.header["num_samples"] = len(records)
+    writer.finalize(allocator.allocations)
     beton = open_beton(file)
     for position, crc32 in enumerate(checksums):
         if zlib.crc32(beton.read(position)) != crc32:
@@ -223,10 +231,10 @@ def _manifest(
         },
         "versions": {"fastsimsiam": __version__, "ffcv": version("ffcv")},
         "left_out": broken,
-        "warned": {storage.paths[r.source]: r.warned for r in records if r.warned},
-        "classes": list(storage.classes),
+        "warned": {printable(storage.paths[r.source]): r.warned for r in records if r.warned},
+        "classes": list(map(printable, storage.classes)),
         "images_of_class": [count[i] for i in range(len(storage.classes))],
-        "images": [storage.paths[record.source] for record in records],
+        "images": [printable(storage.paths[record.source]) for record in records],
     }
 
 

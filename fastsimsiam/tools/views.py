@@ -1,5 +1,6 @@
 """`fastsimsiam views`: draws the views of a recipe, of one image or of some images of a data set."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,8 +62,7 @@ def write_views(
     if image_size is not None:
         config = replace(config, image_size=image_size)
     storage = _single_image(path) if path.is_file() else open_split(path, "train")
-    storage.require_readable()
-    index = epoch_order(len(storage), seed, 0)[:num_images].tolist()
+    index = _intact(storage, epoch_order(len(storage), seed, 0).tolist(), num_images)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         draw_views_grid(storage, index, config, seed=seed, out=out)
@@ -72,6 +72,30 @@ def write_views(
         raise UserError(
             f"cannot write --out {out} ({error}): give a .png in a writable folder"
         ) from error
+
+
+def _intact(storage: Storage, order: Sequence[int], number: int) -> list[int]:
+    """The first `number` images of `order` that can be decoded; says how many cannot.
+
+    Raises:
+        UserError: none can be decoded.
+    """
+    intact: list[int] = []
+    broken: list[str] = []
+    for index in order:
+        if len(intact) == number:
+            break
+        try:
+            read_rgb(storage, index)
+        except BadImageError as error:
+            broken.append(str(error))
+        else:
+            intact.append(index)
+    if not intact:
+        raise UserError(f"{storage.root} has no intact image ({broken[0]}): pass another PATH")
+    if broken:
+        print(f"note: {len(broken)} broken images passed over ({broken[0]})", file=sys.stderr)
+    return intact
 
 
 def _single_image(path: Path) -> ClassFolder:

@@ -1,7 +1,8 @@
 """Builds a trainer from a config."""
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from fastsimsiam.config.run import CompileName, Config
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.registry import build_method
-from fastsimsiam.models.small_convolutions import use_matmul_for_small_maps
+from fastsimsiam.models.small_convolutions import keep_gradient_strides, use_matmul_for_small_maps
 from fastsimsiam.optim.schedule import schedule_steps
 from fastsimsiam.optim.sgd import ScheduledSGD
 from fastsimsiam.plan.batches import TrainPlan
@@ -24,6 +25,13 @@ from fastsimsiam.train.distributed import World
 from fastsimsiam.train.evaluator import Evaluator
 from fastsimsiam.train.step import TrainStep
 from fastsimsiam.train.trainer import Trainer
+
+# Running statistics belong to each rank, or SyncBatchNorm keeps them equal. Versions of torch differ in
+# the name; the newer one also copies the buffers at the start, when they are equal anyway.
+_names = inspect.signature(DistributedDataParallel).parameters
+_WITHOUT_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _names else "broadcast_buffers": False
+}
 
 
 def build_trainer(
@@ -87,12 +95,12 @@ def build_trainer(
     elif compiled == "color":
         photometric.compile_alone()
     if world.size > 1:
+        keep_gradient_strides(method)
         compute = DistributedDataParallel(
             compute,
             device_ids=[device.index] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            # Running statistics belong to each rank, or SyncBatchNorm keeps them equal.
-            broadcast_buffers=False,
+            **_WITHOUT_BUFFERS,
         )
     return Trainer(
         config=config,

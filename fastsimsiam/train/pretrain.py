@@ -4,14 +4,12 @@ In this order: open the data, choose what `auto` leaves open, build, fit, conclu
 """
 
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-
-import torch
+from signal import Signals
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import to_dict
@@ -20,24 +18,33 @@ from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.jpeg_warning import warned_line
 from fastsimsiam.loaders.registry import build_loader
-from fastsimsiam.methods.registry import check_method
-from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore, require_same_run
+from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.curves import draw_curves
+from fastsimsiam.runs.folder import IMAGES_FILE
 from fastsimsiam.runs.recorder import Recorder
-from fastsimsiam.storage.base import Report, Storage, fingerprint
-from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.open import has_split, missing_split, open_split
+from fastsimsiam.storage.passed_over import notes
+from fastsimsiam.storage.record import as_recorded, read_record, write_record
 from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
+from fastsimsiam.system.launcher import read_launch, told_by_the_first
+from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import clock
 from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.build import build_trainer
-from fastsimsiam.train.distributed import World, join
+from fastsimsiam.train.checks import inexact_resume, little_room, require_possible, require_writable
+from fastsimsiam.train.distributed import OtherRankEnded, World, join
+from fastsimsiam.train.ending import how_it_ended, since_untrained
+from fastsimsiam.train.interrupt import Interrupt, Interrupted, catch_signals
 from fastsimsiam.train.profiler import profiled
+from fastsimsiam.train.reporter import reporter
+from fastsimsiam.train.resume import Finished, Resume, Start, opened_run
 from fastsimsiam.train.trainer import Trainer
 from fastsimsiam.version import __version__
 
-_REPORT_SECONDS = 5.0
+_LESS_MEMORY = "lower --batch-size, or raise --accumulate"
 _WARNED_SHOWN = 20
 """Images with a warning that the log names; summary.json names all."""
 
@@ -64,49 +71,118 @@ class Summary:
     warned_images: Mapping[str, str]
 
 
-def pretrain(config: Config, *, resume: bool = False, profile: int = 0) -> Summary:
+def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Summary:
     """Pretrains and writes checkpoints, metrics and logs to `config.out`.
 
     Args:
         config: the run's configuration, see `recipe`.
-        resume: continue from the newest checkpoint in `config.out`.
+        resume: continue from the newest good checkpoint in `config.out`; "auto": if there is one,
+            else start. A run that is finished is left as it is.
         profile: number of steps to record with torch's profiler, into `config.out`.
 
     Raises:
         UserError: the config, the data or the checkpoint has to be fixed.
     """
-    check_method(config)  # refuses what it cannot run before anything is opened
-    with join(choose_device(config.device)[0].type) as world:
-        _require_equal_shares(config, world)
-        store = CheckpointStore(config.out, config.checkpoint.keep)
-        warnings: list[str] = []
-        checkpoint = _checkpoint_to_resume(store, config, resume, warnings.append)
-        resumed_step = checkpoint.step if checkpoint else None
-        with closing(Recorder(config, active=world.is_main, resumed_step=resumed_step)) as recorder:
-            train = open_split(config.data, "train", report=_reporter(recorder, "reading headers"))
-            chosen = choose_all(config, train, world.local_rank, world.size)
-            for line in (chosen.why, *warnings):
-                recorder.say(line)
-            if checkpoint:
-                require_same_run(checkpoint, config, fingerprint(train))
-            with closing(_Loaders(config, chosen, recorder)) as loaders:
-                trainer = build_trainer(
-                    config,
-                    train,
-                    loaders.open(train),
-                    evaluators=_evaluators(config, train, loaders, chosen, recorder, world),
-                    store=store,
-                    recorder=recorder,
-                    device=chosen.device,
-                    dtype=chosen.dtype,
-                    compiled=chosen.compiled,
-                    world=world,
-                )
-                if checkpoint:
-                    trainer.restore(checkpoint)
-                _announce(trainer, train)
-                signal = _fit(trainer, loaders, profile)
-            return _conclude(trainer, signal, loaders)
+    with told_by_the_first():
+        device, _ = choose_device(config.device)
+        require_possible(config, device, read_launch().size)
+    with join(device.type) as world, catch_signals() as interrupt, ExitStack() as opened:
+        try:
+            with interrupt.droppable(), memory_told("this run", _LESS_MEMORY):
+                store = CheckpointStore(config.out, config.checkpoint.keep)
+                start = opened.enter_context(opened_run(config, store, resume, world))
+                if start.finished:
+                    return _already_finished(config, start.finished, world)
+                trainer, loaders, train = _prepare(config, start, store, world, opened)
+        except Interrupted:
+            return _stopped_early(config, interrupt, world)
+        with memory_told("this batch", _LESS_MEMORY):
+            signal = _fit(trainer, loaders, profile, interrupt)
+        return _conclude(trainer, signal, loaders, train.passed_over)
+
+
+def _prepare(
+    config: Config, start: Start, store: CheckpointStore, world: World, opened: ExitStack
+) -> "tuple[Trainer, _Loaders, Storage]":
+    """All that comes before the first step; what has to be closed goes to `opened`."""
+    checkpoint = load(start.path) if start.path else None
+    resumed_step = checkpoint.step if checkpoint else None
+    recorder = Recorder(config, active=world.is_main, resumed_step=resumed_step)
+    opened.enter_context(closing(recorder))
+    store.say = recorder.say
+    if world.is_main:
+        require_writable(config.out)
+    train = open_split(config.data, "train", report=reporter(recorder, "reading headers"))
+    record, changed = None, ""
+    if checkpoint:
+        record = read_record(config.out / IMAGES_FILE, checkpoint.data)
+        skip = config.on_bad_image in ("skip", "skip-strict")
+        train, changed = as_recorded(train, record, checkpoint.data, skip=skip)
+    chosen = choose_all(config, train, world.local_rank, world.size)
+    for line in filter(None, (chosen.why, *start.lines, changed)):
+        recorder.say(line)
+    if world.is_main and not record:
+        write_record(config.out / IMAGES_FILE, train)
+    loaders = opened.enter_context(closing(_Loaders(config, chosen, recorder)))
+    loader = loaders.open(train)
+    evaluators = _evaluators(config, train, loaders, chosen, recorder, world)
+    world.wait()  # building needs all ranks at once, and each opens its data for as long as it takes
+    trainer = build_trainer(
+        config,
+        train,
+        loader,
+        evaluators=evaluators,
+        store=store,
+        recorder=recorder,
+        device=chosen.device,
+        dtype=chosen.dtype,
+        compiled=chosen.compiled,
+        world=world,
+    )
+    if checkpoint:
+        trainer.restore(checkpoint)
+    _announce(trainer, train)
+    warnings = [inexact_resume(config, checkpoint, chosen.device, world.size)] if checkpoint else []
+    if world.is_main:
+        warnings.append(little_room(trainer.method, config.out))
+    for warning in filter(None, warnings):
+        recorder.say(f"WARNING: {warning}")
+    return trainer, loaders, train
+
+
+def _stopped_early(config: Config, interrupt: Interrupt, world: World) -> Summary:
+    """Ends a run that a signal reaches before its first step; the files of the run are as before."""
+    if world.another_ended():  # and the launcher ends this process by a signal
+        raise OtherRankEnded(2)
+    world.end()
+    if world.is_main:
+        name = Signals(interrupt.number).name
+        print(f"{name}: stopped before the first step; the same command starts again", flush=True)
+    paths = CheckpointStore(config.out, config.checkpoint.keep).paths()
+    return Summary(
+        steps=0,
+        signal=interrupt.number,
+        checkpoint=paths[-1] if paths else None,
+        first={},
+        last={},
+        bad_images={},
+        warned_images={},
+    )
+
+
+def _already_finished(config: Config, finished: Finished, world: World) -> Summary:
+    """Says so; no file is touched."""
+    if world.is_main:
+        print(f"{config.out} is finished, at step {finished.step}: {finished.path}")
+    return Summary(
+        steps=finished.step,
+        signal=0,
+        checkpoint=finished.path,
+        first=finished.summary.get("first", {}),
+        last=finished.summary.get("last", {}),
+        bad_images=finished.summary.get("bad_images", {}),
+        warned_images=finished.summary.get("warned_images", {}),
+    )
 
 
 class _Loaders:
@@ -132,7 +208,7 @@ class _Loaders:
                 ),
                 cpu=config.cpu,
                 dali=config.dali,
-                report=_reporter(self._recorder, "decoding"),
+                report=reporter(self._recorder, "decoding"),
             )
         return self._opened[id(storage)]
 
@@ -159,33 +235,6 @@ class _Loaders:
             loader.close()
 
 
-def _require_equal_shares(config: Config, world: World) -> None:
-    parts = world.size * config.accumulate
-    if config.batch_size % parts:
-        raise UserError(
-            f"--batch-size {config.batch_size} cannot be shared by {world.size} processes with "
-            f"--accumulate {config.accumulate}: give a multiple of {parts}"
-        )
-
-
-def _checkpoint_to_resume(
-    store: CheckpointStore, config: Config, resume: bool, warn: Callable[[str], None]
-) -> Checkpoint | None:
-    existing = store.paths()
-    if resume:
-        if not existing:
-            raise UserError(
-                f"--resume: there is no checkpoint in {config.out}: drop --resume to start"
-            )
-        return store.newest(warn)
-    if existing:
-        raise UserError(
-            f"--out {config.out} already holds a run ({existing[-1].name}): pass --resume to go on "
-            f"with it, or another --out"
-        )
-    return None
-
-
 def _evaluators(
     config: Config,
     train: Storage,
@@ -198,12 +247,14 @@ def _evaluators(
     if not config.knn.every_epochs:
         return []
     if not has_split(config.data, "val"):
-        recorder.say(f"no kNN during training: {config.data} has no val/ folder")
+        recorder.say(f"no kNN during training: {missing_split(config.data, 'val')}")
         return []
     if not world.is_main:
         return []
-    report = _reporter(recorder, "reading headers")
+    report = reporter(recorder, "reading headers")
     val = open_split(config.data, "val", classes=train.classes, report=report)
+    for line in notes(val):
+        recorder.say(line)
     knn = build_knn(
         (loaders.open(train), train),
         (loaders.open(val), val),
@@ -211,7 +262,8 @@ def _evaluators(
         image_size=config.image_size,
         device=chosen.device,
         dtype=chosen.dtype,
-        report=_reporter(recorder, "evaluating"),
+        warn=lambda text: recorder.say(f"WARNING: {text}"),
+        report=reporter(recorder, "evaluating"),
     )
     return [knn]
 
@@ -224,39 +276,17 @@ def _announce(trainer: Trainer, train: Storage) -> None:
         f"{config.epochs} epochs, batch {config.batch_size}, {config.image_size} px, to step "
         f"{trainer.schedule_steps.stop} ({origin})"
     )
+    for line in notes(train):
+        trainer.recorder.say(line)
 
 
-def _reporter(recorder: Recorder, what: str) -> Report:
-    """Prints the progress of something long every few seconds, and nothing of something short."""
-    started = printed = time.perf_counter()
-    before = 0
-
-    def report(done: int, total: int) -> None:
-        nonlocal started, printed, before
-        now = time.perf_counter()
-        if done <= before:  # the next one of its kind
-            started = printed = now
-        before = done
-        if now - printed < _REPORT_SECONDS:
-            return
-        printed = now
-        remaining = (now - started) / max(done - 1, 1) * (total - done)
-        recorder.note(f"{what}: {done}/{total}, ETA {clock(remaining)}")
-
-    return report
-
-
-def _fit(trainer: Trainer, loaders: _Loaders, profile: int) -> int:
+def _fit(trainer: Trainer, loaders: _Loaders, profile: int, interrupt: Interrupt) -> int:
     """Trains; whatever happens, the log names the images that were skipped."""
     recorder = trainer.recorder
     try:
         with profiled(profile, trainer.config.out, trainer.device, recorder.say) as after_step:
             trainer.after_step = after_step
-            return trainer.fit()
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            "the GPU's memory is too small for this batch: lower --batch-size, or raise --accumulate"
-        ) from error
+            return trainer.fit(interrupt)
     finally:
         for reason in loaders.bad_images.values():
             recorder.say(f"skipped: {reason}")
@@ -264,15 +294,16 @@ def _fit(trainer: Trainer, loaders: _Loaders, profile: int) -> int:
             recorder.say(f"warned: {path} ({text})")
 
 
-def _conclude(trainer: Trainer, signal: int, loaders: _Loaders) -> Summary:
+def _conclude(
+    trainer: Trainer, signal: int, loaders: _Loaders, passed_over: Mapping[str, int]
+) -> Summary:
     """Writes summary.json and the curves, and says how the run went."""
     recorder, config = trainer.recorder, trainer.config
-    paths = trainer.store.paths()
     bad_images, warned_images = loaders.bad_images, loaders.warned_images
     summary = Summary(
         steps=trainer.step,
         signal=signal,
-        checkpoint=paths[-1] if paths else None,
+        checkpoint=trainer.store.newest_path(),
         first=_last_values(reversed(recorder.history)),
         last=_last_values(recorder.history),
         bad_images=bad_images,
@@ -280,11 +311,8 @@ def _conclude(trainer: Trainer, signal: int, loaders: _Loaders) -> Summary:
     )
     if not trainer.world.is_main:
         return summary
-    for name, value in summary.last.items():
-        # A run that was interrupted may have scored the untrained network alone.
-        evaluated = sum(name in line for line in recorder.history)
-        if name.startswith("knn_") and evaluated > 1:
-            recorder.say(f"{name}: {summary.first[name]:.2f} untrained -> {value:.2f}")
+    for line in since_untrained(recorder.history, trainer.step):
+        recorder.say(line)
     if bad_images:
         recorder.say(f"{len(bad_images)} broken images were replaced, see summary.json")
     if warned_images:
@@ -293,21 +321,32 @@ def _conclude(trainer: Trainer, signal: int, loaders: _Loaders) -> Summary:
     stored = {
         "config": to_dict(config),
         "steps": summary.steps,
+        "signal": signal,
         "seconds": seconds,
         "first": dict(summary.first),
         "last": dict(summary.last),
         "bad_images": bad_images,
         "warned_images": warned_images,
+        "passed_over": dict(passed_over),
         "data": trainer.data,
         "commit": commit(),
         "versions": {"fastsimsiam": __version__, **versions()},
     }
-    with written_whole(config.out / "summary.json", "the summary") as file:
-        file.write_text(json.dumps(stored, indent=2) + "\n")
+    problem: UserError | None = None
+    try:
+        with written_whole(config.out / "summary.json", "the summary") as file:
+            file.write_text(json.dumps(stored, indent=2) + "\n")
+    except UserError as error:  # the rest of the end comes first
+        problem = error
     drawn = draw_curves(recorder.history, config.out / "curves.png")
-    ended = f"stopped at step {trainer.step} of {trainer.schedule_steps.stop}" if signal else "done"
+    ended = how_it_ended(trainer.schedule_steps, trainer.step, signal)
     recorder.say(f"{ended} in {clock(seconds)}: {summary.checkpoint}")
     recorder.say(drawn)
+    if recorder.failing:
+        names = " and ".join(recorder.failing)
+        problem = UserError(f"{config.out} lacks the last lines of {names}: make room in it")
+    if problem:
+        raise problem
     return summary
 
 

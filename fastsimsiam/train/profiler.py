@@ -38,7 +38,10 @@ def profiled(
         if done < needed:  # also called when a run ends before
             return
         path = out / "trace.json"
-        profiler.export_chrome_trace(str(path))
+        try:
+            profiler.export_chrome_trace(str(path))
+        except (OSError, RuntimeError) as error:
+            say(f"WARNING: {path} cannot be written ({getattr(error, 'strerror', None) or error})")
         say(f"the {_SHOWN} most expensive of {steps} steps:")
         for line in most_expensive(profiler.key_averages(), gpu=device.type == "cuda"):
             say(line)

@@ -7,13 +7,14 @@ metrics are summed on the device, and so is the check that the loss is finite.
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fastsimsiam.config.run import Config
-from fastsimsiam.errors import UserError
+from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.base import Batch, Loader
 from fastsimsiam.methods.base import Method, Progress
 from fastsimsiam.optim.base import Optimizer
@@ -21,36 +22,18 @@ from fastsimsiam.optim.schedule import ScheduleSteps, learning_rate, peak_lr
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
+from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import clock
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.evaluator import Evaluator
-from fastsimsiam.train.interrupt import Interrupt, catch_signals
+from fastsimsiam.train.health import Health
+from fastsimsiam.train.interrupt import Interrupt, Interrupted, catch_signals
 from fastsimsiam.train.step import optimizer_step
+from fastsimsiam.train.window import Window
 
 
 class NonFiniteLossError(UserError):
     """The loss became infinite or not a number."""
-
-
-@dataclass(kw_only=True)
-class _Window:
-    """Sums over the steps since the last log step; the tensors stay on the device."""
-
-    device: torch.device
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    waited: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1
-
-    def means(self, world: World) -> dict[str, float]:
-        """Means per step and over all ranks; waits for the device."""
-        totals = torch.stack(list(self.sums.values())) / self.steps
-        return dict(zip(self.sums, world.mean(totals).tolist(), strict=True))
 
 
 @dataclass(kw_only=True)
@@ -104,8 +87,11 @@ class Trainer:
         self.step = checkpoint.step
         self.seconds = checkpoint.seconds
 
-    def fit(self) -> int:
+    def fit(self, interrupt: Interrupt | None = None) -> int:
         """Trains to the end of the run.
+
+        Args:
+            interrupt: keeps the signals of the process; None: they are caught here.
 
         Returns:
             0, or the number of the signal that ended it early; the state is saved either way.
@@ -117,66 +103,77 @@ class Trainer:
         self._started = time.perf_counter()
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
         self._saved_step = self.step if self.step else -1
-        self._warned = False
+        self._health = Health(type(self.method), self.plan.batch_size)
         self._pace: float | None = None
         self.method.train()
-        with catch_signals() as interrupt:
-            if self.step == 0:
-                self._evaluate("untrained")
-            self.recorder.start_bar(self.schedule_steps.stop, self.step)
+        with nullcontext(interrupt) if interrupt else catch_signals() as self._interrupt:
             try:
-                self._run(interrupt)
+                self._evaluate_if_due()
+                self.recorder.start_bar(self.schedule_steps.stop, self.step)
+                self._run()
+            except Interrupted:
+                self._save()
+                self._say_stopped()
+                return self._interrupt.number
             except NonFiniteLossError:
                 raise
-            except (UserError, OSError):
+            except (UserError, OSError) as error:
                 # With several ranks the others are at another step and would wait for this one forever.
                 if self.world.size == 1:
                     self._save()
+                    if isinstance(error, BadImageError) and self.step:
+                        raise BadImageError(
+                            f"{error}; saved at step {self.step}: go on with --resume"
+                        ) from error
                 raise
             self._save()
-        if interrupt.number:
-            name = signal.Signals(interrupt.number).name
-            self.recorder.say(f"{name}: saved at step {self.step}; go on with --resume")
-        return interrupt.number
+        return 0
 
-    def _run(self, interrupt: Interrupt) -> None:
+    def _run(self) -> None:
+        """Trains; raises `Interrupted` between two steps, at the same one on all ranks."""
         steps, parts = self.schedule_steps, self.config.accumulate
         per_epoch = steps.steps_per_epoch
-        leaving = False
-        while self.step < steps.stop and not leaving:
+        while self.step < steps.stop:
             epoch, done = divmod(self.step, per_epoch)
             batches = self.loader.iterate(self.plan, epoch, done * parts)
-            window = _Window(device=self.device)
+            window = Window(device=self.device)
             for _ in range(done, min(per_epoch, steps.stop - epoch * per_epoch)):
                 self._step(batches, window)
                 self.after_step()
                 at_end = self.step in (steps.stop, (epoch + 1) * per_epoch)
-                if self.step % self.config.log_every == 0 or at_end:
+                logs = self.step % self.config.log_every == 0 or at_end
+                if logs:
                     self._log(window)
-                    window = _Window(device=self.device)
-                    # Ranks must leave together; they agree where they wait for each other anyway.
-                    number = self.world.maximum(interrupt.number, self.device)
-                    if number:
-                        interrupt.number, leaving = number, True
+                    window = Window(device=self.device)
+                if logs or self.world.size == 1 or self.device.type == "cpu":
+                    self._leave_if_asked()
                 if self.step % steps.checkpoint_every == 0 and not at_end:
                     paused = time.perf_counter()
                     self._save()
                     window.started += time.perf_counter() - paused
-                leaving = leaving or (self.world.size == 1 and interrupt.number != 0)
-                if leaving and not at_end:
-                    return
             assert self.step < (epoch + 1) * per_epoch or next(batches, None) is None
-            # Also when leaving: a resumed run would never make up for an evaluation that is due here.
-            self._end_of_epoch()
+            # Before the evaluation, which may take longer than a signal leaves time for.
+            if self.step % steps.checkpoint_every == 0 or self.step == steps.stop:
+                self._save()
+            self._evaluate_if_due()
 
-    def _end_of_epoch(self) -> None:
-        steps = self.schedule_steps
-        due = steps.knn_every and (self.step % steps.knn_every == 0 or self.step == steps.stop)
-        if due:
-            self._evaluate(f"epoch {self.step / steps.steps_per_epoch:g}")
-        # After the evaluation, so that a resumed run need not ask whether it took place.
-        if self.step % steps.checkpoint_every == 0:
-            self._save()
+    def _leave_if_asked(self) -> None:
+        """Raises `Interrupted` if a rank has received a signal: all leave together.
+
+        With several GPUs it waits for the device, so it is called where the log waits anyway.
+        """
+        number = self.world.maximum(self._interrupt.number, self.device)
+        if number:
+            self._interrupt.number = self._interrupt.number or number
+            raise Interrupted
+
+    def _say_stopped(self) -> None:
+        name = signal.Signals(self._interrupt.number).name
+        self.recorder.say(
+            f"{name}: saved at step {self.step}; go on with --resume"
+            if self.step
+            else f"{name}: stopped before the first step; the same command starts again"
+        )
 
     def train_on(self, parts: Sequence[Batch], *, lr: float | None = None) -> dict[str, Tensor]:
         """One optimizer step that the run does not count; nothing here waits for the device.
@@ -202,17 +199,24 @@ class Trainer:
             peak_lr=peak_lr(self.config.optimizer, self.config.batch_size) if lr is None else lr,
         )
 
-    def _step(self, batches: Iterator[Batch], window: _Window) -> None:
-        means = self.train_on(self._parts(batches, window))
+    def _step(self, batches: Iterator[Batch], window: Window) -> None:
+        window.parts = ()  # its memory is used again
+        window.parts = self._parts(batches, window)
+        means = self.train_on(window.parts)
         failed = (self._first_bad_step < 0) & ~torch.isfinite(means["loss"])
         self._first_bad_step.masked_fill_(failed, self.step)
         window.add(means)
         self.step += 1
 
-    def _parts(self, batches: Iterator[Batch], window: _Window) -> list[Batch]:
+    def _parts(self, batches: Iterator[Batch], window: Window) -> list[Batch]:
         """All parts of a step before any is used: a broken image must not leave half a step."""
         started = time.perf_counter()
-        parts = [batch for _, batch in zip(range(self.config.accumulate), batches, strict=False)]
+        # A rank that leaves here alone would leave the others in the middle of a step.
+        alone = self.world.size == 1
+        with self._interrupt.droppable() if alone else nullcontext():
+            parts = [
+                batch for _, batch in zip(range(self.config.accumulate), batches, strict=False)
+            ]
         window.waited += time.perf_counter() - started
         assert len(parts) == self.config.accumulate, "the loader ended its epoch early"
         return parts
@@ -225,7 +229,7 @@ class Trainer:
             steps=self.schedule_steps,
         )
 
-    def _log(self, window: _Window) -> None:
+    def _log(self, window: Window) -> None:
         """The one place of the loop that waits for the device."""
         self._check_finite()
         means = window.means(self.world)
@@ -250,9 +254,8 @@ class Trainer:
             self.step,
             self.schedule_steps.stop,
         )
-        warning = self.method.warning(means, self.plan.batch_size)
-        if warning and not self._warned:
-            self._warned = True
+        last = self.step == self.schedule_steps.stop
+        for warning in self._health.warnings(self.step, means, window.parts, last=last):
             self.recorder.say(f"WARNING: step {self.step}: {warning}")
 
     def _check_finite(self) -> None:
@@ -267,27 +270,49 @@ class Trainer:
             raise self._not_finite(f"the weights are not finite at step {self.step}", self.step)
 
     def _not_finite(self, what: str, step: int) -> NonFiniteLossError:
-        saved = self.store.paths()
-        newest = (
-            f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        )
+        saved = self.store.newest_path()
+        newest = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
+        other = "" if self.config.precision == "fp32" else ", or with --precision fp32"
         return NonFiniteLossError(
             f"{what} (lr {self._lr(step):.4g}); {newest}: "
-            f"lower --optimizer.lr, or pass --precision fp32"
+            f"start again with another --out and a lower --optimizer.lr{other}"
         )
 
-    def _evaluate(self, when: str) -> None:
-        """Scores the method on the main rank; the others wait."""
-        if self.evaluators and self.world.is_main:
-            self.recorder.status("evaluating")
-            started = time.perf_counter()
+    def _evaluate_if_due(self) -> None:
+        """Scores the method on the main rank, while the others wait.
+
+        A run that was stopped before or in an evaluation makes up for it when it is resumed. Raises
+        `Interrupted` if a signal ends the evaluation.
+        """
+        steps = self.schedule_steps
+        at_step = steps.knn_every and (self.step % steps.knn_every == 0 or self.step == steps.stop)
+        if self.step and not at_step:
+            return
+        if self.evaluators and self.world.is_main and not self._is_scored():
+            with suppress(Interrupted):  # the other ranks hear of the signal below
+                self._evaluate()
+        self.world.wait()
+        self._leave_if_asked()
+
+    def _is_scored(self) -> bool:
+        """Whether the history has scores of this step; lines of training have an epoch."""
+        return any(
+            line["step"] == self.step and "epoch" not in line for line in self.recorder.history
+        )
+
+    def _evaluate(self) -> None:
+        self.recorder.status("evaluating")
+        started = time.perf_counter()
+        fix = "pass --knn.every-epochs 0, and score a checkpoint with `fastsimsiam knn`"
+        with self._interrupt.droppable(), memory_told("the evaluation", fix):
             scores = {
                 name: value for evaluate in self.evaluators for name, value in evaluate(self.method)
             }
-            self.recorder.record(self.step, scores)
-            text = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
-            self.recorder.say(f"{when}: {text}  ({clock(time.perf_counter() - started)})")
-        self.world.wait()
+        when = f"epoch {self.step / self.schedule_steps.steps_per_epoch:g}"
+        text = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
+        took = clock(time.perf_counter() - started)
+        self.recorder.record(self.step, scores)
+        self.recorder.say(f"{when if self.step else 'untrained'}: {text}  ({took})")
 
     def elapsed(self) -> float:
         """Duration of the run so far in seconds, the time before a resume included."""
@@ -312,6 +337,7 @@ class Trainer:
                     optimizer=self.optimizer.state_dict(),
                     rng=rng,
                     seconds=self.elapsed(),
+                    ranks=self.world.size,
                 )
             )
         self._saved_step = self.step

@@ -1,0 +1,107 @@
+"""What can be said of a run before its first step."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastsimsiam.config.run import Config
+from fastsimsiam.config.views import view_sizes
+from fastsimsiam.errors import UserError
+from fastsimsiam.methods.registry import check_method, find_method
+from fastsimsiam.models.image_size import require_image_size
+from fastsimsiam.runs.checkpoint import Checkpoint
+
+
+def require_possible(config: Config, device: torch.device, num_processes: int = 1) -> None:
+    """Refuses a run whose network or batches cannot work, whatever the images are.
+
+    Args:
+        config: the run's configuration.
+        device: where to train.
+        num_processes: number of processes that train together.
+
+    Raises:
+        UserError: names the options to change.
+    """
+    check_method(config)
+    _require_parts(config, device, num_processes)
+    for view, size in enumerate(view_sizes(config.views, config.image_size)):
+        option = "--image-size" if config.views[view].size is None else f"--views.{view}.size"
+        if size not in view_sizes(config.views[:view], config.image_size):  # each size once
+            require_image_size(config.arch, size, stem=config.stem, option=option)
+
+
+def _require_parts(config: Config, device: torch.device, num_processes: int) -> None:
+    """Each process gets a part of equal size, with enough images for BatchNorm."""
+    parts = num_processes * config.accumulate
+    if config.batch_size % parts:
+        raise UserError(
+            f"--batch-size {config.batch_size} cannot be shared by {num_processes} processes with "
+            f"--accumulate {config.accumulate}: give a multiple of {parts}"
+        )
+    together = device.type == "cuda" and find_method(config.method).sync_batch_norm
+    images = config.batch_size // parts * (num_processes if together else 1)
+    if images < 2:
+        cut = f" in {parts} parts" if parts > 1 else ""
+        raise UserError(
+            f"--batch-size {config.batch_size}{cut} is one image at a time, and BatchNorm needs two or "
+            f"more: give --batch-size {2 * parts} or more"
+        )
+
+
+def require_writable(out: Path) -> None:
+    """Refuses a folder in which a run could not leave its results, before the work.
+
+    Raises:
+        UserError: names what cannot be written.
+    """
+    for name in ("summary.json", "curves.png"):
+        if (out / name).is_dir():
+            raise UserError(f"cannot write {out / name}, which is a folder: pass another --out")
+    folder = out / "checkpoints"
+    probe = folder / f".{os.getpid()}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write checkpoints to {folder} ({error.strerror}): pass another --out"
+        ) from error
+
+
+def little_room(method: nn.Module, out: Path) -> str | None:
+    """A sentence if a disk has no room for two checkpoints: one is kept while the next is written.
+
+    Args:
+        method: what is saved, with its momentum.
+        out: the run's folder.
+    """
+    parameters = sum(p.numel() * p.element_size() for p in method.parameters())
+    need, free = 2 * 2 * parameters, shutil.disk_usage(out).free
+    if free >= need:
+        return None
+    return (
+        f"{out} has {free / 1e9:.2f} GB of free space, and two checkpoints take about "
+        f"{need / 1e9:.2f} GB: make room"
+    )
+
+
+def inexact_resume(
+    config: Config, checkpoint: Checkpoint, device: torch.device, num_processes: int
+) -> str | None:
+    """A sentence if a run goes on with another number of processes; it says what is not the same."""
+    before = checkpoint.ranks
+    if before in (None, num_processes):
+        return None
+    resumed = f"the checkpoint is of {before} process(es), and {num_processes} go on with it"
+    if device.type == "cuda" and find_method(config.method).sync_batch_norm:
+        return f"{resumed}: their sums are rounded otherwise, so the run is not exact to the bit"
+    was, now = (config.batch_size // (n * config.accumulate) for n in (before, num_processes))
+    return (
+        f"{resumed}: the batches are the same, but BatchNorm takes its statistics of {now} images "
+        f"instead of {was}, so the run is not that of {before} process(es)"
+    )
