@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from fastsimsiam.recipes.catalogue import recipe
     from fastsimsiam.tools.embed import embed
     from fastsimsiam.tools.export import export
-    from fastsimsiam.train.pretrain import Summary, pretrain
+    from fastsimsiam.train.pretrain import pretrain
+    from fastsimsiam.train.summary import Summary
     from fastsimsiam.view_loader import Loader
 
 __all__ = [

@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for wrong input, 128 and the number of the signal that ended the command.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _fill_closed_descriptors()
     # Those of PIL are about metadata and large images: what matters is an error in one line.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -142,6 +143,15 @@ def _print_error(message: str) -> None:
     """Prints a message on one line; what cannot be printed is escaped."""
     lines = printable_lines(message).split("\n")
     print(f"fastsimsiam: error: {' '.join(line.strip() for line in lines)}", file=sys.stderr)
+
+
+def _fill_closed_descriptors() -> None:
+    """Opens standard streams that are closed: the run's files would get their numbers, and texts."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -115,7 +115,7 @@ def save_run(config: Config, steps: tuple[int, ...] = (1, 2)) -> list[Path]:
                 step=step,
                 data="",
                 method=method.state_dict(),
-                optimizer={},
+                optimizer={"state": {}, "param_groups": []},
                 rng={"cpu": torch.get_rng_state()},
             )
         )

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass, replace
@@ -324,24 +323,6 @@ def test_views_draws_a_grid(class_folders: Path, tmp_path: Path, single: bool) -
     with Image.open(out) as grid:
         assert grid.size == (3 * 200 + 8, 24 + (1 if single else 3) * 200 + 8)
         assert len(grid.getcolors(1 << 20) or []) > 1000
-
-
-def test_views_draws_what_can_be_read(
-    capsys: pytest.CaptureFixture[str], class_folders: Path, tmp_path: Path
-) -> None:
-    """The command has no `--on-bad-image` to advise."""
-    out = tmp_path / "views.png"
-    folder = tmp_path / "data" / "k"
-    folder.mkdir(parents=True)
-    for name in "ab":
-        (folder / f"{name}.jpg").write_text("no image")
-    error = fails(capsys, "views", str(folder.parent), "--out", str(out))
-    assert f"{folder}/a.jpg: not a " in error
-    assert error.endswith("none of 2 images can be read")
-    shutil.copy(next((class_folders / "train" / "bee").iterdir()), folder)
-    assert main(["views", str(folder.parent), "--out", str(out), "--image-size", "48"]) == 0
-    with Image.open(out) as grid:
-        assert grid.height == 24 + 200 + 8
 
 
 def test_views_to_an_unwritable_file_is_one_line(

@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import pytest
 import torch
 from throwaway_method import throwaway
 
-from fastsimsiam.config.run import CheckpointConfig, Config, OptimizerConfig
+from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig, OptimizerConfig
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.folder import claimed
 from fastsimsiam.train.pretrain import pretrain
@@ -26,22 +30,17 @@ from fastsimsiam.train.pretrain import pretrain
 pretrain(from_dict(json.loads(sys.argv[1])), resume=sys.argv[2] if len(sys.argv) > 2 else False)
 """
 
+TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
+TORCHRUN.insert(0, sys.executable)
+
 
 def launch(config: Config, script: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Runs a config on two processes."""
     from fastsimsiam.config.stored import to_dict
 
     script.write_text(SCRIPT.replace("TESTS", repr(str(Path(__file__).parent))))
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
     return subprocess.run(
-        [*torchrun, str(script), json.dumps(to_dict(config)), *more],
+        [*TORCHRUN, str(script), json.dumps(to_dict(config)), *more],
         capture_output=True,
         text=True,
         timeout=300,
@@ -63,6 +62,8 @@ def test_two_processes_resumed_in_between_equal_two_accumulated_parts(
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("--resume auto: the run goes on from step-00000001.pt") == 1
     assert done.stdout.count("resumed at step 1") == 1
+    for warning in ("broadcast_buffers", "strides do not match", "Warning"):
+        assert warning not in done.stderr
     one = replace(gentle, out=tmp_path / "one", accumulate=2)
     pretrain(one)
     ours = load(CheckpointStore(two.out, 1).paths()[-1])
@@ -76,6 +77,10 @@ def test_two_processes_resumed_in_between_equal_two_accumulated_parts(
     assert [line["loss"] for line in lines] == pytest.approx(
         [line["loss"] for line in reference], abs=1e-3
     )
+    # Another number of processes goes on with it, and is told what is not the same.
+    assert pretrain(replace(two, max_steps=3), resume=True).steps == 3
+    told = (two.out / "log.txt").read_text()
+    assert "BatchNorm takes its statistics of 16 images instead of 8" in told
 
 
 def test_a_queue_is_the_same_on_all_ranks_and_resumes_to_the_bit(
@@ -111,3 +116,108 @@ def test_a_folder_in_use_is_refused_on_all_ranks(tiny_config: Config, tmp_path: 
     assert done.returncode != 0
     assert f"is in use by another run (process {os.getpid()} on" in done.stderr
     assert [path.name for path in tiny_config.out.iterdir()] == ["run.lock"]
+
+
+FAILING = """
+import json, os, sys, time
+sys.path.insert(0, TESTS)
+import tiny_backbone
+from fastsimsiam.cli import main
+for number, argv in enumerate(json.loads(sys.argv[1])):
+    print(f"-- case {number}", file=sys.stderr, flush=True)
+    started = time.monotonic()
+    try:
+        code = main(argv)
+    except SystemExit as left:
+        code = left.code
+    took = time.monotonic() - started
+    print(json.dumps([number, int(os.environ["RANK"]), code, took]), flush=True)
+"""
+
+
+def test_an_error_of_one_rank_is_one_line_and_ends_the_others(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    """Errors of all ranks, of the first alone, and of the second alone in mid-training."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_config.data, data)
+    for broken in (data / "train" / "bee").glob("*.JPEG"):
+        broken.write_bytes(broken.read_bytes()[:-100] + bytes(100))
+    (tmp_path / "file").touch()
+    shared = (
+        "pretrain imagenette --arch tiny_resnet --batch-size 16 --image-size 32 --device cpu "
+        "--precision fp32 --compile off --loader cpu --workers 1 --log-every 1 --knn.every-epochs 0 "
+        "--method.projector-layers 2 --method.projector-dim 64 --method.predictor-dim 16"
+    ).split()
+    good, out = ["--data", str(tiny_config.data)], str(tmp_path / "run")
+    cases = [
+        [*shared, *good, "--out", out, "--epochs", "none"],
+        [*shared, *good, "--out", out, "--batch-size", "15"],
+        [*shared, *good, "--out", str(tmp_path / "file" / "run")],
+        [*shared, "--data", str(data), "--out", out],
+    ]
+    expected = (
+        "--epochs",
+        "--batch-size 15 cannot be shared by 2 processes",
+        "cannot write to --out",
+        "cannot be decoded",
+    )
+    script = tmp_path / "run.py"
+    script.write_text(FAILING.replace("TESTS", repr(str(Path(__file__).parent))))
+    done = subprocess.run(
+        [*TORCHRUN, str(script), json.dumps(cases)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    told = [line for line in done.stderr.splitlines() if "fastsimsiam: error" in line]
+    assert len(told) == len(cases), told
+    for line, words in zip(told, expected, strict=True):
+        assert re.search(words, line), line
+    ends = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert sorted(end[:3] for end in ends) == [[n, r, 2] for n in range(4) for r in range(2)]
+    assert max(end[3] for end in ends) < 30
+
+
+SLOW = """
+import itertools, time
+import fastsimsiam.loaders.cpu_loader as loader
+read, seen = loader.read_rgb, itertools.count()
+def slow(storage, index):
+    if storage.root.name == "val" and next(seen) >= 24:  # the untrained network is scored at once
+        time.sleep(1)
+    return read(storage, index)
+loader.read_rgb = slow
+"""
+
+
+def test_a_signal_ends_all_ranks_while_one_evaluates(tiny_config: Config, tmp_path: Path) -> None:
+    from fastsimsiam.config.stored import to_dict
+
+    config = replace(
+        tiny_config, workers=1, knn=KnnConfig(every_epochs=1, k=(5,)), epochs=1, log_every=1
+    )
+    script = tmp_path / "run.py"
+    tests = repr(str(Path(__file__).parent))
+    script.write_text(
+        SCRIPT.replace("TESTS", tests).replace("pretrain(from", SLOW + "pretrain(from")
+    )
+    process = subprocess.Popen(
+        [*TORCHRUN, str(script), json.dumps(to_dict(config))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = config.out / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not CheckpointStore(config.out, 1).paths() or '"step": 6' not in metrics.read_text():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)  # the first rank evaluates for 24 seconds, the other waits for it
+    sent = time.time()
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=60)
+    assert (config.out / "summary.json").stat().st_mtime - sent < 10
+    assert "SIGTERM: saved at step 6; go on with --resume" in out
+    assert "Connection closed" not in error
+    assert load(CheckpointStore(config.out, 1).paths()[-1]).step == 6

@@ -29,6 +29,7 @@ from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.report.neighbors import find_neighbors
+from fastsimsiam.runs.checkpoint import load, save
 from fastsimsiam.storage.class_folder import open_split
 
 SKIP = EvalOptions(device="cpu", precision="fp32", workers=1, loader="cpu", on_bad_image="skip")
@@ -195,9 +196,9 @@ def test_a_k_that_nobody_gave_is_cut_to_the_bank(
 def poison(run: Config, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """Changes the weights of a run's checkpoints."""
     for file in (run.out / "checkpoints").iterdir():
-        stored = torch.load(file, weights_only=True)
-        change(stored["method"])
-        torch.save(stored, file)
+        checkpoint = load(file)
+        change(checkpoint.method)
+        save(file, checkpoint)
 
 
 def set_to(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], None]:
@@ -278,6 +279,14 @@ def test_equal_features_are_scored_with_a_note(
     assert call("embed", run, tmp_path) == 0
     assert "note: all features of " in capsys.readouterr().err
     assert inspect(run.out, run.data, options=SKIP).diagnosis.startswith("collapsed")
+
+
+def test_a_score_of_one_class_has_a_note(run: Config, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(run.data / split / "ant", tmp_path / "one" / split / "ant")
+    result = knn(run.out, tmp_path / "one", k=(3,), options=SKIP)
+    assert result.trained == {3: 100.0}
+    assert result.notes == ("all training images are of the class ant: scores are 100",)
 
 
 class _Broken(nn.Module):

@@ -270,7 +270,7 @@ def test_a_card_takes_no_scores_of_a_run_that_happens_to_lie_above(
     for text in ("[1, 2]", '{"steps": 2, "last": 3}', '{"steps": 2, "last": {"knn_a": null}}'):
         (tiny_config.out / "summary.json").write_text(text)
         if text.startswith("["):
-            with pytest.raises(UserError, match=r"summary\.json was not written by pretrain"):
+            with pytest.raises(UserError, match=r"summary\.json .*was not written by pretrain"):
                 export(tiny_config.out, tmp_path / "z.safetensors")
         else:
             export(tiny_config.out, tmp_path / "z.safetensors")

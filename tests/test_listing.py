@@ -198,7 +198,7 @@ def test_splits_without_a_training_split_are_no_classes(tmp_path: Path, splits: 
         ),
         (
             ["dog/train/x", "dog/val/x", "cat/train/x", "cat/val/x"],
-            "{}/cat holds train/ and val/, as 1 other folders do, .*: lay the images out as "
+            "{}/cat holds train/ and val/, as 1 other folder does, .*: lay the images out as "
             "{}/train/CLASS and {}/val/CLASS",
         ),
         (["seg_train/a/x", "seg_test/a/x"], "{} holds seg_test/ and seg_train/, which are splits"),

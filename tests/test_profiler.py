@@ -31,6 +31,15 @@ def test_a_run_that_is_too_short_says_so(tiny_config: Config) -> None:
     )
 
 
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(tiny_config: Config) -> None:
+    (tiny_config.out / "trace.json").mkdir(parents=True)
+    assert pretrain(tiny_config, profile=1).steps == 12
+    log = (tiny_config.out / "log.txt").read_text()
+    assert "WARNING: cannot write the trace" in log
+    assert "trace.json (Is a directory)" in log
+    assert "the 10 most expensive of 1 steps" in log
+
+
 def test_annotations_are_not_kernels() -> None:
     def event(key: str, device: str, *, time: float, annotation: bool = False) -> SimpleNamespace:
         return SimpleNamespace(

@@ -19,6 +19,7 @@ import fastsimsiam.loaders.cpu_loader
 import fastsimsiam.loaders.resident_loader
 import fastsimsiam.storage.header_index
 from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig
+from fastsimsiam.config.stored import to_dict
 from fastsimsiam.loaders.decode import Pixels, read_rgb
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.storage.base import Storage
@@ -248,6 +249,38 @@ def test_a_loader_that_hangs_does_not_hold_up_a_signal(
     finally:
         go_on.set()
         waited.join()
+
+
+HANGING = """
+import json, sys, threading
+sys.path.insert(0, TESTS)
+import tiny_backbone
+import fastsimsiam.loaders.cpu_loader as loader
+from fastsimsiam.config.stored import from_dict
+from fastsimsiam.train import pretrain
+images, read = iter(range(40)), loader.read_rgb
+def hanging(storage, index):
+    if next(images, None) is None:
+        threading.Event().wait()
+    return read(storage, index)
+loader.read_rgb = hanging
+pretrain._CLOSING_SECONDS = 0.5
+pretrain.pretrain(from_dict(json.loads(sys.argv[1])))
+"""
+
+
+def test_a_process_whose_loader_hangs_for_ever_ends(tiny_config: Config) -> None:
+    config = replace(tiny_config, log_every=1)
+    script = HANGING.replace("TESTS", repr(str(Path(__file__).parent)))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, json.dumps(to_dict(config))], stdout=subprocess.DEVNULL
+    )
+    _until(lambda: len(lines(config)) == 2)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert newest(config).name == "step-00000002.pt"
+    assert "stopped at step 2 of 12" in log(config)
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -81,6 +81,7 @@ def _one_line(box: str) -> str:
     first, _, rest = "\n".join(lines).partition("\n───")
     text = " ".join(first.split())
     near = list(dict.fromkeys(re.findall(r"^--[\w.-]+", rest, flags=re.MULTILINE)))
+    near = [name for name in near if f"{name}:" not in text]  # the option itself, of a wrong value
     return f"{text}; did you mean {' or '.join(near[:3])}?" if near else text
 
 

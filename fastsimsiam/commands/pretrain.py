@@ -11,6 +11,7 @@ from fastsimsiam.commands.parse import parse
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
+from fastsimsiam.system.launcher import told_by_the_first
 
 _MEANINGS: Mapping[tuple[str, ...], bool | Literal["auto"]] = {
     (): True,
@@ -51,6 +52,18 @@ class _Pretrain:
 
 def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
+    with told_by_the_first():
+        arguments = _arguments(argv)
+    if arguments is None:
+        return 0
+    from fastsimsiam.train.pretrain import pretrain
+
+    summary = pretrain(arguments.config, resume=arguments.resume, profile=arguments.profile)
+    return 128 + summary.signal if summary.signal else 0
+
+
+def _arguments(argv: list[str]) -> _Pretrain | None:
+    """The arguments; None after --help."""
     if not argv or argv[0].startswith("-"):
         usage = "usage: fastsimsiam pretrain RECIPE --data PATH --out DIR [options]"
         names = "\n".join(f"  {name}" for name in catalogue.RECIPES)
@@ -58,7 +71,7 @@ def run(argv: list[str]) -> int:
             print(
                 f"{usage}\n\nrecipes:\n{names}\n\nfastsimsiam pretrain RECIPE --help lists all options."
             )
-            return 0
+            return None
         raise UserError(f"pretrain needs a recipe first: one of {', '.join(catalogue.RECIPES)}")
     name = argv[0]
     config = catalogue.recipe(name)
@@ -71,7 +84,4 @@ def run(argv: list[str]) -> int:
     )
     if arguments.profile < 0:
         raise UserError(f"--profile is {arguments.profile}: give 0 or more")
-    from fastsimsiam.train.pretrain import pretrain
-
-    summary = pretrain(arguments.config, resume=arguments.resume, profile=arguments.profile)
-    return 128 + summary.signal if summary.signal else 0
+    return arguments

@@ -80,7 +80,7 @@ class KnnConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a run is saved. It is also saved at its end, on SIGINT, on SIGTERM and on an error."""
+    """When a run is saved. It is also saved at its end, on an error, and on a signal to end."""
 
     every_epochs: float = 1.0
     """Epochs between two checkpoints; fractions are allowed."""

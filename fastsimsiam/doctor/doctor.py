@@ -29,6 +29,7 @@ from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.hardware import describe
 from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import available_memory, host_memory, num_cores, num_workers
+from fastsimsiam.system.shared_cores import SharedCores
 from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.checks import require_possible
 
@@ -66,6 +67,7 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
     require_within("--minutes", minutes, 0, 10_000, above=True)
     require_possible(config, choose_device(config.device)[0])
     seconds = 60 * minutes
+    cores = SharedCores()
     # A missing folder that the user named is an error, as in `pretrain`.
     usual = catalogue.recipe(config.recipe).data
     synthetic = config.data == usual and not usual.exists()
@@ -96,6 +98,7 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
         storage_bytes_per_second=storage_bytes,
         choices=chosen.why,
         passed_over=dict(train.passed_over),
+        shared_cores=cores.line(),
         measurements=measurements,
         forecast=forecast(
             measurements,

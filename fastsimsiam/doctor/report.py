@@ -21,6 +21,7 @@ class Report:
         storage_bytes_per_second: rate of reading files.
         choices: the choices of `auto`, with their reasons.
         passed_over: kind -> number, of entries of the data set that are not among the images.
+        shared_cores: what other programs used of the cores meanwhile; None: little.
         measurements: the measured rates.
         forecast: the whole run's duration.
     """
@@ -33,6 +34,7 @@ class Report:
     storage_bytes_per_second: float
     choices: str
     passed_over: dict[str, int]
+    shared_cores: str | None
     measurements: Measurements
     forecast: Forecast
 
@@ -50,6 +52,7 @@ class Report:
             "synthetic_images": self.synthetic,
             "choices": self.choices,
             "passed_over": self.passed_over,
+            "shared_cores": self.shared_cores,
             "measurements": asdict(self.measurements),
             "storage_bytes_per_second": self.storage_bytes_per_second,
             "bottleneck": part,
@@ -62,7 +65,7 @@ class Report:
 def format_report(report: Report) -> str:
     """Returns the report as text: machine, run, rates, bottleneck, advice, forecast."""
     blocks = [
-        [*_machine_lines(report.machine), _run_line(report)],
+        [*_machine_lines(report.machine), *_lines_on_sharing(report), _run_line(report)],
         _rate_lines(report),
         [f"Bottleneck: {bottleneck(report.measurements)[1]}."]
         + [f"  - {line}" for line in advice(report.measurements)],
@@ -86,6 +89,13 @@ def _machine_lines(machine: dict[str, Any]) -> list[str]:
         f"CPU: {machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 1e9:.0f} GB",
         f"GPU: {gpus or 'none'}",
     ]
+
+
+def _lines_on_sharing(report: Report) -> list[str]:
+    lines = [report.machine["limits"]]
+    if report.shared_cores:
+        lines.append(f"{report.shared_cores}: on cores of its own this machine is faster")
+    return [line[0].upper() + line[1:] for line in lines if line]
 
 
 def _run_line(report: Report) -> str:

@@ -23,6 +23,7 @@ from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.open import has_split, open_split
 from fastsimsiam.storage.passed_over import notes
+from fastsimsiam.system.barriers import share_cores
 from fastsimsiam.system.device import choose_device, choose_dtype
 from fastsimsiam.system.malloc import keep_freed_memory
 from fastsimsiam.system.out_of_memory import memory_told
@@ -103,6 +104,13 @@ class EvalContext:
             report=report,
         )
 
+    def warn_of_one_class(self) -> None:
+        """Notes that a data set cannot be scored: with one class every answer is right."""
+        if len(self.train.classes) == 1:
+            self.warn(
+                f"all training images are of the class {self.train.classes[0]}: scores are 100"
+            )
+
     def warn(self, text: str) -> None:
         """Prints a note on the result, once, and keeps it."""
         if text not in self.notes:
@@ -173,6 +181,7 @@ def open_eval_context(
         config = replace(config, gray16_max=options.gray16_max)
     device, _ = choose_device(options.device)
     if device.type == "cpu":
+        share_cores()
         keep_freed_memory()
     dtype, _ = choose_dtype(options.precision, device)
     splits: dict[Split, Storage] = {}

@@ -253,8 +253,7 @@ def _compare(view: Mapping[str, Tensor], prefix: str, arch: str, stem: Stem) -> 
         unexpected=sorted(
             key
             for key in others
-            if (top := key.partition(".")[0]) in children
-            or not (top in wholes or _HEADS.fullmatch(top))
+            if not ((top := key.partition(".")[0]) in wholes or _HEADS.fullmatch(top))
         ),
     )
 

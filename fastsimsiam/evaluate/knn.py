@@ -219,6 +219,7 @@ def knn(
             raise UserError(
                 f"--k {max(k)} is more than the {len(context.train)} training images: lower it"
             )
+        context.warn_of_one_class()
         counts = tuple(k or KNN_K)
         with ImageProgress("features", unit="batches") as progress:
             evaluator = KnnEvaluator(

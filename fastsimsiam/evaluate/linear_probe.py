@@ -102,6 +102,7 @@ def linear(
     config = config or (CACHED if cached else LinearConfig())
     file = _file(out, resume)
     with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
+        context.warn_of_one_class()
         config = _fitted(config, len(context.train), context.warn)
         require_a_batch(len(context.train), config.batch_size)
         backbone = context.pretrained.backbone

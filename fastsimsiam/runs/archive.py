@@ -169,7 +169,8 @@ def _refusal(path: Path, error: BaseException) -> UserError:
             f"{path} is damaged or no checkpoint: expected a file that torch.save wrote, of tensors "
             "and plain values alone"
         )
-    forbidden = [names[0], *sorted(_unsafe(path) - {names[0]})]
+    # torch's message leaves out the module of what Python itself has.
+    forbidden = [names[0], *sorted(_unsafe(path) - {names[0], f"builtins.{names[0]}"})]
     more = f" and {len(forbidden) - _SHOWN} more" if len(forbidden) > _SHOWN else ""
     target = path.with_name(f"{path.name.partition('.')[0]}-weights.pth")
     code = (

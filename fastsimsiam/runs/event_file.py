@@ -16,12 +16,11 @@ from fastsimsiam.errors import UserError
 class EventFile:
     """An event file of scalars and texts."""
 
-    def __init__(self, folder: Path, first_step: int | None) -> None:
+    def __init__(self, folder: Path) -> None:
         """Opens the file.
 
         Args:
             folder: receives the file; is created.
-            first_step: scalars of earlier files from this step on are hidden; None: none are.
 
         Raises:
             UserError: TensorBoard is not installed, or does not load.
@@ -35,16 +34,23 @@ class EventFile:
         # Of a package that is missing, or does not fit those beside it.
         except (ImportError, AttributeError, TypeError) as error:
             raise UserError(f"it does not load ({error}); pip install tensorboard") from error
-        self._event: Any = event_pb2.Event
+        self._protocol: Any = event_pb2
         self._summary: Any = summary
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / f"{name}.{time.perf_counter_ns()}"
         self._file = _WholeWrites(self._path)
         self._records = RecordWriter(self._file)
+
+    def begin(self, first_step: int | None) -> None:
+        """Writes the head of the file; raises OSError.
+
+        Args:
+            first_step: scalars of earlier files from this step on are hidden; None: none are.
+        """
         self._add(file_version="brain.Event:2")
         if first_step is not None:
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            start = self._protocol.SessionLog(status=self._protocol.SessionLog.START)
             self._add(step=first_step, session_log=start)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -63,7 +69,8 @@ class EventFile:
         self._file.close()
 
     def _add(self, **fields: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        event = self._protocol.Event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
 
 
 class _WholeWrites:

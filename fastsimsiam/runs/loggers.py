@@ -41,6 +41,11 @@ class Logger:
     name: ClassVar[str] = "a logger"
     tries_again: ClassVar[bool] = False
 
+    @property
+    def behind(self) -> bool:
+        """Whether some of what it was told is not written yet."""
+        return False
+
     def open(self) -> None:
         """Opens what may be missing or fail without harm to the run."""
 
@@ -165,6 +170,11 @@ class TextLogger(Logger):
         """Adds a line."""
         self._file.write(printable_lines(text))
 
+    @property
+    def behind(self) -> bool:
+        """Whether lines wait for room on the disk."""
+        return self._file.waiting > 0
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -184,6 +194,11 @@ class JsonLinesLogger(Logger):
         """Adds a line."""
         self._file.write(json.dumps({"step": step, **values}))
 
+    @property
+    def behind(self) -> bool:
+        """Whether lines wait for room on the disk."""
+        return self._file.waiting > 0
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -202,8 +217,9 @@ class TensorBoardLogger(Logger):
     def open(self) -> None:
         """Opens the event file."""
         resumed = self._resumed_step
-        first = 0 if resumed is None else resumed + 1  # a killed run may have left scalars
-        self._file = EventFile(self._config.out / "tensorboard", first)
+        self._file = EventFile(self._config.out / "tensorboard")
+        # A killed run may have left scalars that this one logs again.
+        self._file.begin(0 if resumed is None else resumed + 1)
         text = json.dumps(to_dict(self._config), indent=1).replace("\n", "\n    ")
         self._file.text(resumed or 0, "config", f"    {text}")
 

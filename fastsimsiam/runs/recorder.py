@@ -1,6 +1,7 @@
 """What happens in a run, passed on to its loggers."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from fastsimsiam.config.run import Config
@@ -98,27 +99,38 @@ class Recorder:
 
     def close(self) -> None:
         """Closes all loggers, also if one of them fails."""
-        for logger in tuple(self._loggers):
-            self._tell(logger, lambda logger: logger.close(), last=True)
-        self._loggers = []
+        while self._loggers:  # the terminal is the last
+            self._tell(self._loggers.pop(), lambda logger: logger.close(), last=True)
 
     def _tell(
         self, logger: _Logger, call: Callable[[_Logger], None], *, last: bool = False
     ) -> None:
         """Calls a logger; its failure is told to the others, once."""
+        report = ""
         try:
             call(logger)
         except _FAILURES as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            new = logger not in self._failing
-            if logger.tries_again and not last:
-                self._failing.add(logger)
-                more = "what is missing is kept and written as soon as possible"
+            if last:
+                then = "its last lines are lost"
+            elif logger.tries_again:
+                then = "what is missing is kept, and written when it can be"
             else:
-                self._loggers = [other for other in self._loggers if other is not logger]
-                self._terminal = None if logger is self._terminal else self._terminal
-                more = "its last lines are lost" if last else "the run goes on without it"
-            if new:
-                self.say(f"WARNING: {logger.name} cannot be written ({reason}): {more}")
+                then = "the run goes on without it"
+                self._leave_out(logger)
+            if last or logger not in self._failing:
+                report = f"WARNING: {logger.name} cannot be written ({reason}): {then}"
+        # Before the report, which reaches a logger that tries again, too.
+        if logger.behind:
+            self._failing.add(logger)
         else:
             self._failing.discard(logger)
+        if report:
+            self.say(report)
+
+    def _leave_out(self, logger: Logger) -> None:
+        self._loggers = [other for other in self._loggers if other is not logger]
+        if logger is self._terminal:
+            self._terminal = None
+        with suppress(*_FAILURES):
+            logger.close()

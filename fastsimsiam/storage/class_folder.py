@@ -36,7 +36,7 @@ class ClassFolder:
     Attributes:
         root: the folder that holds the class folders.
         paths: N paths relative to `root`, sorted by class and name.
-        classes: names of the class folders, sorted, or those of the training split.
+        classes: printable names of the class folders, sorted, or those of the training split.
         broken: sample -> reason, of files whose content has no readable header.
         out_of_reach: sample -> the system's reason, of files that it does not read now.
     """
@@ -112,7 +112,9 @@ class ClassFolder:
         index, reason = next(iter(bad.items()))
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         what, fix = (
-            (reason, RESTORE) if index in self.out_of_reach else (f"is {reason}", "remove it")
+            (reason, RESTORE)
+            if index in self.out_of_reach
+            else (f"is {reason}", "restore or remove it")
         )
         raise UserError(f"{self.name(index)} {what}{more}: {fix}, or pass --on-bad-image skip")
 
@@ -144,12 +146,14 @@ def open_split(
     root = _root(data, split)
     listing = _list(root, flat=root == data, is_other=split != "train")
     paths = [path for path, _, _ in listing.files]
-    names = [path.split("/", 1)[0] for path in paths]
-    known = sorted(set(names)) if classes is None else list(classes)
-    unknown = sorted(set(names) - set(known))
+    folders = [path.split("/", 1)[0] for path in paths]
+    shown = {folder: printable(folder) for folder in set(folders)}
+    known = sorted(set(shown.values())) if classes is None else list(classes)
+    number = {name: position for position, name in enumerate(known)}
+    unknown = sorted(folder for folder, name in shown.items() if name not in number)
     if unknown:
         raise UserError(_unknown_class(data, root / unknown[0], len(unknown)))
-    number = {name: position for position, name in enumerate(known)}
+    label = {folder: number[name] for folder, name in shown.items()}
     headers = read_headers(root, listing.files, listing.out_of_reach, report)
     passed_over = dict(listing.passed_over)
     if root != data and split == "train":
@@ -158,7 +162,7 @@ def open_split(
         root=root,
         paths=paths,
         classes=known,
-        label=np.array([number[name] for name in names], dtype=np.int64),
+        label=np.array([label[folder] for folder in folders], dtype=np.int64),
         sizes=headers.rows[:, :2].astype(np.int32),
         orientation=headers.rows[:, 2].astype(np.uint8),
         bytes_total=sum(size for _, size, _ in listing.files),
@@ -187,8 +191,8 @@ def _require_folder(data: Path) -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
         if not data.is_symlink():
             raise UserError(
-                f"data folder {printable(data)} does not exist: pass --data PATH, or fetch a data set "
-                "with one of the scripts in datasets/"
+                f"data folder {printable(data)} does not exist: pass another, or fetch a data set with "
+                "one of the scripts in datasets/"
             ) from error
     except OSError as error:
         raise UserError(why_not_read(data, error)) from error
@@ -251,7 +255,8 @@ def _refuse_splits(root: Path, folders: Sequence[str], *, flat: bool) -> None:
     folder = min(holders, key=lambda path: (path.count("/"), path))
     first = root / folder if folder else root
     names = " and ".join(f"{printable(name)}/" for name in holders[folder])
-    more = f", as {len(holders) - 1} other folders do" if len(holders) > 1 else ""
+    others = len(holders) - 1
+    more = f", as {others} other folder{'s do' if others > 1 else ' does'}" if others else ""
     training = find_split(first, "train")
     if flat and len(holders) == 1 and training and below.get(f"{folder}/{training.name}"):
         fix = f"pass {printable(first)} as the data set"

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.storage.base import Storage, fingerprint
 from fastsimsiam.system.files import written_whole
+from fastsimsiam.system.text import printable
 
 _VERSION = 1
 _MISSING = -1
@@ -153,7 +154,7 @@ class Changes:
         )
         return "; ".join(
             f"{len(paths)} {'image is' if len(paths) == 1 else 'images are'} {what} "
-            f"({'' if len(paths) == 1 else 'the first: '}{paths[0]})"
+            f"({'' if len(paths) == 1 else 'the first: '}{printable(paths[0])})"
             for paths, what in parts
             if paths
         )
@@ -243,7 +244,7 @@ class RecordedStorage:
         """The image's name, for reports."""
         position = int(self._position[index])
         if position == _MISSING:
-            return str(self.root / self.paths[index])
+            return printable(self.root / self.paths[index])
         return self._storage.name(position)
 
     def read(self, index: int) -> memoryview:

@@ -12,7 +12,7 @@ import torch
 
 from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.optional import has_dali
-from fastsimsiam.system.resources import host_memory, num_cores
+from fastsimsiam.system.resources import container_limits, host_memory, num_cores
 from fastsimsiam.version import __version__
 
 _PACKAGES = (
@@ -118,6 +118,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": num_cores(),
         "memory": host_memory(),
+        "limits": container_limits(),
         "cuda": torch.version.cuda,
         "driver": _driver(),
         "gpus": gpus(),

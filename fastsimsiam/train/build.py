@@ -20,6 +20,7 @@ from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Storage, fingerprint
+from fastsimsiam.system.barriers import share_cores
 from fastsimsiam.system.malloc import keep_freed_memory
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.evaluator import Evaluator
@@ -87,6 +88,7 @@ def build_trainer(
     method = method.to(device).to(memory_format=torch.channels_last)
     if device.type == "cpu":
         keep_freed_memory()
+        share_cores()
         use_matmul_for_small_maps(method)
     photometric = Photometric(config.views, plan.view_sizes, dtype)
     compute: nn.Module = TrainStep(photometric, method, device, dtype)

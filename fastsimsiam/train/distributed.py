@@ -28,6 +28,7 @@ _START = timedelta(minutes=10)
 _COLLECTIVE = timedelta(minutes=30)
 """Longer than any difference between ranks in loading and compiling a step."""
 _SLOWEST_POLL = 0.05
+_joined = itertools.count()
 _ENDED, _LEFT = "ended", "left"
 _LOST = ("onnection", "peer", "socket", "Broken pipe", "NCCL", "recv", "Timed out", "timed out")
 """Words in torch's errors of a connection between processes."""
@@ -183,7 +184,8 @@ def _find_the_others(launch: Launch) -> Store:
             f"MASTER_ADDR and MASTER_PORT, or start with torchrun, which sets them"
         ) from error
     assert isinstance(store, Store)
-    return PrefixStore("fastsimsiam", store)
+    # A script may do several runs, each with keys of its own.
+    return PrefixStore(f"fastsimsiam {next(_joined)}", store)
 
 
 def _take_gpu(launch: Launch) -> None:

@@ -1,5 +1,7 @@
 """`pretrain --profile N`: a trace of N steps and their most expensive kernels."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +9,9 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
+
+from fastsimsiam.errors import UserError
+from fastsimsiam.system.files import written_whole
 
 _STEPS_BEFORE = 5
 """Steps that are not recorded: compilation and warm-up."""
@@ -39,13 +44,16 @@ def profiled(
             return
         path = out / "trace.json"
         try:
-            profiler.export_chrome_trace(str(path))
-        except (OSError, RuntimeError) as error:
-            say(f"WARNING: {path} cannot be written ({getattr(error, 'strerror', None) or error})")
+            with written_whole(path, "the trace") as file:
+                profiler.export_chrome_trace(str(file))
+                _require_whole(file)  # torch itself tells of no error
+            written = f"trace: {path} (open it in ui.perfetto.dev)"
+        except UserError as error:
+            written = f"WARNING: {error}"
         say(f"the {_SHOWN} most expensive of {steps} steps:")
         for line in most_expensive(profiler.key_averages(), gpu=device.type == "cuda"):
             say(line)
-        say(f"trace: {path} (open it in ui.perfetto.dev)")
+        say(written)
 
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -64,6 +72,15 @@ def profiled(
         yield after_step
     if done < needed:
         say(f"--profile {steps}: the run was too short, it takes {needed} steps")
+
+
+def _require_whole(trace: Path) -> None:
+    """Raises OSError unless a trace ends as JSON does."""
+    with open(trace, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 100))
+        if not file.read().rstrip().endswith(b"}"):
+            raise OSError(errno.ENOSPC, "it is cut short: No space left on device")
 
 
 def most_expensive(averages: Sequence[Any], *, gpu: bool) -> list[str]:

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import clock
+from fastsimsiam.system.shared_cores import SharedCores
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.evaluator import Evaluator
 from fastsimsiam.train.health import Health
@@ -57,6 +58,7 @@ class Trainer:
         step: optimizer steps done.
         after_step: called after each of them.
         seconds: duration of the run before this process resumed it.
+        cores: tells when other programs slow the run down.
     """
 
     config: Config
@@ -75,6 +77,7 @@ class Trainer:
     step: int = 0
     after_step: Callable[[], None] = lambda: None
     seconds: float = 0.0
+    cores: SharedCores = field(default_factory=SharedCores)
     _started: float | None = None
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -254,6 +257,8 @@ class Trainer:
             self.step,
             self.schedule_steps.stop,
         )
+        if shared := self.cores.news():
+            self.recorder.say(f"step {self.step}: {shared}")
         last = self.step == self.schedule_steps.stop
         for warning in self._health.warnings(self.step, means, window.parts, last=last):
             self.recorder.say(f"WARNING: step {self.step}: {warning}")
