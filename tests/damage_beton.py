@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import struct
 import sys
 import tempfile
@@ -294,19 +295,20 @@ def mutants(folder: Path, number: int, seed: int = 0) -> list[Path]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a reader says of a file: an error, or the images shown and those that were refused."""
+    """What a reader says of a file: an error, or the images shown, refused and warned of."""
 
     error: str = ""
     shown: tuple[int, ...] = ()
     refused: tuple[str, ...] = ()
+    warned: tuple[str, ...] = ()
     pixels: float = 0.0
 
 
-def read(file: Path, reader: str) -> Outcome:
+def read(file: Path, reader: str, on_bad_image: str = "skip") -> Outcome:
     """Reads a file by a loader, skipping broken images; anything but a `UserError` is a fault."""
     try:
         storage = open_beton(file)
-        options = LoaderOptions(device=torch.device("cpu"), workers=1, on_bad_image="skip")
+        options = LoaderOptions(device=torch.device("cpu"), workers=1, on_bad_image=on_bad_image)
         with closing(build_loader(reader, storage, options)) as loader:
             plan = TrainPlan(
                 label=storage.label,
@@ -321,7 +323,10 @@ def read(file: Path, reader: str) -> Outcome:
                 shown += batch.index.tolist()
                 total += float(batch.crops[0].sum())
             return Outcome(
-                shown=tuple(shown), refused=tuple(sorted(loader.bad_images)), pixels=total
+                shown=tuple(shown),
+                refused=tuple(sorted(loader.bad_images)),
+                warned=tuple(sorted(loader.warned_images)),
+                pixels=total,
             )
     except UserError as error:
         return Outcome(error=one_line(str(error), file))
@@ -336,8 +341,9 @@ def check(file: Path) -> Outcome:
 
 
 def one_line(text: str, file: Path) -> str:
-    """An error that names its file, on one line."""
+    """An error that names its file, on one line, and shows no memory address."""
     assert "\n" not in text, text
+    assert not re.search("0x[0-9a-f]{8}", text), text
     assert file.name in text, text
     return text
 
@@ -426,6 +432,7 @@ def compare(
         assert bool(one.error) == bool(two.error), (reader, file.name, one, two)
         assert one.shown == two.shown, (reader, file.name, one, two)
         assert one.refused == two.refused, (reader, file.name, one, two)
+        assert one.warned == two.warned, (reader, file.name, one, two)
         if reader not in ("dali", "reference"):  # other arithmetic, and color in PIL
             assert abs(one.pixels - two.pixels) <= 0.003 * one.pixels, (reader, file.name, one, two)
 

@@ -260,6 +260,7 @@ def test_a_claimed_size_is_that_of_the_jpeg(tmp_path: Path) -> None:
     refused = [(f"{file}, record 7 (7)",) for file in files[:-1]] + [()]
     outcomes = [read(file, "cpu") for file in files]
     assert [outcome.refused for outcome in outcomes] == refused
+    compare(files, outcomes, [read(file, "reference") for file in files], "reference")
     compare(
         files, outcomes, [read(file, "resident") for file in files[4:]], "resident"
     ) if 0 else None
@@ -321,14 +322,17 @@ def odd_records(folder: Path) -> Path:
     return write(found, folder / "odd.beton")
 
 
-def test_odd_records_are_judged_alike(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_bad_image", ["skip", "skip-strict"])
+def test_odd_records_are_judged_alike(on_bad_image: str, tmp_path: Path) -> None:
     """What libjpeg-turbo refuses or warns of, the compiled code leaves to the judgement of all."""
     require("ffcv")
     file = odd_records(tmp_path / "odd")
-    cpu = read(file, "cpu")
-    assert 3 <= len(cpu.refused) <= 5
-    compare([file], [cpu], [read(file, "ffcv")], "ffcv")
-    compare([file], [cpu], [read(file, "resident")], "resident")
+    cpu = read(file, "cpu", on_bad_image)
+    strict = on_bad_image == "skip-strict"
+    assert len(cpu.refused) == (6 if strict else 4)
+    assert len(cpu.warned) == (0 if strict else 2)
+    for name in ("ffcv", "resident", "reference"):
+        compare([file], [cpu], [read(file, name, on_bad_image)], name)
 
 
 def test_mutated_files_are_read_alike_by_all_or_refused(tmp_path: Path) -> None:
@@ -341,8 +345,8 @@ def test_mutated_files_are_read_alike_by_all_or_refused(tmp_path: Path) -> None:
     compare(files, outcomes, [read(file, "resident") for file in files], "resident")
     for file, outcome in zip(files, outcomes, strict=True):
         assert check(file).error or not outcome.error
-    for file in files[::16]:
-        read(file, "reference")
+    few = files[::16]
+    compare(few, outcomes[::16], [read(file, "reference") for file in few], "reference")
 
 
 def test_mutated_files_do_not_crash_ffcv(tmp_path: Path) -> None:
@@ -445,7 +449,10 @@ def test_any_name_survives_in_the_manifest(tmp_path: Path) -> None:
     names += [f"k/{number}.jpg" for number in range(7)]
     found = intact()
     file = write(found, tmp_path / "a.beton", manifest_of(found) | {"images": names})
-    assert list(open_beton(file).paths) == names
+    beton = open_beton(file)
+    assert list(beton.paths) == names
+    assert beton.name(1) == f"{file}, record 1 (k/\\x1b[31m.jpg)"
+    assert beton.name(2) == f"{file}, record 2 (k/a\\nb.jpg)"
 
 
 @pytest.mark.parametrize("what", ["file", "manifest"])
@@ -516,6 +523,20 @@ def test_verify_finds_what_opening_cannot(
     file = write(found, tmp_path / "a.beton", manifest)
     with pytest.raises(UserError, match=message):
         verify(file, workers=1)
+
+
+def test_verify_names_the_records_that_the_decoder_warns_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = jpeg(textured_image(np.random.default_rng(2), 40, 56))
+    warned = plain[: len(plain) // 2] + b"\xff\xd9"
+    file = write(layout([plain, warned], [(40, 56)] * 2, [0, 0]), tmp_path / "a.beton")
+    assert main(["pack", "--verify", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "the decoder warned of 1 images" in out
+    assert f"  {file}, record 1 (1): " in out
+    assert main(["pack", "--verify", str(file), "--on-bad-image", "error-strict"]) == 2
+    assert "record 1 (1) cannot be decoded" in capsys.readouterr().err
 
 
 def test_verify_by_command_tells_whether_there_was_a_manifest(

@@ -234,16 +234,15 @@ def test_a_killed_pack_leaves_no_file(images: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(images), str(target)], stderr=subprocess.DEVNULL
     )
-    partial = tmp_path / "a.beton.partial"
     deadline = time.monotonic() + 60
-    while not partial.exists() and time.monotonic() < deadline:
+    while not list(tmp_path.glob("*.partial")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert partial.exists()
+    assert list(tmp_path.glob("*.partial"))
     assert not target.exists()
     assert len(packed(images, target)) == 12
-    assert not partial.exists()
+    assert not list(tmp_path.glob("*.partial"))
 
 
 # Packs one image and then waits.
@@ -278,7 +277,7 @@ def test_a_full_disk_is_one_line(images: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     line = done.stderr.splitlines()[-1]
     assert "cannot write DST" in line
-    assert "make room" in line
+    assert "File too large" in line
     assert not list(tmp_path.glob("a.beton*"))
 
 

@@ -57,13 +57,20 @@ def run(argv: list[str]) -> int:
 
     if arguments.verify:
         with ImageProgress("verifying") as progress:
-            verified = verify(arguments.verify, workers=arguments.workers, report=progress)
+            verified = verify(
+                arguments.verify,
+                workers=arguments.workers,
+                on_bad_image=arguments.on_bad_image,
+                report=progress,
+            )
         told = "complete and as packed" if verified.manifest else _NO_MANIFEST
         print(f"{printable(arguments.verify)}: {len(verified.beton)} images, {told}")
-        if verified.manifest and (warned := verified.manifest.warned):
-            print(f"{warned_line(warned)}, when they were packed")
-            for image, text in warned.items():
-                print(printable(f"  {image}: {text}"))
+        packed = verified.manifest.warned if verified.manifest else {}
+        for warned, when in ((packed, ", when they were packed"), (verified.warned_images, "")):
+            if warned:
+                print(f"{warned_line(warned)}{when}")
+                for image, text in warned.items():
+                    print(printable(f"  {image}: {text}"))
         return 0
     if arguments.source is None or arguments.target is None:
         raise UserError(

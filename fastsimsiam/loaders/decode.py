@@ -64,6 +64,11 @@ def read_rgb(
 
 def other_size(storage: Storage, index: int, height: int, width: int) -> BadImageError:
     """The error for a decoded, upright image that has another size than the storage says."""
+    if storage.is_one_file:
+        return BadImageError(
+            f"{storage.name(index)} is {width}x{height} pixels, not what the table of the file says",
+            fix="pack the data set again",
+        )
     expected_height, expected_width = storage.sizes[index].tolist()
     if expected_height == 0:
         return BadImageError(

@@ -21,7 +21,7 @@ from torch import Tensor
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, size_groups
-from fastsimsiam.loaders.decode import Pixels, read_rgb
+from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.ffcv_epoch import EpochPlan
 from fastsimsiam.loaders.host_crop import crop_views
 from fastsimsiam.loaders.prefetch import to_device
@@ -68,7 +68,7 @@ class FfcvLoader:
                 has an image of an impossible size that is not to be skipped.
         """
         self._storage = require_beton(storage)
-        self._policy = BadImagePolicy(options.on_bad_image)
+        self._policy = BadImagePolicy(options.on_bad_image, options.gray16_max)
         self._policy.require_readable(storage)
         self.bad_images = self._policy.bad_images
         self.warned_images = self._policy.warned_images
@@ -110,7 +110,7 @@ class FfcvLoader:
         """Decodes an image that the compiled code left as the other loaders do, or replaces it."""
 
         def frame(index: int) -> Pixels:
-            return read_rgb(self._storage, index)
+            return self._policy.read_rgb(self._storage, index)
 
         pixels = self._policy.run(plan, batch, row, frame, self._storage.name)
         for out, views in zip(crops, size_groups(plan.view_sizes).values(), strict=True):

@@ -16,13 +16,14 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.storage.base import IMAGE_FORMATS, Report, Storage
+from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.beton_tables import Tables, read_tables
+from fastsimsiam.storage.image_file import open_image
 from fastsimsiam.storage.manifest import Manifest, manifest_path, read_manifest
 from fastsimsiam.storage.record_file import RecordFile
+from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.system.text import printable
 
 SUFFIX = ".beton"
@@ -72,7 +73,7 @@ class Beton:
         return len(self.label)
 
     def name(self, index: int) -> str:
-        """File, record and original name of an image, for reports."""
+        """File, record and original name of an image, printable."""
         return printable(f"{self.root}, record {index} ({self.paths[index]})")
 
     def read(self, index: int) -> memoryview:
@@ -98,10 +99,7 @@ class Beton:
                 raise BadImageError(
                     f"{self.name(index)} cannot be read ({error.strerror})"
                 ) from error
-            raise UserError(
-                f"{self.root} cannot be read ({error.strerror}): restore access to it, and start the "
-                "command again"
-            ) from error
+            raise UserError(why_not_read(self.root, error)) from error
 
     def will_need(self, index: int) -> None:
         """Starts reading a record into the page cache."""
@@ -180,9 +178,7 @@ def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:
         tables = read_tables(opened)
         unreadable = _impossible(opened, tables)
     except OSError as error:
-        raise UserError(
-            f"{file} cannot be read ({error.strerror}): restore access to it"
-        ) from error
+        raise UserError(why_not_read(file, error)) from error
     manifest = read_manifest(file) or Manifest()
     _require_match(opened, tables, manifest)
     file_classes = manifest.classes or [str(i) for i in range(int(tables.label.max()) + 1)]
@@ -233,13 +229,9 @@ def _header_size(file: RecordFile, tables: Tables, index: int) -> tuple[int, int
     """Height and width by the header of a record's image; None if it has none that can be read."""
     try:
         record = file.read(int(tables.position[index]), int(tables.length[index]))
-        with Image.open(io.BytesIO(record), formats=IMAGE_FORMATS) as image:
-            return image.height, image.width
-    except (MemoryError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None
-    except (OSError, EOFError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system, and not PIL
+        with open_image(io.BytesIO(record)) as image:
+            return image.pil.height, image.pil.width
+    except (BadImageError, EOFError, MemoryError):
         return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage.record_file import RecordFile
+from fastsimsiam.storage.system_errors import why_not_read
 
 FORMAT = 1
 _LARGEST = 1 << 32
@@ -58,9 +59,7 @@ def read_manifest(file: Path) -> Manifest | None:
     try:
         content = json.loads(opened.read_new(0, opened.size).decode())
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}): restore access to it"
-        ) from error
+        raise UserError(why_not_read(path, error)) from error
     except (EOFError, MemoryError, RecursionError) as error:
         raise _unusable(path, type(error).__name__) from error
     except ValueError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage.read_ahead import advise
+from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.system.scratch import scratch
 
 _State = tuple[Path, tuple[int, int, int]]
@@ -42,9 +43,7 @@ class RecordFile:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be read ({error.strerror}): restore access to it"
-            ) from error
+            raise UserError(why_not_read(path, error)) from error
         weakref.finalize(self, os.close, self.descriptor)
         status = os.fstat(self.descriptor)
         if not stat.S_ISREG(status.st_mode):

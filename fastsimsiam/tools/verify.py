@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.loaders.decode import read_rgb
+from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.storage.base import Report
 from fastsimsiam.storage.beton import Beton, open_beton
 from fastsimsiam.storage.manifest import Manifest, manifest_path, read_manifest
@@ -32,10 +32,12 @@ class Verified:
     Attributes:
         beton: the file.
         manifest: what it was compared with; None if it has no manifest.
+        warned_images: image -> warning of the decoder, in the order of the file.
     """
 
     beton: Beton
     manifest: Manifest | None
+    warned_images: dict[str, str]
 
 
 def checksum(file: RecordFile) -> str:
@@ -46,12 +48,20 @@ def checksum(file: RecordFile) -> str:
     return digest.hexdigest()
 
 
-def verify(file: Path, *, workers: int | None = None, report: Report | None = None) -> Verified:
+def verify(
+    file: Path,
+    *,
+    workers: int | None = None,
+    on_bad_image: str = "error",
+    report: Report | None = None,
+) -> Verified:
     """Compares a packed file with its manifest, if it has one, and decodes every image.
 
     Args:
         file: .beton file.
         workers: threads; None: one per core.
+        on_bad_image: see `Config.on_bad_image`; with `-strict`, a warning about an image's data is a
+            fault.
         report: called with (images done, images in all).
 
     Raises:
@@ -63,7 +73,8 @@ def verify(file: Path, *, workers: int | None = None, report: Report | None = No
     manifest = read_manifest(file)
     if manifest is not None:
         _require_counts(beton, manifest)
-    faults = _faults(beton, manifest or Manifest(), num_workers(workers), report)
+    policy = BadImagePolicy(on_bad_image)
+    faults = _faults(beton, manifest or Manifest(), policy, num_workers(workers), report)
     if faults:
         first, more = faults[0], f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise UserError(f"{first}{more}: pack the data set again")
@@ -75,7 +86,9 @@ def verify(file: Path, *, workers: int | None = None, report: Report | None = No
             raise UserError(f"{file} cannot be read ({reason}): restore access to it") from error
         if actual != manifest.sha256:
             raise _differs(beton, "sha256", manifest.sha256, actual)
-    return Verified(beton=beton, manifest=manifest)
+    names = filter(policy.warned_images.__contains__, map(beton.name, range(len(beton))))
+    warned = {name: policy.warned_images[name] for name in names}
+    return Verified(beton=beton, manifest=manifest, warned_images=warned)
 
 
 def _differs(beton: Beton, what: str, expected: object, actual: object) -> UserError:
@@ -121,7 +134,9 @@ def _require_counts(beton: Beton, manifest: Manifest) -> None:
             )
 
 
-def _faults(beton: Beton, manifest: Manifest, workers: int, report: Report | None) -> Sequence[str]:
+def _faults(
+    beton: Beton, manifest: Manifest, policy: BadImagePolicy, workers: int, report: Report | None
+) -> Sequence[str]:
     """Why images are broken or have changed, in their order."""
 
     def fault(index: int) -> str | None:
@@ -131,7 +146,7 @@ def _faults(beton: Beton, manifest: Manifest, workers: int, report: Report | Non
             crc32 = manifest.crc32[index] if manifest.crc32 is not None else None
             if crc32 is not None and zlib.crc32(beton.read(index)) != crc32:
                 return f"{beton.name(index)} has changed since it was packed"
-            read_rgb(beton, index)
+            policy.read_rgb(beton, index)
         except BadImageError as error:
             return str(error)
         return None
