@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fastsimsiam.errors import UserError
-from fastsimsiam.system.resources import limit_openmp_threads
+from fastsimsiam.system.resources import limit_threads
 from fastsimsiam.version import __version__
 
 COMMANDS = (
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if "torch" not in sys.modules:
-        limit_openmp_threads()
+        limit_threads()
     try:
         return _dispatch(argv)
     except UserError as error:
