@@ -112,7 +112,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'fastsimsiam' has no attribute {name!r}")
     if "torch" not in sys.modules:
-        importlib.import_module("fastsimsiam.system.resources").limit_openmp_threads()
+        importlib.import_module("fastsimsiam.system.resources").limit_threads()
     return getattr(importlib.import_module(f"fastsimsiam.{_MODULE_OF[name]}"), name)
 
 

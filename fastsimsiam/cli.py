@@ -13,7 +13,7 @@ from types import FrameType
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.system.out_of_memory import exhausted_memory
-from fastsimsiam.system.resources import limit_openmp_threads
+from fastsimsiam.system.resources import limit_threads
 from fastsimsiam.system.text import printable_lines
 from fastsimsiam.version import __version__
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A name that the terminal's encoding lacks is printed with escapes, as on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")
     if "torch" not in sys.modules:
-        limit_openmp_threads()
+        limit_threads()
     stopped = _Stopped()
     try:
         with _signals_as_exceptions(stopped):

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import require
+from conftest import CPU, require
 from small_places import exit_code
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.doctor.synthetic import repeated
 from fastsimsiam.errors import UserError
+from fastsimsiam.loaders.base import Batch
+from fastsimsiam.loaders.prefetch import ahead
 from fastsimsiam.storage.beton import open_beton
 from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.system.processes import InProcesses
@@ -115,13 +119,13 @@ def test_the_reference_loader_needs_no_shared_memory(tiny_config: Config) -> Non
     assert exit_code(train, tmpfs=Path("/dev/shm"), size="16k") == 0
 
 
-@pytest.mark.parametrize(("size", "code"), [("16k", 0), ("4k", 2)])
+@pytest.mark.parametrize(("size", "code"), [("12k", 0), ("4k", 2)])
 def test_pack_needs_little_shared_memory(
     class_folders: Path, tmp_path: Path, size: str, code: int
 ) -> None:
     """FFCV keeps the table of images in it: where it is full, the process ends by SIGBUS."""
     require("ffcv")
-    storage = repeated(open_split(class_folders, "train"), 600)
+    storage = repeated(open_split(class_folders, "train"), 300)
     target = tmp_path / "a.beton"
 
     def pack_here() -> int:
@@ -134,3 +138,23 @@ def test_pack_needs_little_shared_memory(
     assert exit_code(pack_here, tmpfs=Path("/dev/shm"), size=size) == code
     if code == 0:
         assert len(open_beton(target)) == len(storage)
+
+
+def test_an_error_at_the_start_of_a_thread_arrives() -> None:
+    """An iterator without it would wait for ever."""
+
+    def make() -> Iterator[Batch]:
+        raise UserError("not even begun")
+
+    caught: list[BaseException] = []
+
+    def take() -> None:
+        try:
+            next(ahead(make, CPU))
+        except UserError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert str(caught) == "[UserError('not even begun')]"

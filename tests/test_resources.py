@@ -115,17 +115,17 @@ def test_ulimit_counts_as_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def test_a_quota_limits_the_threads_of_openmp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+def test_a_quota_limits_the_threads_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+    monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(resources, "allowed_cpus", lambda: {0, 1, 2, 3})
-    resources.limit_openmp_threads()
-    assert "OMP_NUM_THREADS" not in os.environ
+    monkeypatch.setattr(resources, "num_cores", lambda: 4)
+    resources.limit_threads()
+    assert not os.environ
     monkeypatch.setattr(resources, "num_cores", lambda: 2)
-    resources.limit_openmp_threads()
-    assert os.environ["OMP_NUM_THREADS"] == "2"
-    monkeypatch.setattr(resources, "num_cores", lambda: 1)
-    resources.limit_openmp_threads()
-    assert os.environ["OMP_NUM_THREADS"] == "2"  # as if the user had set it
+    os.environ["OMP_NUM_THREADS"] = "3"  # the user's
+    resources.limit_threads()
+    assert [os.environ[name] for name in names] == ["3", "2"]
 
 
 REPORT = """

@@ -11,8 +11,8 @@ Configurations, all on the same files and with the same number of workers:
   ffcv-stock        FFCV's own operations, one pipeline per view (benchmarks/peers/stock_ffcv.py)
   dali              DALI on the CPU with the plan's crop boxes
   dali-stock        DALI with two random_resized_crops (benchmarks/peers/stock_dali.py)
-  reference-crops   PIL in a DataLoader, decode and crops alone
-  reference         PIL in a DataLoader, the official recipe's full work, color included
+  reference-crops   PIL in processes, decode and crops alone
+  reference         PIL in processes, the official recipe's full work, color included
   official          the same work as users write it: ImageFolder, torchvision's transforms, float
                     tensors normalized in the workers (benchmarks/peers/official.py)
   lightly           lightly's SimSiam transform in a DataLoader (benchmarks/peers/lightly_simsiam.py)

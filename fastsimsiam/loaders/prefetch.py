@@ -84,11 +84,12 @@ def ahead(
                 continue
 
     def run() -> None:
-        gpu = device.type == "cuda"
-        stream = side_stream(device) if gpu else None
-        batches = make()
-        assert isinstance(batches, Generator)
+        # All of it: an error that did not arrive would leave the other thread waiting for ever.
         try:
+            gpu = device.type == "cuda"
+            stream = side_stream(device) if gpu else None
+            batches = make()
+            assert isinstance(batches, Generator)
             with torch.cuda.stream(stream) if gpu else nullcontext(), closing(batches):
                 for batch in batches:
                     ready = torch.cuda.Event() if gpu else None  # type: ignore[no-untyped-call]

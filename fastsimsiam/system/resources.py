@@ -70,15 +70,17 @@ def container_limits(root: Path = _ROOT) -> str | None:
     return f"limits of this container or job: {', '.join(parts)}" if parts else None
 
 
-def limit_openmp_threads() -> None:
-    """Lets OpenMP, which computes for torch on a CPU, start as many threads as there are cores.
+def limit_threads() -> None:
+    """Tells OpenMP, which computes for torch on a CPU, and torch's compiler of a CPU quota.
 
-    It knows no CPU quota, beyond which the system stops all threads of a process for a while. To be
-    called before torch is loaded. The user's OMP_NUM_THREADS wins.
+    They know none: beyond it the system stops all threads of a process for a while, and the compiler
+    starts a process with a torch of its own for each core. To be called before torch is loaded. The
+    user's own settings win.
     """
     cores = num_cores()
     if cores < len(allowed_cpus()):
-        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+        for name in ("OMP_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+            os.environ.setdefault(name, str(cores))
 
 
 def num_workers(workers: int | None) -> int:
