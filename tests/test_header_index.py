@@ -121,7 +121,7 @@ def test_the_reason_of_broken_content_is_kept_for_the_run(
         assert found.unreadable == {2: "a picture of 10 gigapixels"}
     assert read[3:] == ["c.png"]
     with pytest.raises(
-        UserError, match=r"c.png is a picture of 10 gigapixels: restore or remove it, or"
+        UserError, match=r"c.png is a picture of 10 gigapixels: restore it, remove the file, or"
     ):
         found.require_readable()
 

@@ -37,7 +37,7 @@ class ClassFolder:
         root: the folder that holds the class folders.
         paths: N paths relative to `root`, sorted by class and name.
         classes: printable names of the class folders, sorted, or those of the training split.
-        broken: sample -> reason, of files whose content has no readable header.
+        broken: sample -> error, of files whose content has no readable header.
         out_of_reach: sample -> the system's reason, of files that it does not read now.
     """
 
@@ -48,7 +48,7 @@ class ClassFolder:
     sizes: npt.NDArray[np.int32]
     orientation: npt.NDArray[np.uint8]
     bytes_total: int
-    broken: Mapping[int, str] = field(default_factory=dict)
+    broken: Mapping[int, BadImageError] = field(default_factory=dict)
     out_of_reach: Mapping[int, str] = field(default_factory=dict)
     passed_over: Mapping[str, int] = field(default_factory=dict)
     is_one_file: ClassVar[bool] = False
@@ -98,7 +98,8 @@ class ClassFolder:
         out_of_reach = {
             index: f"cannot be read ({reason})" for index, reason in self.out_of_reach.items()
         }
-        return dict(sorted((dict(self.broken) | out_of_reach).items()))
+        broken = {index: str(error) for index, error in self.broken.items()}
+        return dict(sorted((broken | out_of_reach).items()))
 
     def require_readable(self) -> None:
         """Refuses a data set with files that are no images.
@@ -111,11 +112,9 @@ class ClassFolder:
             return
         index, reason = next(iter(bad.items()))
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        what, fix = (
-            (reason, RESTORE)
-            if index in self.out_of_reach
-            else (f"is {reason}", "restore or remove it")
-        )
+        what, fix = reason, RESTORE
+        if broken := self.broken.get(index):
+            what, fix = f"is {reason}", f"{broken.fix}, remove the file"
         raise UserError(f"{self.name(index)} {what}{more}: {fix}, or pass --on-bad-image skip")
 
 

@@ -53,7 +53,7 @@ class Headers:
 
     Attributes:
         rows: (N, 3) height, width and orientation; 0, 0, 1 where the header cannot be read.
-        broken: position -> reason, of files whose content is at fault.
+        broken: position -> error, of files whose content is at fault.
         out_of_reach: position -> reason, of files that the system does not read now.
     """
 
@@ -61,7 +61,7 @@ class Headers:
         """Headers of which none is read."""
         self.rows: npt.NDArray[np.int64] = np.zeros((number, 3), dtype=np.int64)
         self.rows[:, 2] = 1
-        self.broken: dict[int, str] = {}
+        self.broken: dict[int, BadImageError] = {}
         self.out_of_reach: dict[int, str] = {}
 
 
@@ -117,7 +117,7 @@ def _read(
         results = pool.map(_header_or_error, paths)
         for done, (position, result) in enumerate(zip(positions, results, strict=True), start=1):
             if isinstance(result, BadImageError):
-                headers.broken[position] = str(result)
+                headers.broken[position] = result
             elif isinstance(result, OSError):
                 headers.out_of_reach[position] = reason_of(paths[done - 1], result)
             else:
