@@ -219,7 +219,7 @@ def test_a_backbone_that_changes_is_an_error(
     [("lr", float("nan")), ("momentum", -1.0), ("momentum", 1.0), ("weight_decay", -1.0)],
 )
 def test_values_out_of_range_are_named(key: str, value: float) -> None:
-    with pytest.raises(UserError, match=f"--{key.replace('_', '-')} is {value}: give"):
+    with pytest.raises(UserError, match=f"--{key.replace('_', '-')} is {value:g}: give"):
         LinearConfig(**{key: value})
 
 

@@ -8,7 +8,11 @@ from torch import Tensor, nn
 
 from fastsimsiam.models import small_convolutions
 from fastsimsiam.models.backbones import feature_extractor
-from fastsimsiam.models.small_convolutions import SmallMapConv2d, use_matmul_for_small_maps
+from fastsimsiam.models.small_convolutions import (
+    SmallMapConv2d,
+    keep_gradient_strides,
+    use_matmul_for_small_maps,
+)
 
 
 def run(layer: nn.Module, image: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
@@ -83,3 +87,33 @@ def test_what_is_no_plain_convolution_is_left_alone() -> None:
     )
     use_matmul_for_small_maps(odd)
     assert not any(isinstance(layer, SmallMapConv2d) for layer in odd)
+
+
+def test_gradients_of_several_views_have_the_strides_of_their_weights() -> None:
+    """And are not copied for it, which would cost what DistributedDataParallel warns of."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Conv2d(6, 4, 1, bias=False)).to(memory_format=torch.channels_last)
+    use_matmul_for_small_maps(layer)
+    weight, image = layer[0].weight, torch.randn(3, 6, 2, 2)
+
+    def gradient() -> Tensor:
+        weight.grad = None
+        (layer(image).square().sum() + layer(2 * image).square().sum()).backward()
+        assert weight.grad is not None
+        return weight.grad
+
+    without = gradient().clone()
+    assert without.stride() != weight.stride()
+    keep_gradient_strides(layer)
+    seen: list[int] = []
+    weight.register_hook(lambda grad: seen.append(grad.data_ptr()))
+    kept = gradient()
+    assert kept.stride() == weight.stride()
+    assert torch.equal(kept, without)
+    assert kept.data_ptr() == seen[0]
+
+
+def test_frozen_weights_have_no_gradients_to_keep() -> None:
+    layer = nn.Sequential(nn.Conv2d(6, 4, 1)).requires_grad_(False)
+    use_matmul_for_small_maps(layer)
+    keep_gradient_strides(layer)

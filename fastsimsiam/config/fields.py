@@ -43,7 +43,8 @@ def require(condition: bool, key: str, value: object, fix: str) -> None:
         UserError: `condition` does not hold; names the key, its value, and what to give instead.
     """
     if not condition:
-        raise UserError(f"{key} is {value}: {fix}")
+        shown = f"{value:g}" if isinstance(value, float) else value
+        raise UserError(f"{key} is {shown}: {fix}")
 
 
 def require_within(
@@ -63,11 +64,13 @@ def require_within(
     """
 
     def text(number: float) -> str:
-        return f"{number:g}" if isinstance(number, float) or abs(number) > 2**63 else str(number)
+        return f"{number:g}" if isinstance(number, float) else str(number)
 
     # Not in digits, since an integer may have thousands of them.
     if not isinstance(value, float) and abs(value) > 10**30:
-        require(False, key, "a number of more than 30 digits", f"give {text(most)} or less")
+        require(
+            False, key, "a number of more than 30 digits", f"give {text(least)} to {text(most)}"
+        )
     require(not value > most, key, text(value), f"give {text(most)} or less")
     enough = value > least if above else value >= least
     fix = f"give more than {text(least)}" if above else f"give {text(least)} or more"

@@ -110,4 +110,6 @@ def keep_gradient_strides(module: nn.Module) -> None:
 
     for layer in module.modules():
         if isinstance(layer, SmallMapConv2d) and layer.kernel_size == (1, 1):
-            layer.weight.register_hook(hook_of(layer.weight))  # type: ignore[no-untyped-call]
+            weight = layer.weight
+            if weight.requires_grad:
+                weight.register_hook(hook_of(weight))  # type: ignore[no-untyped-call]
