@@ -17,6 +17,7 @@ from fastsimsiam.config.stored import differing_keys
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.loaders.base import LoaderOptions
+from fastsimsiam.loaders.dark_gray import dark_gray_warning
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.plan.batches import TrainPlan
@@ -133,3 +134,21 @@ def test_a_run_keeps_its_largest_level(tiny_config: Config) -> None:
     other = replace(tiny_config, gray16_max=TWELVE_BITS)
     assert differing_keys(tiny_config, other) == ["gray16_max (65535 -> 4095)"]
     assert not differing_keys(tiny_config, replace(tiny_config, check_images=False))
+
+
+def test_dark_images_of_fewer_bits_are_told(
+    x_rays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sixteen = open_split(x_rays / "sixteen", "train")
+    line = dark_gray_warning(sixteen, 65535)
+    assert line is not None
+    assert "data of 12 bits, pass --gray16-max 4095" in line
+    assert dark_gray_warning(sixteen, TWELVE_BITS) is None
+    assert dark_gray_warning(open_split(x_rays / "eight", "train"), 65535) is None
+    bright = tmp_path / "bright" / "k"
+    bright.mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(bright / "a.png")
+    assert dark_gray_warning(open_split(bright.parent, "train"), 65535) is None
+    require("ffcv")
+    assert main(["pack", str(x_rays / "sixteen"), str(tmp_path / "p.beton")]) == 0
+    assert "WARNING: the 16-bit gray images" in capsys.readouterr().err

@@ -45,6 +45,7 @@ def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Packs class folders into one file for FFCV, and decodes every image to check it."
     arguments = parse(_Pack, argv, "fastsimsiam pack", about=about)
+    from fastsimsiam.loaders.dark_gray import dark_gray_warning
     from fastsimsiam.loaders.jpeg_warning import warned_line
     from fastsimsiam.storage.class_folder import open_split
     from fastsimsiam.storage.manifest import manifest_path
@@ -92,6 +93,8 @@ def run(argv: list[str]) -> int:
         storage = open_split(arguments.source, "train", report=progress)
     for line in notes(storage):
         print(line, file=sys.stderr)
+    if dark := dark_gray_warning(storage, options.gray16_max):
+        print(f"WARNING: {dark}", file=sys.stderr)
     with ImageProgress("packing") as progress:
         manifest = pack(
             storage,

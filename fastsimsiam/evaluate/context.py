@@ -14,6 +14,7 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.evaluate.features import Features, center_plan, centered_features, extract
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions
+from fastsimsiam.loaders.dark_gray import dark_gray_warning
 from fastsimsiam.loaders.jpeg_warning import warned_line
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.models.backbones import feature_extractor
@@ -191,6 +192,8 @@ def open_eval_context(
             splits["val"] = open_split(data, "val", classes=train.classes, report=progress)
     for line in (note for storage in splits.values() for note in notes(storage)):
         print(line, file=sys.stderr)
+    if dark := dark_gray_warning(train, config.gray16_max):
+        print(f"WARNING: {dark}", file=sys.stderr)
     name, _ = choose_loader(options.loader, train, device)
     loader_options = LoaderOptions(
         device=device,

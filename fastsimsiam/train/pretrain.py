@@ -12,6 +12,7 @@ from signal import Signals
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
+from fastsimsiam.loaders.dark_gray import dark_gray_warning
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.folder import IMAGES_FILE
 from fastsimsiam.runs.recorder import Recorder
@@ -211,7 +212,9 @@ def _announce(trainer: Trainer, train: Storage) -> None:
         f"{config.epochs} epochs, batch {config.batch_size}, {config.image_size} px, to step "
         f"{trainer.schedule_steps.stop} ({origin})"
     )
-    for line in filter(None, (*notes(train), container_limits(), trainer.cores.news())):
+    dark = dark_gray_warning(train, config.gray16_max)
+    warnings = [f"WARNING: {dark}"] if dark else []
+    for line in filter(None, (*notes(train), *warnings, container_limits(), trainer.cores.news())):
         trainer.recorder.say(line)
 
 
