@@ -119,7 +119,7 @@ def test_the_reference_loader_needs_no_shared_memory(tiny_config: Config) -> Non
     assert exit_code(train, tmpfs=Path("/dev/shm"), size="16k") == 0
 
 
-@pytest.mark.parametrize(("size", "code"), [("12k", 0), ("4k", 2)])
+@pytest.mark.parametrize(("size", "code"), [("16k", 0), ("4k", 2)])
 def test_pack_needs_little_shared_memory(
     class_folders: Path, tmp_path: Path, size: str, code: int
 ) -> None:
