@@ -101,7 +101,8 @@ _MODULES = {
     "recipes.catalogue": ("recipe",),
     "tools.embed": ("embed",),
     "tools.export": ("export",),
-    "train.pretrain": ("Summary", "pretrain"),
+    "train.pretrain": ("pretrain",),
+    "train.summary": ("Summary",),
     "view_loader": ("Loader",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

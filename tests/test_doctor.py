@@ -321,6 +321,7 @@ def test_shared_cores_and_limits_are_told() -> None:
         measured_batch=2,
         storage_bytes_per_second=1.0,
         choices="",
+        passed_over={},
         shared_cores="the cores are shared: other programs use 1.6 of 2 (load 4.1)",
         measurements=FED,
         forecast=forecast(FED, steps=10, evaluations=0, images_per_evaluation=0),
@@ -372,7 +373,7 @@ def test_a_signal_ends_the_doctor_too(
     argv = ["--recipe", "imagenette", "--data", str(class_folders), "--arch", "tiny_resnet"]
     argv += ["--image-size", "32", "--batch-size", "16", "--device", "cpu", "--loader", "cpu"]
     assert main(["doctor", *argv, "--compile", "off", "--minutes", "0.02"]) == 130
-    assert capsys.readouterr().err.endswith("fastsimsiam: interrupted\n")
+    assert capsys.readouterr().err.endswith("fastsimsiam: interrupted by SIGINT\n")
 
 
 def test_the_loader_reports_broken_images(class_folders: Path, tmp_path: Path) -> None:

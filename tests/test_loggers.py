@@ -15,9 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.runs import loggers, recorder
-from fastsimsiam.runs.line_file import LineFile, visible
+from fastsimsiam.runs.line_file import LineFile
 from fastsimsiam.runs.loggers import Logger
 from fastsimsiam.runs.recorder import Recorder
+from fastsimsiam.system.text import printable
 from fastsimsiam.train.pretrain import pretrain
 
 
@@ -259,7 +260,7 @@ def test_names_that_cannot_be_printed_are_escaped(
     escaped = "skipped: caf\\udce9 \\x1b[31m \\n\\u202e é 猫.jpg"
     assert (tiny_config.out / "log.txt").read_text().splitlines() == [escaped]
     assert escaped in capsys.readouterr().out
-    assert visible("plain") == "plain"
+    assert printable("plain") == "plain"
 
 
 def test_a_line_that_a_crash_cut_short_stays_a_line_of_its_own(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def test_a_run_that_is_too_short_says_so(tiny_config: Config) -> None:
 
 
 def test_a_trace_that_cannot_be_written_does_not_end_the_run(tiny_config: Config) -> None:
-    (tiny_config.out / "trace.json").mkdir(parents=True)
+    pretrain(replace(tiny_config, max_steps=1))
+    (tiny_config.out / "trace.json").symlink_to("/proc/nowhere/trace.json")
     assert pretrain(tiny_config, profile=1).steps == 12
     log = (tiny_config.out / "log.txt").read_text()
     assert "WARNING: cannot write the trace" in log

@@ -25,6 +25,7 @@ from fastsimsiam.storage.base import fingerprint
 from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.storage.record import as_recorded, changes, read_record, write_record
 from fastsimsiam.train.pretrain import pretrain
+from fastsimsiam.train.summary import Summary
 
 KILLED = """
 import json, os, sys
@@ -157,8 +158,8 @@ def test_resume_on_the_command_line(
 
     def note(config: Config, *, resume: object, profile: int) -> Any:
         given.append(resume)
-        return fastsimsiam.train.pretrain.Summary(
-            steps=0, signal=0, checkpoint=None, first={}, last={}, bad_images={}
+        return Summary(
+            steps=0, signal=0, checkpoint=None, first={}, last={}, bad_images={}, warned_images={}
         )
 
     monkeypatch.setattr(fastsimsiam.train.pretrain, "pretrain", note)
@@ -258,7 +259,8 @@ def test_what_has_changed_is_told_precisely(own_data: Path, tmp_path: Path) -> N
     damaged = open_split(own_data, "train")
     expected = (
         "2 images are missing (the first: ant/02.JPEG); 1 image is no longer readable "
-        "(bee/04.JPEG: not a readable JPEG or PNG image)"
+        "(bee/04.JPEG: not a readable image (the content is none of JPEG, PNG, WebP, TIFF, BMP, GIF, "
+        "AVIF))"
     )
     assert str(changes(record, damaged)) == expected
     with pytest.raises(UserError) as caught:

@@ -314,7 +314,7 @@ def test_a_target_that_is_no_file_is_neither_replaced_nor_waited_for(
             os.mknod(target, stat.S_IFCHR | 0o666, os.makedev(1, 3))
         except PermissionError:
             pytest.skip("only root makes devices")
-    with pytest.raises(UserError, match=f"cannot write --json {target}: it is {kind}, give a"):
+    with pytest.raises(UserError, match=f"--json {target} is {kind}, not a file"):
         write_json(target, {})
     assert not target.is_file()
 

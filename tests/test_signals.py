@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_resume import assert_same_state, newest
 
-import fastsimsiam.loaders.cpu_loader
-import fastsimsiam.loaders.resident_loader
+import fastsimsiam.loaders.bad_images
 import fastsimsiam.storage.header_index
 from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig
 from fastsimsiam.config.stored import to_dict
@@ -86,14 +86,13 @@ class Slow:
         self.started = threading.Event()
         self.on = True
 
-        def slow(storage: Storage, index: int) -> Pixels:
+        def slow(storage: Storage, index: int, **options: Any) -> Pixels:
             if self.on and storage.root.name == split:
                 self.started.set()
                 time.sleep(seconds)
-            return read_rgb(storage, index)
+            return read_rgb(storage, index, **options)
 
-        monkeypatch.setattr(fastsimsiam.loaders.cpu_loader, "read_rgb", slow)
-        monkeypatch.setattr(fastsimsiam.loaders.resident_loader, "read_rgb", slow)
+        monkeypatch.setattr(fastsimsiam.loaders.bad_images, "read_rgb", slow)
 
 
 @pytest.mark.parametrize(
@@ -227,12 +226,12 @@ def test_a_loader_that_hangs_does_not_hold_up_a_signal(
     go_on = threading.Event()
     images = iter(range(40))
 
-    def hanging(storage: Storage, index: int) -> Pixels:
+    def hanging(storage: Storage, index: int, **options: Any) -> Pixels:
         if next(images, None) is None:
             go_on.wait(30)
-        return read_rgb(storage, index)
+        return read_rgb(storage, index, **options)
 
-    monkeypatch.setattr(fastsimsiam.loaders.cpu_loader, "read_rgb", hanging)
+    monkeypatch.setattr(fastsimsiam.loaders.bad_images, "read_rgb", hanging)
     config = replace(tiny_config, log_every=1)
 
     def saved() -> bool:
@@ -255,14 +254,14 @@ HANGING = """
 import json, sys, threading
 sys.path.insert(0, TESTS)
 import tiny_backbone
-import fastsimsiam.loaders.cpu_loader as loader
+import fastsimsiam.loaders.bad_images as loader
 from fastsimsiam.config.stored import from_dict
 from fastsimsiam.train import pretrain
 images, read = iter(range(40)), loader.read_rgb
-def hanging(storage, index):
+def hanging(storage, index, **options):
     if next(images, None) is None:
         threading.Event().wait()
-    return read(storage, index)
+    return read(storage, index, **options)
 loader.read_rgb = hanging
 pretrain._CLOSING_SECONDS = 0.5
 pretrain.pretrain(from_dict(json.loads(sys.argv[1])))

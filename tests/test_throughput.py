@@ -37,7 +37,8 @@ from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.train.build import build_trainer
 from fastsimsiam.train.distributed import World
-from fastsimsiam.train.trainer import Trainer, _Window
+from fastsimsiam.train.trainer import Trainer
+from fastsimsiam.train.window import Window
 
 pytestmark = pytest.mark.throughput
 LIMITS = thresholds()
@@ -202,7 +203,7 @@ def test_compiled_color_to_eager() -> None:
 
 
 @contextmanager
-def trainer_on(storage: Storage, out: Path) -> Iterator[tuple[Trainer, _Window]]:
+def trainer_on(storage: Storage, out: Path) -> Iterator[tuple[Trainer, Window]]:
     """A trainer on the CPU, between two log steps."""
     config = replace(
         catalogue.recipe("imagenet-100ep"),
@@ -231,7 +232,7 @@ def trainer_on(storage: Storage, out: Path) -> Iterator[tuple[Trainer, _Window]]
         )
         trainer.method.train()
         trainer._first_bad_step = torch.full((), -1, dtype=torch.int64)
-        yield trainer, _Window(device=CPU)
+        yield trainer, Window(device=CPU)
 
 
 def train_to_parts(storage: Storage, out: Path) -> float:
@@ -290,7 +291,7 @@ def test_a_planted_sync_is_caught(
 ) -> None:
     step = Trainer._step
 
-    def synchronous(self: Trainer, batches: Iterator[Batch], window: _Window) -> None:
+    def synchronous(self: Trainer, batches: Iterator[Batch], window: Window) -> None:
         step(self, batches, window)
         loss = window.sums["loss"]
         if planted == "the loss is read":

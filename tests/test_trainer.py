@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import fastsimsiam.loaders.cpu_loader
+import fastsimsiam.loaders.bad_images
 import fastsimsiam.train.build
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.methods import SimSiamConfig
@@ -224,11 +225,11 @@ def test_the_log_tells_how_long_the_step_waited_for_data(
     steps = sorted(16 / line["images_per_second"] for line in metrics(config)[3:])
     step = steps[len(steps) // 2]
 
-    def slow(storage: Storage, index: int) -> Pixels:
+    def slow(storage: Storage, index: int, **options: Any) -> Pixels:
         time.sleep(seconds)
-        return read_rgb(storage, index)
+        return read_rgb(storage, index, **options)
 
-    monkeypatch.setattr(fastsimsiam.loaders.cpu_loader, "read_rgb", slow)
+    monkeypatch.setattr(fastsimsiam.loaders.bad_images, "read_rgb", slow)
     slowed = replace(config, out=config.out.with_name("slowed"))
     pretrain(slowed)
     lines = metrics(slowed)

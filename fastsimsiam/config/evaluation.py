@@ -53,6 +53,8 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if self.image_size is not None:
             require_within("--image-size", self.image_size, 1, MOST_PIXELS)
+        if self.crop_fraction is not None:
+            require_within("--crop-fraction", self.crop_fraction, 0, 1, above=True)
         if self.workers is not None:
             require_within("--workers", self.workers, 1, MOST_WORKERS)
         if self.gray16_max is not None:

@@ -3,6 +3,7 @@
 All rates are images per second on one device; an image comes with all its views.
 """
 
+import signal
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -206,7 +207,8 @@ def measure_train(trainer: Trainer, steps: int) -> tuple[Rate, float]:
         The rate, and the share of the time spent waiting for data.
 
     Raises:
-        KeyboardInterrupt: a signal ended the training; the trainer alone would save and return.
+        KeyboardInterrupt, or what the handler of a signal raises: the signal ended the training; the
+            trainer alone would save and return.
     """
     every = max(1, steps // _WINDOWS)
     warm_up = max(_WARM_UP_STEPS, every)
@@ -219,8 +221,9 @@ def measure_train(trainer: Trainer, steps: int) -> tuple[Rate, float]:
         stop=end,
         checkpoint_every=end + 1,
     )
-    if trainer.fit():
-        raise KeyboardInterrupt
+    if number := trainer.fit():
+        signal.raise_signal(number)
+        raise KeyboardInterrupt  # where nobody handles it
     return logged(trainer.recorder.history, warm_up, trainer.config.batch_size)[:2]
 
 

@@ -27,7 +27,7 @@ from fastsimsiam.system.files import written_whole
 
 _CHUNK = 1 << 20
 _SHOWN = 3
-_FORBIDDEN = re.compile(r"GLOBAL (\S+)")
+_FORBIDDEN = re.compile(r"GLOBAL (\w[\w.]*\.\w+)")
 _OTHERS = (
     (b"version https://git-lfs", "a pointer of Git LFS: fetch the file itself with git lfs pull"),
     (b"<", "a web page: download the checkpoint again"),

@@ -13,6 +13,7 @@ import torch
 from damage.harness import LONG, Run
 from damage.mutate import mutated
 from damage.warm import Warm
+from fastsimsiam.evaluate.pretrained import load_backbone
 
 COUNT = 150 if LONG else 8
 
@@ -62,7 +63,10 @@ def test_damaged_weights(
 ) -> None:
     rng = random.Random(suffix)
     good = tmp_path / f"good{suffix}"
-    assert warm.run(["export", whole.out, good], tmp_path / "log") == 0
+    if suffix == ".pth":
+        torch.save(load_backbone(whole.out).state_dict(), good)
+    else:
+        assert warm.run(["export", whole.out, good], tmp_path / "log") == 0
     for number in range(COUNT):
         file = tmp_path / f"{number}{suffix}"
         file.write_bytes(mutated(good.read_bytes(), rng))
@@ -75,13 +79,15 @@ def test_a_damaged_index_is_never_believed(
     warm: Warm, whole: Run, few_images: Path, tmp_path: Path
 ) -> None:
     rng = random.Random("index")
-    (good,) = (whole.folder / "cache").rglob("index-*")
+    indices = sorted((whole.folder / "cache").rglob("index-*"))
+    assert len(indices) == 2  # of train and val
     wanted = json.loads((whole.out / "summary.json").read_text())["data"]
     for number in range(COUNT):
         run = Run(tmp_path / str(number), few_images)
         shutil.copytree(whole.folder, run.folder)
         shutil.rmtree(run.out)
-        spoil(run.folder / good.relative_to(whole.folder), rng)
+        for index in indices:
+            spoil(run.folder / index.relative_to(whole.folder), rng)
         code = warm.run([*run.command(), "--max-steps", "1"], run.log, **run.options())
         assert code == 0, run.log.read_text()
         assert json.loads((run.out / "summary.json").read_text())["data"] == wanted

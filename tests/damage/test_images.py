@@ -93,7 +93,7 @@ def test_what_is_packed_is_shown_alike_by_all(
     if importlib.util.find_spec("ffcv") is None:
         pytest.skip("FFCV is not installed")
     packed = tmp_path / "train.beton"
-    pack = ["pack", str(damaged), str(packed), "--on-bad-image", "skip"]
+    pack = ["pack", str(damaged / "train"), str(packed), "--on-bad-image", "skip"]
     done = subprocess.run(
         [sys.executable, "-m", "fastsimsiam", *pack], capture_output=True, text=True
     )
