@@ -255,9 +255,9 @@ def test_names_that_cannot_be_printed_are_escaped(
     tiny_config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorder = Recorder(tiny_config)
-    recorder.say("skipped: caf\udce9 \x1b[31m \n\u202e é 猫.jpg")
+    recorder.say("skipped: caf\udce9 \x1b[31m \u202e é 猫.jpg")
     recorder.close()
-    escaped = "skipped: caf\\udce9 \\x1b[31m \\n\\u202e é 猫.jpg"
+    escaped = "skipped: caf\\xe9 \\x1b[31m \\u202e é 猫.jpg"
     assert (tiny_config.out / "log.txt").read_text().splitlines() == [escaped]
     assert escaped in capsys.readouterr().out
     assert printable("plain") == "plain"
@@ -295,14 +295,14 @@ def test_results_that_cannot_be_written_at_the_end(
     config = replace(tiny_config, max_steps=2)
     with monkeypatch.context() as patch:
         patch.setattr(recorder, "open_loggers", with_spoiler)
-        with pytest.raises(UserError, match="cannot write the summary"):
+        with pytest.raises(UserError, match=r"the summary .* is a folder"):
             pretrain(config)
     log = (config.out / "log.txt").read_text()
     assert "done (--max-steps: 2 of 12 steps)" in log
     assert "no curves.png: it cannot be written (Is a directory)" in log
     shutil.rmtree(config.out / "checkpoints")
     for name in ("summary.json", "curves.png"):
-        with pytest.raises(UserError, match=f"cannot write .*{name}, which is a folder"):
+        with pytest.raises(UserError, match=r"\.(json|png) is a folder, not a file"):
             pretrain(config)
         shutil.rmtree(config.out / name)
     (config.out / "checkpoints").touch()

@@ -4,9 +4,13 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
+
 from fastsimsiam.config.run import Config
+from fastsimsiam.train.interrupt import Interrupt
 from fastsimsiam.train.pretrain import pretrain
 from fastsimsiam.train.profiler import most_expensive
+from fastsimsiam.train.trainer import Trainer
 
 
 def test_a_trace_and_the_most_expensive_are_written(tiny_config: Config) -> None:
@@ -31,9 +35,16 @@ def test_a_run_that_is_too_short_says_so(tiny_config: Config) -> None:
     )
 
 
-def test_a_trace_that_cannot_be_written_does_not_end_the_run(tiny_config: Config) -> None:
-    pretrain(replace(tiny_config, max_steps=1))
-    (tiny_config.out / "trace.json").symlink_to("/proc/nowhere/trace.json")
+def test_a_trace_that_cannot_be_written_does_not_end_the_run(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Trainer.fit
+
+    def fit_with_folder(trainer: Trainer, interrupt: Interrupt) -> int:
+        (tiny_config.out / "trace.json").mkdir()  # before the run it would be refused
+        return fit(trainer, interrupt)
+
+    monkeypatch.setattr(Trainer, "fit", fit_with_folder)
     assert pretrain(tiny_config, profile=1).steps == 12
     log = (tiny_config.out / "log.txt").read_text()
     assert "WARNING: cannot write the trace" in log

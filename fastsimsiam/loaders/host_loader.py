@@ -71,6 +71,7 @@ class HostLoader:
         self._prefetch = prefetch
         self._workers = num_workers(options.workers)
         self._buffers = BufferPool(options.device)
+        self._closed = False
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="crops")
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -78,7 +79,8 @@ class HostLoader:
         return to_device(self._host_batches(plan, epoch, start), self._device)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads, after the images that are being decoded."""
+        self._closed = True
         self._pool.shutdown(cancel_futures=True)
         self._buffers.clear()
 
@@ -129,6 +131,8 @@ class HostLoader:
         groups = list(size_groups(plan.view_sizes).values())
         try:
             for row in rows:
+                if self._closed:  # whoever iterates may be held by an exception for a while
+                    break
                 pixels = self._policy.run(plan, batch, row, self._frame, self._name)
                 boxes = batch.views.box[row]
                 for out, views in zip(arrays, groups, strict=True):

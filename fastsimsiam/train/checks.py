@@ -53,14 +53,11 @@ def _require_parts(config: Config, device: torch.device, num_processes: int) -> 
 
 
 def require_writable(out: Path) -> None:
-    """Refuses a folder in which a run could not leave its results, before the work.
+    """Refuses a run that could not save its checkpoints, before the work.
 
     Raises:
-        UserError: names what cannot be written.
+        UserError: the folder of checkpoints cannot be written.
     """
-    for name in ("summary.json", "curves.png"):
-        if (out / name).is_dir():
-            raise UserError(f"cannot write {out / name}, which is a folder: pass another --out")
     folder = out / "checkpoints"
     probe = folder / f".{os.getpid()}.partial"
     try:
