@@ -12,7 +12,7 @@ DALI ?= dali-cuda13
 help:
 	@echo "make demo    pretrain on handwritten digits: three minutes on two CPU cores"
 	@echo "make test    run the tests"
-	@echo "make damage  the damage suite in full: 200 kills, 1,000 damaged images; about half an hour"
+	@echo "make damage  the damage suite in full: 200 kills, 1,000 damaged images; a quarter of an hour"
 	@echo "make gate    compare costs with their thresholds; run nothing else meanwhile"
 	@echo "make check   format, lint and types, as CI does"
 	@echo "make loaders install FFCV (with apt-get) and NVIDIA DALI beside the rest"

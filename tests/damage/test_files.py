@@ -15,7 +15,7 @@ from damage.mutate import mutated
 from damage.warm import Warm
 from fastsimsiam.evaluate.pretrained import load_backbone
 
-COUNT = 150 if LONG else 8
+COUNT = 40 if LONG else 3
 
 
 def assert_answered(code: int, log: Path, what: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from damage.harness import LONG
 from damage.mutate import encoded_images, mutated
 
-COUNT = 1000 if LONG else 140
+COUNT = 1000 if LONG else 98
 LOADERS = ("cpu", "resident", "reference", "dali")
 # Largest difference of a loader's crops from those of `cpu`, in gray levels: resampling is rounded.
 TOLERANCE = {"cpu": 0, "resident": 0, "reference": 2, "dali": 3, "ffcv": 2}
