@@ -42,6 +42,8 @@ test: $(BIN)/.installed
 
 damage: $(BIN)/.installed
 	FASTSIMSIAM_DAMAGE=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/damage
+	OMP_NUM_THREADS=1 $(BIN)/python tests/damage_checkpoints.py 0 1000
+	OMP_NUM_THREADS=1 $(BIN)/python tests/damage_beton.py 300 0
 
 gate: $(BIN)/.installed
 	$(BIN)/python -m pytest -m throughput
