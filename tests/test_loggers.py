@@ -16,7 +16,7 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.runs import loggers, recorder
 from fastsimsiam.runs.line_file import LineFile
-from fastsimsiam.runs.loggers import Logger
+from fastsimsiam.runs.loggers import Logger, keep_metrics
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.system.text import printable
 from fastsimsiam.train.pretrain import pretrain
@@ -308,3 +308,16 @@ def test_results_that_cannot_be_written_at_the_end(
     (config.out / "checkpoints").touch()
     with pytest.raises(UserError, match="checkpoints is a file, not a folder"):
         pretrain(config)
+
+
+def test_metrics_that_are_no_numbers_are_valid_json(tiny_config: Config) -> None:
+    recorder = Recorder(tiny_config)
+    recorder.record(1, {"loss": float("nan"), "lr": 0.5})
+    recorder.close()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    text = (tiny_config.out / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=refuse) == {"step": 1, "loss": None, "lr": 0.5}
+    assert keep_metrics(tiny_config.out, 1) == [{"step": 1, "lr": 0.5}]

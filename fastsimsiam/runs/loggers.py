@@ -17,6 +17,7 @@ from fastsimsiam.runs.event_file import EventFile
 from fastsimsiam.runs.line_file import LineFile
 from fastsimsiam.runs.metrics import METRICS_FILE, read_metrics
 from fastsimsiam.system.files import read_text, written_whole
+from fastsimsiam.system.json_text import to_json
 from fastsimsiam.system.text import printable_lines
 
 
@@ -192,7 +193,7 @@ class JsonLinesLogger(Logger):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a line."""
-        self._file.write(json.dumps({"step": step, **values}))
+        self._file.write(to_json({"step": step, **values}))
 
     @property
     def behind(self) -> bool:

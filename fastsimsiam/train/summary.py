@@ -1,6 +1,5 @@
 """What a run leaves at its end: summary.json, the curves, and the last lines of its log."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from fastsimsiam.loaders.jpeg_warning import warned_line
 from fastsimsiam.runs.curves import draw_curves
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.hardware import commit, versions
+from fastsimsiam.system.json_text import to_json
 from fastsimsiam.system.progress import clock
 from fastsimsiam.train.ending import how_it_ended, since_untrained
 from fastsimsiam.train.run_loaders import RunLoaders
@@ -81,7 +81,7 @@ def conclude(
     problem: UserError | None = None
     try:
         with written_whole(config.out / "summary.json", "the summary") as file:
-            file.write_text(json.dumps(stored, indent=2) + "\n")
+            file.write_text(to_json(stored, indent=2) + "\n")
     except UserError as error:  # the rest of the end comes first
         problem = error
     drawn = draw_curves(recorder.history, config.out / "curves.png")

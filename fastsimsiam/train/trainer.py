@@ -314,7 +314,7 @@ class Trainer:
                 name: value for evaluate in self.evaluators for name, value in evaluate(self.method)
             }
         when = f"epoch {self.step / self.schedule_steps.steps_per_epoch:g}"
-        text = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
+        text = "  ".join(f"{name} {value:.2f}" for name, value in scores.items()) or "no score"
         took = clock(time.perf_counter() - started)
         self.recorder.record(self.step, scores)
         self.recorder.say(f"{when if self.step else 'untrained'}: {text}  ({took})")
