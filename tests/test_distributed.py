@@ -180,12 +180,12 @@ def test_an_error_of_one_rank_is_one_line_and_ends_the_others(
 
 SLOW = """
 import itertools, time
-import fastsimsiam.loaders.cpu_loader as loader
+import fastsimsiam.loaders.bad_images as loader
 read, seen = loader.read_rgb, itertools.count()
-def slow(storage, index):
+def slow(storage, index, **options):
     if storage.root.name == "val" and next(seen) >= 24:  # the untrained network is scored at once
         time.sleep(1)
-    return read(storage, index)
+    return read(storage, index, **options)
 loader.read_rgb = slow
 """
 

@@ -122,10 +122,10 @@ def test_no_sync_and_no_recompile_between_log_steps(
         compiled=compiled,
         world=World(),
     )
-    from fastsimsiam.train.trainer import _Window
+    from fastsimsiam.train.trainer import Window
 
     made._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
-    window = _Window(device=device)
+    window = Window(device=device)
     batches = made.loader.iterate(made.plan)
     for _ in range(2):
         made._step(batches, window)

@@ -9,6 +9,7 @@ from fastsimsiam.config.fields import (
     MOST_WORKERS,
     Switch,
     require,
+    require_checked,
     require_gray16_max,
     require_within,
 )
@@ -59,6 +60,7 @@ class EvalOptions:
             require_within("--workers", self.workers, 1, MOST_WORKERS)
         if self.gray16_max is not None:
             require_gray16_max(self.gray16_max)
+        require_checked(self.on_bad_image, self.check_images)
 
 
 @dataclass(frozen=True, kw_only=True)

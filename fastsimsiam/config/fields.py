@@ -77,6 +77,16 @@ def require_within(
     require(enough, key, text(value), fix)
 
 
+def require_checked(on_bad_image: str, check_images: bool) -> None:
+    """Refuses settings that promise to stop at a decoder's warning, and do not look for one.
+
+    Raises:
+        UserError: names both options.
+    """
+    strict = on_bad_image.endswith("-strict") and not check_images
+    require(not strict, "--on-bad-image", on_bad_image, "it needs --check-images on")
+
+
 def require_gray16_max(value: int) -> None:
     """Refuses a largest gray level that 16 bits cannot hold.
 

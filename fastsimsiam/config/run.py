@@ -17,6 +17,7 @@ from fastsimsiam.config.fields import (
     Switch,
     neutral,
     require,
+    require_checked,
     require_gray16_max,
     require_within,
 )
@@ -208,3 +209,4 @@ class Config:
         require(len(self.views) >= 2, "views", len(self.views), "give 2 or more")
         require_within("--seed", self.seed, 0, 2**63 - 1)
         require_gray16_max(self.gray16_max)
+        require_checked(self.on_bad_image, self.check_images)

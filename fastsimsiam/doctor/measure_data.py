@@ -52,7 +52,7 @@ def _drop_from_cache(path: Path) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
     with suppress(OSError):  # some file systems do not support it
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -178,7 +178,6 @@ def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
     pretrained = context.pretrained
     if pretrained.config is None or not pretrained.whole_method:
         return None
-        return None
     method = build_method(pretrained.config)
     weights = load(pretrained.path).method
     require_fit(weights, method.state_dict(), pretrained.path)

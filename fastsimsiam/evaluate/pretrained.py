@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.errors import UserError
-from fastsimsiam.evaluate.finite import require_finite_weights
+from fastsimsiam.evaluate.finite import NotFiniteError, require_finite_weights
 from fastsimsiam.evaluate.foreign import find_backbone, required_keys
 from fastsimsiam.evaluate.recorded import Recorded, from_text, record
 from fastsimsiam.evaluate.weights_file import read_weights
@@ -94,7 +94,12 @@ def load_pretrained(
 
     def load(file: Path) -> PretrainedBackbone:
         loaded = _load_file(file, arch, stem, image_size, crop_fraction)
-        require_finite_weights(loaded.backbone, file)
+        try:
+            require_finite_weights(loaded.backbone, file)
+        except NotFiniteError as error:
+            if loaded.whole_method:  # no run saves such weights
+                raise DamagedCheckpointError(str(error)) from error
+            raise
         return loaded
 
     if not path.is_dir():

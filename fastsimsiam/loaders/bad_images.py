@@ -81,12 +81,13 @@ class BadImagePolicy:
         """
         data = storage.read(index)
         image = decode_with_pil(storage.name(index), data, self._gray16_max)
-        if check and (warning := jpeg_warning_of(data)):
-            self.warn(storage.name(index), warning)
+        warning = jpeg_warning_of(data) if check else None
         turn = _TURNS.get(int(storage.orientation[index]))
         image = image if turn is None else image.transpose(turn)
         if [image.height, image.width] != storage.sizes[index].tolist():
             raise other_size(storage, index, image.height, image.width)
+        if warning:
+            self.warn(storage.name(index), warning)
         return image
 
     def warn(self, name: str, warning: JpegWarning) -> None:
@@ -114,7 +115,7 @@ class BadImagePolicy:
             UserError: names the first such file.
         """
         if not self.skip:
-            storage.require_readable()
+            storage.require_readable(self._skip_option)
 
     def run(
         self,

@@ -18,7 +18,6 @@ from fastsimsiam.system.scratch import scratch
 Pixels = npt.NDArray[np.uint8]
 OnWarning = Callable[[JpegWarning], None]
 _JPEG_MAGIC = b"\xff\xd8"
-_JFIF = 0xE0
 _FOUR_CHANNELS = ("CMYK", "YCCK")
 
 
@@ -51,14 +50,16 @@ def read_rgb(
     orientation = int(storage.orientation[index])
     data = storage.read(index)
     pixels = decode_jpeg(data, height * width)
+    warning = None
     if pixels is None:
         pixels = np.array(decode_with_pil(storage.name(index), data, gray16_max))
-        if on_warning and (warning := jpeg_warning_of(data)):
-            on_warning(warning)
+        warning = jpeg_warning_of(data) if on_warning else None
     if orientation != 1:
         pixels = upright(pixels, orientation)
     if pixels.shape[:2] != (height, width):
         raise other_size(storage, index, pixels.shape[0], pixels.shape[1])
+    if on_warning and warning:
+        on_warning(warning)
     return pixels
 
 
@@ -91,10 +92,8 @@ def decode_jpeg(data: memoryview, pixels: int) -> Pixels | None:
     if data[:2] != _JPEG_MAGIC or pixels > MAX_PIXELS:
         return None
     try:
-        # The conversion of CMYK is not PIL's. Files that begin with a JFIF segment are of one channel
-        # or three.
-        if data[3] != _JFIF and simplejpeg.decode_jpeg_header(data)[2] in _FOUR_CHANNELS:
-            return None
+        if simplejpeg.decode_jpeg_header(data)[2] in _FOUR_CHANNELS:
+            return None  # its conversion of CMYK is not PIL's
         buffer = scratch("frame", 3 * pixels)
         decoded: Pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer)
     except (ValueError, IndexError):
@@ -158,7 +157,7 @@ def _scaled(image: OpenImage, gray16_max: int) -> Pixels:
     highest = int(level.max())
     if highest > most:
         reason = f"it has gray levels up to {highest}, above --gray16-max {most}"
-        raise BadImageError(reason, fix=f"pass --gray16-max {highest} or more")
+        raise BadImageError(reason, fix=f"start with --gray16-max {highest} or more")
     if image.white_is_zero:
         level = most - level
     scaled: Pixels = ((level * 510 + most) // (2 * most)).astype(np.uint8)

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastsimsiam.errors import UserError
+from fastsimsiam.system.files import written_whole
+
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000")
 """Okabe and Ito's colors, which people with any color vision can tell apart."""
 
@@ -64,7 +67,10 @@ def draw_curves(history: Sequence[dict[str, Any]], out: Path) -> str:
         panel.set_xlabel("epoch")
         panel.grid(alpha=0.3)
     try:
-        figure.savefig(out, dpi=100)
+        with written_whole(out, "the curves") as file:
+            figure.savefig(file, dpi=100, format="png")
+    except UserError as error:
+        return f"no curves.png: {error}"
     except (OSError, ValueError, RuntimeError) as error:
         return f"no curves.png: it cannot be written ({getattr(error, 'strerror', None) or error})"
     return f"curves: {out}"

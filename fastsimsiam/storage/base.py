@@ -95,8 +95,11 @@ class Storage(Protocol):
         Must not wait for the data and must not raise: errors are left to `read`.
         """
 
-    def require_readable(self) -> None:
+    def require_readable(self, option: str = "skip") -> None:
         """Refuses a data set with files that are no images.
+
+        Args:
+            option: value of --on-bad-image that skips them, for the message.
 
         Raises:
             UserError: names the first such file, how many there are, and what to do.

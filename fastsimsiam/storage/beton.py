@@ -105,8 +105,11 @@ class Beton:
         """Starts reading a record into the page cache."""
         self.file.will_need(int(self.pointer[index]), int(self.length[index]))
 
-    def require_readable(self) -> None:
+    def require_readable(self, option: str = "skip") -> None:
         """Refuses a file with images of impossible sizes.
+
+        Args:
+            option: value of --on-bad-image that skips them, for the message.
 
         Raises:
             UserError: names the first such image and how many there are.
@@ -116,7 +119,7 @@ class Beton:
             more = f" (and {len(self.unreadable) - 1} more)" if len(self.unreadable) > 1 else ""
             raise UserError(
                 f"{self.name(index)} {reason}{more}: pack the data set again, or pass --on-bad-image "
-                "skip"
+                f"{option}"
             )
 
 

@@ -101,8 +101,11 @@ class ClassFolder:
         broken = {index: str(error) for index, error in self.broken.items()}
         return dict(sorted((broken | out_of_reach).items()))
 
-    def require_readable(self) -> None:
+    def require_readable(self, option: str = "skip") -> None:
         """Refuses a data set with files that are no images.
+
+        Args:
+            option: value of --on-bad-image that skips them, for the message.
 
         Raises:
             UserError: names the first such file and how many there are.
@@ -115,7 +118,7 @@ class ClassFolder:
         what, fix = reason, RESTORE
         if broken := self.broken.get(index):
             what, fix = f"is {reason}", f"{broken.fix}, remove the file"
-        raise UserError(f"{self.name(index)} {what}{more}: {fix}, or pass --on-bad-image skip")
+        raise UserError(f"{self.name(index)} {what}{more}: {fix}, or pass --on-bad-image {option}")
 
 
 def has_split(data: Path, split: str) -> bool:

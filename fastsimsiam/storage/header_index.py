@@ -112,8 +112,9 @@ def _read(
     """Reads the headers of the files in these positions."""
     if not positions:
         return
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        paths = [root / files[position][0] for position in positions]
+    paths = [root / files[position][0] for position in positions]
+    pool = ThreadPoolExecutor(_READ_THREADS)
+    try:
         results = pool.map(_header_or_error, paths)
         for done, (position, result) in enumerate(zip(positions, results, strict=True), start=1):
             if isinstance(result, BadImageError):
@@ -124,6 +125,8 @@ def _read(
                 headers.rows[position] = result
             if report and (done % _REPORT_EVERY == 0 or done == len(positions)):
                 report(done, len(positions))
+    finally:  # a file system that is gone would answer for each of the others as late
+        pool.shutdown(cancel_futures=True)
 
 
 def _header_or_error(path: Path) -> _Row | BadImageError | OSError:

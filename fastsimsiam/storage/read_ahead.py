@@ -14,7 +14,7 @@ def read_ahead(file: Path) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
     with suppress(OSError):
-        descriptor = os.open(file, os.O_RDONLY)
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would wait
         try:
             advise(descriptor)
         finally:

@@ -176,9 +176,11 @@ def changes(record: Record, storage: Storage) -> Changes:
     classes = np.array(storage.classes, object)[storage.label[there]]
     old_classes = np.array(record.classes, object)[record.label[here]]
 
+    reasons = storage.unreadable
+
     def why(index: int) -> str:
         position = int(number[record.paths[index]])
-        reason = storage.unreadable.get(position, "")
+        reason = reasons.get(position, "")
         return f"{record.paths[index]}{': ' if reason else ''}{reason}"
 
     def paths(chosen: npt.NDArray[np.bool_]) -> list[str]:
@@ -263,12 +265,12 @@ class RecordedStorage:
         if self._position[index] != _MISSING:
             self._storage.will_need(int(self._position[index]))
 
-    def require_readable(self) -> None:
+    def require_readable(self, option: str = "skip") -> None:
         """Refuses nothing: damaged images are to be skipped."""
 
 
 def as_recorded(
-    storage: Storage, record: Record | None, data: str, *, skip: bool
+    storage: Storage, record: Record | None, data: str, *, skip: bool, option: str = "skip"
 ) -> tuple[Storage, str]:
     """The images of a run that goes on.
 
@@ -277,6 +279,7 @@ def as_recorded(
         record: the images at the run's start; None: only their fingerprint is known.
         data: that fingerprint.
         skip: whether damaged images are replaced by others.
+        option: value of --on-bad-image that does so, for the messages.
 
     Returns:
         `storage` itself, or one with the images of the record, and what the log should say of it.
@@ -297,7 +300,7 @@ def as_recorded(
     if storage.is_one_file or not found.can_be_skipped:
         raise UserError(f"{start}: restore them, or start again with another --out")
     if not skip:
-        raise UserError(f"{start}: restore them, or go on with --resume --on-bad-image skip")
+        raise UserError(f"{start}: restore them, or go on with --resume --on-bad-image {option}")
     kept = RecordedStorage(
         paths=record.paths,
         classes=record.classes,
@@ -307,4 +310,7 @@ def as_recorded(
         _storage=storage,
         _position=found.position,
     )
-    return kept, f"since the run started, {found}: replaced by others, as --on-bad-image skip says"
+    return (
+        kept,
+        f"since the run started, {found}: replaced by others, as --on-bad-image {option} says",
+    )

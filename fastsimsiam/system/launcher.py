@@ -1,6 +1,8 @@
 """What a launcher such as torchrun tells each process by environment variables."""
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,5 +75,16 @@ def told_by_the_first() -> Iterator[None]:
             first = True  # without numbers none can be chosen
         if first:
             raise
-        time.sleep(QUIET_SECONDS)
+        stay_quiet()
         raise SystemExit(2) from None
+
+
+def stay_quiet() -> None:
+    """Leaves the first word to another process, which ends meanwhile; then launchers end this one.
+
+    A signal ends it without a line of its own.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+    time.sleep(QUIET_SECONDS)

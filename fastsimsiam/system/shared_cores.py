@@ -123,7 +123,12 @@ _Reading = tuple[CoreTimes, float]
 
 def _read(root: Path) -> _Reading | None:
     times = core_times(root)
-    return None if times is None else (times, _own_seconds(root))
+    if times is None:
+        return None
+    try:
+        return times, _own_seconds(root)
+    except OSError:  # too many open files, for instance
+        return None
 
 
 def _own_seconds(root: Path) -> float:

@@ -62,7 +62,8 @@ def write_views(
     if image_size is not None:
         config = replace(config, image_size=image_size)
     storage = _single_image(path) if path.is_file() else open_split(path, "train")
-    index = _intact(storage, epoch_order(len(storage), seed, 0).tolist(), num_images)
+    order = epoch_order(len(storage), seed, 0).tolist()
+    index = _intact(storage, order, num_images, gray16_max)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         draw_views_grid(storage, index, config, seed=seed, out=out)
@@ -74,7 +75,7 @@ def write_views(
         ) from error
 
 
-def _intact(storage: Storage, order: Sequence[int], number: int) -> list[int]:
+def _intact(storage: Storage, order: Sequence[int], number: int, gray16_max: int) -> list[int]:
     """The first `number` images of `order` that can be decoded; says how many cannot.
 
     Raises:
@@ -86,7 +87,7 @@ def _intact(storage: Storage, order: Sequence[int], number: int) -> list[int]:
         if len(intact) == number:
             break
         try:
-            read_rgb(storage, index)
+            read_rgb(storage, index, gray16_max=gray16_max)
         except BadImageError as error:
             broken.append(str(error))
         else:

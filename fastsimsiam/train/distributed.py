@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fastsimsiam.errors import UserError
-from fastsimsiam.system.launcher import QUIET_SECONDS, Launch, read_launch
+from fastsimsiam.system.launcher import QUIET_SECONDS, Launch, read_launch, stay_quiet
 
 _Made = TypeVar("_Made")
 _START = timedelta(minutes=10)
@@ -29,7 +29,7 @@ _COLLECTIVE = timedelta(minutes=30)
 """Longer than any difference between ranks in loading and compiling a step."""
 _SLOWEST_POLL = 0.05
 _joined = itertools.count()
-_ENDED, _LEFT = "ended", "left"
+_ENDED, _STOPPED, _LEFT = "ended", "stopped", "left"
 _LOST = ("onnection", "peer", "socket", "Broken pipe", "NCCL", "recv", "Timed out", "timed out")
 """Words in torch's errors of a connection between processes."""
 
@@ -97,6 +97,14 @@ class World:
             raise UserError(str(problem))
         return cast(_Made, made)
 
+    def united(self, texts: dict[str, str]) -> dict[str, str]:
+        """The entries of all ranks."""
+        if self.size == 1:
+            return texts
+        parts: list[dict[str, str] | None] = [None] * self.size
+        dist.all_gather_object(parts, texts)
+        return {key: text for part in parts for key, text in (part or {}).items()}
+
     def wait(self) -> None:
         """Waits for all ranks, as long as it takes.
 
@@ -118,6 +126,13 @@ class World:
     def another_ended(self) -> bool:
         """Whether a rank has ended the run before its end."""
         return self.store is not None and self.store.add(_ENDED, 0) > 0
+
+    def stop(self) -> bool:
+        """Ends the run on all ranks for a signal; returns whether no rank has ended it by an error."""
+        if self.store is None:
+            return True
+        self.store.add(_STOPPED, 1)
+        return self.store.add(_ENDED, 1) == 1 or self.store.add(_STOPPED, 0) > 1
 
     def end(self) -> bool:
         """Ends the run on all ranks; returns whether this rank is the first that does."""
@@ -170,7 +185,7 @@ def join(device_type: str) -> Iterator[World]:
             dist.destroy_process_group()
         _leave(world)
         if silent:
-            time.sleep(QUIET_SECONDS)
+            stay_quiet()
 
 
 def _find_the_others(launch: Launch) -> Store:

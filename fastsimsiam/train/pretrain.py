@@ -37,7 +37,8 @@ from fastsimsiam.train.summary import Summary, conclude
 from fastsimsiam.train.trainer import Trainer
 
 _CLOSING_SECONDS = 10.0
-_LESS_MEMORY = "lower --batch-size, or raise --accumulate"
+_MORE_MEMORY = "stop other programs that use it, or pass --loader cpu"
+_LESS_MEMORY = "start again with another --out, and a lower --batch-size or a higher --accumulate"
 _WARNED_SHOWN = 20
 """Images with a warning that the log names; summary.json names all."""
 
@@ -61,20 +62,25 @@ def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Sum
         # The first that is entered is the last that is left.
         closing_ends = opened.enter_context(_last_resort(interrupt))
         try:
-            with interrupt.droppable(), memory_told("this run", _LESS_MEMORY):
+            with (
+                interrupt.droppable(),
+                memory_told(
+                    "this data set", "stop other programs that use it, or pass --loader cpu"
+                ),
+            ):
                 store = CheckpointStore(config.out, config.checkpoint.keep)
                 start = opened.enter_context(opened_run(config, store, resume, world))
                 if start.finished:
                     return _already_finished(config, start.finished, world)
                 trainer, loaders, train = _prepare(config, start, store, world, opened)
         except Interrupted:
+            closing_ends.start()
             return _stopped_early(config, interrupt, world)
         with memory_told("this batch", _LESS_MEMORY):
             signal = _fit(trainer, loaders, profile, interrupt)
-        summary = conclude(trainer, signal, loaders, train.passed_over)
         if signal:
             closing_ends.start()
-        return summary
+        return conclude(trainer, signal, loaders, train.passed_over)
 
 
 @contextmanager
@@ -104,7 +110,10 @@ def _prepare(
     if checkpoint:
         record = read_record(config.out / IMAGES_FILE, checkpoint.data)
         skip = config.on_bad_image.startswith("skip")
-        train, changed = as_recorded(train, record, checkpoint.data, skip=skip)
+        strict = config.on_bad_image.endswith("-strict")
+        train, changed = as_recorded(
+            train, record, checkpoint.data, skip=skip, option="skip-strict" if strict else "skip"
+        )
     chosen = choose_all(config, train, world.local_rank, world.size)
     for line in filter(None, (chosen.why, *start.lines, changed)):
         recorder.say(line)
@@ -139,9 +148,8 @@ def _prepare(
 
 def _stopped_early(config: Config, interrupt: Interrupt, world: World) -> Summary:
     """Ends a run that a signal reaches before its first step; the files of the run are as before."""
-    if world.another_ended():  # and the launcher ends this process by a signal
+    if not world.stop():  # an error of another rank; the launcher ends this process by a signal
         raise OtherRankEnded(2)
-    world.end()
     if world.is_main:
         name = Signals(interrupt.number).name
         print(f"{name}: stopped before the first step; the same command starts again", flush=True)
@@ -191,6 +199,7 @@ def _evaluators(
     val = open_split(config.data, "val", classes=train.classes, report=report)
     for line in notes(val):
         recorder.say(line)
+    loaders.passed_over_in_val = dict(val.passed_over)
     knn = build_knn(
         (loaders.open(train), train),
         (loaders.open(val), val),

@@ -10,12 +10,17 @@ from fastsimsiam.train.reporter import reporter
 
 
 class RunLoaders:
-    """The loaders of a run, one for each split."""
+    """The loaders of a run, one for each split.
+
+    Attributes:
+        passed_over_in_val: kind -> number, of entries of the validation split that are not images.
+    """
 
     def __init__(self, config: Config, chosen: Chosen, recorder: Recorder) -> None:
         """Opens nothing yet; `recorder` is told of long decoding."""
         self._config, self._chosen, self._recorder = config, chosen, recorder
         self._opened: dict[int, Loader] = {}
+        self.passed_over_in_val: dict[str, int] = {}
 
     def open(self, storage: Storage) -> Loader:
         """The loader of a split, the same at each call."""

@@ -1,5 +1,6 @@
 """What a run leaves at its end: summary.json, the curves, and the last lines of its log."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +46,13 @@ def conclude(
 ) -> Summary:
     """Writes summary.json and the curves, and says how the run went."""
     recorder, config = trainer.recorder, trainer.config
-    bad_images, warned_images = loaders.bad_images, loaders.warned_images
+    # With several ranks each has decoded a part of the images.
+    bad_images = trainer.world.united(loaders.bad_images)
+    warned_images = trainer.world.united(loaders.warned_images)
     summary = Summary(
         steps=trainer.step,
         signal=signal,
-        checkpoint=trainer.store.newest_path(),
+        checkpoint=trainer.store.newest_path() if trainer.world.is_main else None,
         first=_last_values(reversed(recorder.history)),
         last=_last_values(recorder.history),
         bad_images=bad_images,
@@ -74,6 +77,7 @@ def conclude(
         "bad_images": bad_images,
         "warned_images": warned_images,
         "passed_over": dict(passed_over),
+        "passed_over_in_val": loaders.passed_over_in_val,
         "data": trainer.data,
         "commit": commit(),
         "versions": {"fastsimsiam": __version__, **versions()},
@@ -98,4 +102,4 @@ def conclude(
 
 def _last_values(lines: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The value of every metric that comes last in `lines`."""
-    return {name: value for line in lines for name, value in line.items()}
+    return {name: v for line in lines for name, v in line.items() if math.isfinite(v)}
