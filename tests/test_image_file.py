@@ -240,7 +240,7 @@ def test_12_bits_are_scaled_by_their_own_largest_level(tmp_path: Path) -> None:
         BadImageError, match=r"x\.jpg cannot be decoded .*up to 4095, above"
     ) as caught:
         decoded(content, tmp_path, gray16_max=4094)
-    assert caught.value.fix == "pass --gray16-max 4095 or more"
+    assert caught.value.fix == "start with --gray16-max 4095 or more"
     decoded(content, tmp_path, gray16_max=4095)
 
 

@@ -299,7 +299,7 @@ def test_results_that_cannot_be_written_at_the_end(
             pretrain(config)
     log = (config.out / "log.txt").read_text()
     assert "done (--max-steps: 2 of 12 steps)" in log
-    assert "no curves.png: it cannot be written (Is a directory)" in log
+    assert "no curves.png: the curves " in log
     shutil.rmtree(config.out / "checkpoints")
     for name in ("summary.json", "curves.png"):
         with pytest.raises(UserError, match=r"\.(json|png) is a folder, not a file"):

@@ -62,12 +62,7 @@ def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Sum
         # The first that is entered is the last that is left.
         closing_ends = opened.enter_context(_last_resort(interrupt))
         try:
-            with (
-                interrupt.droppable(),
-                memory_told(
-                    "this data set", "stop other programs that use it, or pass --loader cpu"
-                ),
-            ):
+            with interrupt.droppable(), memory_told("this data set", _MORE_MEMORY):
                 store = CheckpointStore(config.out, config.checkpoint.keep)
                 start = opened.enter_context(opened_run(config, store, resume, world))
                 if start.finished:
@@ -78,9 +73,11 @@ def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Sum
             return _stopped_early(config, interrupt, world)
         with memory_told("this batch", _LESS_MEMORY):
             signal = _fit(trainer, loaders, profile, interrupt)
-        if signal:
-            closing_ends.start()
-        return conclude(trainer, signal, loaders, train.passed_over)
+        try:
+            return conclude(trainer, signal, loaders, train.passed_over)
+        finally:
+            if signal:
+                closing_ends.start()
 
 
 @contextmanager
