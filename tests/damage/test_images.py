@@ -1,6 +1,5 @@
 """Damaged images: no loader crashes or hangs, and all agree on what is broken and on what is shown."""
 
-import importlib.util
 import json
 import os
 import random
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import require
 
 from damage.harness import LONG
 from damage.mutate import encoded_images, mutated
@@ -38,9 +38,8 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def verdict(loader: str, data: Path, out: Path) -> tuple[dict[str, Any], np.ndarray]:
     """What a loader makes of a data set."""
-    name = {"dali": "nvidia.dali"}.get(loader, loader)
-    if loader in ("dali", "ffcv") and importlib.util.find_spec(name) is None:
-        pytest.skip(f"{loader} is not installed")
+    if loader in ("dali", "ffcv"):
+        require(loader)
     command = [
         sys.executable,
         str(Path(__file__).with_name("judge.py")),
@@ -90,8 +89,7 @@ def test_loaders_agree(
 def test_what_is_packed_is_shown_alike_by_all(
     damaged: Path, by_cpu: tuple[dict[str, Any], np.ndarray], tmp_path: Path
 ) -> None:
-    if importlib.util.find_spec("ffcv") is None:
-        pytest.skip("FFCV is not installed")
+    require("ffcv")
     packed = tmp_path / "train.beton"
     pack = ["pack", str(damaged / "train"), str(packed), "--on-bad-image", "skip"]
     done = subprocess.run(
