@@ -221,3 +221,18 @@ def test_a_signal_ends_all_ranks_while_one_evaluates(tiny_config: Config, tmp_pa
     assert "SIGTERM: saved at step 6; go on with --resume" in out
     assert "Connection closed" not in error
     assert load(CheckpointStore(config.out, 1).paths()[-1]).step == 6
+
+
+def test_an_error_before_the_run_is_one_line_of_one_rank(tiny_config: Config) -> None:
+    """The launcher ends the other rank by a signal, of which that rank says nothing."""
+    missing = tiny_config.out.with_name("nowhere")
+    argv = ["pretrain", "imagenette", "--data", str(missing), "--out", str(tiny_config.out)]
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "fastsimsiam", *argv, "--device", "cpu"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if "fastsimsiam: " in line]
+    assert "does not exist" in line
