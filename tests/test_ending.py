@@ -71,7 +71,9 @@ def test_a_step_and_an_evaluation_that_need_too_much_memory(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fastsimsiam.train.build, "build_method", lambda config: _Large())
-    with pytest.raises(UserError, match="too small for this batch: lower --batch-size, or raise"):
+    with pytest.raises(
+        UserError, match="too small for this batch: start again with another --out, and a lower"
+    ):
         pretrain(tiny_config)
 
     def large() -> _Contrastive:

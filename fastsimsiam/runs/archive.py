@@ -27,7 +27,7 @@ from fastsimsiam.system.files import written_whole
 
 _CHUNK = 1 << 20
 _SHOWN = 3
-_FORBIDDEN = re.compile(r"GLOBAL (\w[\w.]*\.\w+)")
+_FORBIDDEN = re.compile(r"GLOBAL (\S+)")
 _OTHERS = (
     (b"version https://git-lfs", "a pointer of Git LFS: fetch the file itself with git lfs pull"),
     (b"<", "a web page: download the checkpoint again"),
@@ -163,7 +163,8 @@ def _refusal(path: Path, error: BaseException) -> UserError:
     for mark, what in _OTHERS:
         if start.startswith(mark):
             return DamagedCheckpointError(f"{path} is no checkpoint but {what}")
-    names = _FORBIDDEN.findall(str(error))
+    # Of bytes that are no pickle, some letters may stand where a name would.
+    names = [n for n in _FORBIDDEN.findall(str(error)) if "." in n or _is_archive(path)]
     if not isinstance(error, pickle.UnpicklingError) or not names:
         return DamagedCheckpointError(
             f"{path} is damaged or no checkpoint: expected a file that torch.save wrote, of tensors "

@@ -82,13 +82,14 @@ def conclude(
         "commit": commit(),
         "versions": {"fastsimsiam": __version__, **versions()},
     }
+    # Before the summary, which says that a run is finished: then nothing is left to be done.
+    drawn = draw_curves(recorder.history, config.out / "curves.png")
     problem: UserError | None = None
     try:
         with written_whole(config.out / "summary.json", "the summary") as file:
             file.write_text(to_json(stored, indent=2) + "\n")
     except UserError as error:  # the rest of the end comes first
         problem = error
-    drawn = draw_curves(recorder.history, config.out / "curves.png")
     ended = how_it_ended(trainer.schedule_steps, trainer.step, signal)
     recorder.say(f"{ended} in {clock(seconds)}: {summary.checkpoint}")
     recorder.say(drawn)
