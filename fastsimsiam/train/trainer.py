@@ -79,6 +79,7 @@ class Trainer:
     seconds: float = 0.0
     cores: SharedCores = field(default_factory=SharedCores)
     _started: float | None = None
+    _interrupt: Interrupt = field(default_factory=Interrupt)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continues from a checkpoint."""
