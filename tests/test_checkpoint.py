@@ -361,8 +361,8 @@ def test_tensors_that_share_memory_still_do(tmp_path: Path) -> None:
     ("content", "what"),
     [
         (b"<!DOCTYPE html><html>Quota exceeded</html>", "a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
-        (b"", "damaged or no checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"", "is empty"),
         (b"PK\x03\x04", "cut off"),
     ],
 )

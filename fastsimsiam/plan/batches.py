@@ -108,8 +108,8 @@ def require_a_batch(images: int, batch_size: int) -> None:
     """
     if images < batch_size:
         raise UserError(
-            f"the data set has {images} images, fewer than one batch of {batch_size}: lower "
-            "--batch-size"
+            f"the data set has {images} image{'s' if images != 1 else ''}, fewer than one batch of "
+            f"{batch_size}: lower --batch-size"
         )
 
 

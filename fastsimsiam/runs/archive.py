@@ -22,16 +22,13 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.errors import DamagedError, UserError
+from fastsimsiam.runs.other_files import torch_script, what_else
 from fastsimsiam.runs.stand_ins import STAND_INS, without_stand_ins
 from fastsimsiam.system.files import written_whole
 
 _CHUNK = 1 << 20
 _SHOWN = 3
 _FORBIDDEN = re.compile(r"GLOBAL (\S+)")
-_OTHERS = (
-    (b"version https://git-lfs", "a pointer of Git LFS: fetch the file itself with git lfs pull"),
-    (b"<", "a web page: download the checkpoint again"),
-)
 # Where other packages keep the weights in their files, see `evaluate.pretrained`.
 _WEIGHTS = ("state_dict", "model", "model_state_dict")
 # What zipfile, pickle and torch raise on the bytes of other files.
@@ -129,10 +126,7 @@ def _check_archive(file: IO[bytes], path: Path) -> frozenset[int]:
         records = archive.infolist()
         size = os.fstat(file.fileno()).st_size
         if any(record.filename.endswith("/constants.pkl") for record in records):
-            raise UserError(
-                f"{path} is a TorchScript archive, which holds a program: save the weights alone, "
-                "torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
-            )
+            raise UserError(f"{path} is {torch_script(path)}")
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise DamagedCheckpointError(
                 f"{path} is a compressed archive, which torch.save does not write: unpack it"
@@ -159,10 +153,9 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 def _refusal(path: Path, error: BaseException) -> UserError:
     """What to tell of a file that torch refuses; names the types that could run code."""
     with open(path, "rb") as file:
-        start = file.read(64).lstrip()
-    for mark, what in _OTHERS:
-        if start.startswith(mark):
-            return DamagedCheckpointError(f"{path} is no checkpoint but {what}")
+        head = file.read(1024)
+    if what := what_else(path, head):
+        return DamagedCheckpointError(f"{path} is {what}")
     # Of bytes that are no pickle, some letters may stand where a name would.
     names = [n for n in _FORBIDDEN.findall(str(error)) if "." in n or _is_archive(path)]
     if not isinstance(error, pickle.UnpicklingError) or not names:

@@ -29,7 +29,9 @@ _COLLECTIVE = timedelta(minutes=30)
 """Longer than any difference between ranks in loading and compiling a step."""
 _SLOWEST_POLL = 0.05
 _joined = itertools.count()
-_ENDED, _STOPPED, _LEFT = "ended", "stopped", "left"
+_ENDED, _LEFT, _REASON = "ended", "left", "reason"
+_SIGNAL, _ERROR = "signal", "error"
+"""Why the first rank that has ended did so."""
 _LOST = ("onnection", "peer", "socket", "Broken pipe", "NCCL", "recv", "Timed out", "timed out")
 """Words in torch's errors of a connection between processes."""
 
@@ -128,15 +130,19 @@ class World:
         return self.store is not None and self.store.add(_ENDED, 0) > 0
 
     def stop(self) -> bool:
-        """Ends the run on all ranks for a signal; returns whether no rank has ended it by an error."""
+        """Ends the run on all ranks for a signal; False if another has ended it by an error."""
         if self.store is None:
             return True
-        self.store.add(_STOPPED, 1)
-        return self.store.add(_ENDED, 1) == 1 or self.store.add(_STOPPED, 0) > 1
+        reason = self.store.compare_set(_REASON, "", _SIGNAL)
+        self.store.add(_ENDED, 1)
+        return reason == _SIGNAL.encode()
 
     def end(self) -> bool:
         """Ends the run on all ranks; returns whether this rank is the first that does."""
-        return self.store is None or self.store.add(_ENDED, 1) == 1
+        if self.store is None:
+            return True
+        self.store.compare_set(_REASON, "", _ERROR)
+        return self.store.add(_ENDED, 1) == 1
 
 
 @contextmanager
