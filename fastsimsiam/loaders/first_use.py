@@ -1,4 +1,4 @@
-"""Which images another decoder than libjpeg-turbo may decode, so that its verdict on none is asked for.
+"""Which images another decoder than libjpeg-turbo may decode.
 
 nvJPEG and DALI are silent about damage, and show a guess. So at its first use each JPEG is decoded by
 `BadImagePolicy.read_rgb` too: it is then broken, or warned of, as in all other loaders. What is left to
