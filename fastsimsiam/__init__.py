@@ -19,15 +19,9 @@ from fastsimsiam.version import __version__
 if TYPE_CHECKING:
     from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
     from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
-    from fastsimsiam.config.run import (
-        CheckpointConfig,
-        Config,
-        CpuConfig,
-        DaliConfig,
-        KnnConfig,
-        OptimizerConfig,
-    )
-    from fastsimsiam.config.views import ViewSpec
+    from fastsimsiam.config.optimizer import OptimizerConfig
+    from fastsimsiam.config.run import CheckpointConfig, Config, CpuConfig, DaliConfig, KnnConfig
+    from fastsimsiam.config.views import NormalizeConfig, ViewSpec
     from fastsimsiam.errors import BadImageError, UserError
     from fastsimsiam.evaluate.collapse import CollapseMetrics
     from fastsimsiam.evaluate.inspect import InspectResult, inspect
@@ -59,6 +53,7 @@ __all__ = [
     "Loader",
     "Method",
     "MethodConfig",
+    "NormalizeConfig",
     "OptimizerConfig",
     "ParameterGroup",
     "Progress",
@@ -81,15 +76,9 @@ __all__ = [
 _MODULES = {
     "config.evaluation": ("EvalOptions", "LinearConfig"),
     "config.methods": ("MethodConfig", "SimSiamConfig"),
-    "config.run": (
-        "CheckpointConfig",
-        "Config",
-        "CpuConfig",
-        "DaliConfig",
-        "KnnConfig",
-        "OptimizerConfig",
-    ),
-    "config.views": ("ViewSpec",),
+    "config.optimizer": ("OptimizerConfig",),
+    "config.run": ("CheckpointConfig", "Config", "CpuConfig", "DaliConfig", "KnnConfig"),
+    "config.views": ("NormalizeConfig", "ViewSpec"),
     "errors": ("BadImageError", "UserError"),
     "evaluate.collapse": ("CollapseMetrics",),
     "evaluate.inspect": ("InspectResult", "inspect"),

@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageOps
 
 from fastsimsiam.config.methods import SimSiamConfig
-from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig, OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig
 from fastsimsiam.doctor.synthetic import textured_image
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.recipes import catalogue

@@ -21,7 +21,8 @@ import tiny_backbone  # noqa: F401
 import torch
 
 from fastsimsiam.config.methods import SimSiamConfig
-from fastsimsiam.config.run import Config, OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.pretrained import load_pretrained
 from fastsimsiam.methods.registry import build_method

@@ -15,7 +15,8 @@ import pytest
 import torch
 from throwaway_method import throwaway
 
-from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig, OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.folder import claimed
 from fastsimsiam.train.pretrain import pretrain

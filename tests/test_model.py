@@ -6,7 +6,7 @@ from torch import nn
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.models.backbones import feature_extractor
-from fastsimsiam.models.heads import predictor, projector
+from fastsimsiam.models.heads import mlp
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -71,7 +71,7 @@ def test_wrong_names_are_refused(arch: str, stem: str, message: str) -> None:
 
 
 def test_projector_is_the_published_one() -> None:
-    head = projector(2048, 2048, 3)
+    head = mlp([2048] * 4, output_norm="plain", output_bias=False)
     kinds = [type(layer).__name__ for layer in head]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear", "BatchNorm1d"]
     assert all(layer.bias is None for layer in head if isinstance(layer, nn.Linear))
@@ -82,9 +82,25 @@ def test_projector_is_the_published_one() -> None:
 
 
 def test_predictor_is_the_published_one() -> None:
-    head = predictor(2048, 512)
+    head = mlp([2048, 512, 2048])
     kinds = [type(layer).__name__ for layer in head]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert head[0].bias is None
     assert head[3].bias is not None
     assert num_parameters(head) == 2 * 2048 * 512 + 2 * 512 + 2048
+
+
+def test_heads_of_other_publications() -> None:
+    """SimCLR's output BatchNorm has a scale and no offset; MoCo v2's head has no BatchNorm at all."""
+    simclr = mlp([512, 512, 128], output_norm="scale", output_bias=False)
+    assert [name for name, _ in simclr[-1].named_parameters()] == ["weight"]
+    simclr(torch.randn(8, 512)).sum().backward()
+    moco = mlp([512, 512, 128], hidden_norm=False, hidden_bias=True)
+    assert [type(layer).__name__ for layer in moco] == ["Linear", "ReLU", "Linear"]
+    assert all(moco[number].bias is not None for number in (0, 2))
+
+
+def test_residual_scales_start_at_zero_unless_told_otherwise() -> None:
+    for asked, expected in ((True, 0.0), (False, 1.0)):
+        network, _ = feature_extractor("resnet18", zero_init_residual=asked)
+        assert network.layer1[0].bn2.weight.unique().item() == expected

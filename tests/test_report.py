@@ -24,7 +24,8 @@ from throwaway_method import ThrowawayConfig
 from fastsimsiam.cli import main
 from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.methods import SimSiamConfig
-from fastsimsiam.config.run import Config, KnnConfig, OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.config.stored import to_dict
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import UserError

@@ -13,7 +13,8 @@ import pytest
 import torch
 from test_trainer import trainer
 
-from fastsimsiam.config.run import Config, OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.train.pretrain import pretrain

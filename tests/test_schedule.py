@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastsimsiam.config.run import CheckpointConfig, OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import CheckpointConfig
 from fastsimsiam.methods.base import ParameterGroup
 from fastsimsiam.optim.lars import Lars
 from fastsimsiam.optim.schedule import learning_rate, schedule_steps

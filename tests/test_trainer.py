@@ -16,7 +16,8 @@ import fastsimsiam.loaders.bad_images
 import fastsimsiam.train.build
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.methods import SimSiamConfig
-from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig, OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.decode import Pixels, read_rgb

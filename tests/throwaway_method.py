@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from fastsimsiam.cli import main
 from fastsimsiam.config.fields import require
 from fastsimsiam.config.methods import MethodConfig
-from fastsimsiam.config.run import Config, KnnConfig, OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.methods.base import Method, ParameterGroup, Progress
 from fastsimsiam.methods.collapse import collapse_std
 from fastsimsiam.methods.registry import register_method

@@ -12,7 +12,8 @@ from benchmarks.aten_batch_norm import use_aten
 from benchmarks.joint_views import JointSimSiam, join_views
 from benchmarks.roofline import PARTS
 from benchmarks.stem import use_stem
-from fastsimsiam.config.run import Config, OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import Config
 from fastsimsiam.doctor.measure import wait_for
 from fastsimsiam.methods.base import Method, ParameterGroup, Progress
 from fastsimsiam.methods.registry import build_method

@@ -22,7 +22,8 @@ from fastsimsiam.config.fields import (
     require_within,
 )
 from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
-from fastsimsiam.config.views import ViewSpec
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.views import NormalizeConfig, ViewSpec
 
 CompileName = Literal["auto", "step", "color", "off"]
 LoaderName = Literal["auto", "cpu", "nvjpeg", "dali", "ffcv", "resident", "reference"]
@@ -31,29 +32,6 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
 GRAY16_MAX = (1 << 16) - 1
 """The largest gray level of 16 bits."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """SGD with momentum and a cosine schedule."""
-
-    lr: float = 0.05
-    """Learning rate per 256 samples of batch size (the linear scaling rule)."""
-    momentum: float = 0.9
-    """SGD's momentum."""
-    weight_decay: float = 1e-4
-    """Weight decay; a method says which parameters are exempt (SimSiam: none)."""
-    schedule: Literal["epoch", "step"] = "epoch"
-    """How often the cosine is evaluated: once an epoch (as published) or every step."""
-    warmup_epochs: float = 0.0
-    """Epochs of linear warm-up; published: 10 from batch 1024 up."""
-
-    def __post_init__(self) -> None:
-        # In float32, in which it is applied, a smaller one changes no weight.
-        require_within("optimizer.lr", self.lr, 1e-12, 1e6)
-        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "give 0 to below 1")
-        require_within("optimizer.weight_decay", self.weight_decay, 0, 1e6)
-        require_within("optimizer.warmup_epochs", self.warmup_epochs, 0, MOST_EPOCHS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +131,8 @@ class Config:
     """Backbone: name of a classification network of torchvision.models."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """First layers of a ResNet. cifar: a 3x3 convolution of stride 1 and no max-pooling."""
+    zero_init_residual: Switch = True
+    """The scale of each residual block's last BatchNorm starts at 0 (ResNets)."""
     seed: int = 0
     """Seed of the weights, the order of the images and the views."""
     precision: PrecisionName = "auto"
@@ -182,6 +162,8 @@ class Config:
     """Steps between two lines of metrics; in between, the host never waits for the device."""
     views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())
     """How each view is drawn."""
+    normalize: NormalizeConfig = NormalizeConfig()
+    """What is subtracted from pixels and what they are divided by."""
     method: MethodConfig = SimSiamConfig()
     """The self-supervised method and its options."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -2,8 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from fastsimsiam.config.fields import MOST_PIXELS, require, require_probability, require_within
+from fastsimsiam.config.fields import (
+    MOST_PIXELS,
+    Switch,
+    require,
+    require_probability,
+    require_within,
+)
+
+Channels = tuple[float, float, float]
+"""One number for each of red, green and blue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizeConfig:
+    """What is subtracted from pixels and what they are divided by. Defaults are ImageNet's."""
+
+    mean: Channels = (0.485, 0.456, 0.406)
+    """Subtracted from red, green and blue in [0, 1]; 0 0 0 with std 1 1 1: pixels as they are."""
+    std: Channels = (0.229, 0.224, 0.225)
+    """Divides red, green and blue after that."""
+
+    def __post_init__(self) -> None:
+        for value in self.mean:
+            require_within("normalize.mean", value, -100, 100)
+        for value in self.std:
+            require_within("normalize.std", value, 1e-3, 1e3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +42,8 @@ class ViewSpec:
     """Smallest and largest share of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of the box."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter by which crops are resampled, antialiased, as in PIL."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     jitter: float = 0.8
@@ -30,6 +58,8 @@ class ViewSpec:
     """Rotation drawn from -x to x, in turns; at most 0.5."""
     grayscale: float = 0.2
     """Probability of grayscale."""
+    grayscale_first: Switch = False
+    """on: grayscale comes before color jitter (MoCo v1) instead of after it."""
     blur: float = 0.5
     """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)

@@ -9,7 +9,8 @@ needs tensors of the batch (the keys of a queue, say) finds them where `forward`
 attribute: those of the latest part.
 
 With several ranks, `forward` receives this rank's share of the batch. A loss that compares images
-gathers them itself. Buffers must be equal on all ranks, since checkpoints hold those of rank 0.
+gathers them itself, by gather.py. Buffers must be equal on all ranks, since checkpoints hold those of
+rank 0.
 
     class Example(Method):
         whole_batch = True                                  # its loss compares the images of a batch
@@ -88,11 +89,15 @@ class Method(nn.Module, ABC):
         sync_batch_norm: with several GPUs, BatchNorm layers take their statistics over all of them.
         whole_batch: the loss compares the images of a batch with one another, so that accumulating
             it over parts of a batch would be another loss; `accumulate` above 1 is refused.
+        needs_labels: the loss compares labels; a data set of fewer than two classes is refused.
+        num_views: number of views that the loss is defined for; None: two or more.
     """
 
     backbone: nn.Module
     sync_batch_norm: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    num_views: ClassVar[int | None] = None
 
     @classmethod
     def large_views(cls, view_sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -41,9 +41,16 @@ def check_method(config: Config) -> None:
     """Refuses a run that its method cannot do.
 
     Raises:
-        UserError: no class is registered for the method, or its loss needs the whole batch.
+        UserError: no class is registered for the method, its loss needs the whole batch, or it is
+            defined for another number of views.
     """
-    if find_method(config.method).whole_batch and config.accumulate > 1:
+    method = find_method(config.method)
+    if method.num_views not in (None, len(config.views)):
+        raise UserError(
+            f"views is {len(config.views)}, but {config.method.name} is defined for "
+            f"{method.num_views}: give as many"
+        )
+    if method.whole_batch and config.accumulate > 1:
         raise UserError(
             f"--accumulate is {config.accumulate}, but {config.method.name} compares all images of a "
             "batch with one another, and parts of it would be another loss: pass --accumulate 1"
@@ -58,5 +65,5 @@ def build_method(config: Config) -> Method:
     """
     method = find_method(config.method)
     torch.manual_seed(config.seed)
-    backbone, feature_dim = feature_extractor(config.arch, config.stem)
+    backbone, feature_dim = feature_extractor(config.arch, config.stem, config.zero_init_residual)
     return method(backbone, feature_dim, config.method)

@@ -8,7 +8,7 @@ from fastsimsiam.config.methods import SimSiamConfig
 from fastsimsiam.methods.base import Method, ParameterGroup
 from fastsimsiam.methods.collapse import collapse_std, collapse_warning
 from fastsimsiam.methods.losses import negative_cosine_similarity
-from fastsimsiam.models.heads import predictor, projector
+from fastsimsiam.models.heads import mlp
 
 _COLLAPSED_LOSS = -0.9
 
@@ -30,12 +30,14 @@ class SimSiam(Method):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        self.projector = projector(
-            feature_dim, config.projector_dim, config.projector_layers, config.projector_output_bn
+        self.projector = mlp(
+            [feature_dim, *[config.projector_dim] * config.projector_layers],
+            output_norm="plain" if config.projector_output_bn else "none",
+            output_bias=not config.projector_output_bn,
         )
         self.predictor: nn.Module = nn.Identity()
         if config.predictor != "none":
-            self.predictor = predictor(config.projector_dim, config.predictor_dim)
+            self.predictor = mlp([config.projector_dim, config.predictor_dim, config.projector_dim])
         if config.predictor == "fixed":
             self.predictor.requires_grad_(False)
 

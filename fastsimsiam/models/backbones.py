@@ -7,16 +7,18 @@ from torch import nn
 from fastsimsiam.errors import UserError
 
 
-def feature_extractor(arch: str, stem: str = "imagenet") -> tuple[nn.Module, int]:
+def feature_extractor(
+    arch: str, stem: str = "imagenet", zero_init_residual: bool = True
+) -> tuple[nn.Module, int]:
     """A randomly initialized backbone.
-
-    In ResNets the scale of the last BatchNorm of each residual block starts at zero, as in the official
-    recipe ("zero-initialized residual").
 
     Args:
         arch: name of a classification network of `torchvision.models`, or of one that ends in a linear
             layer and that the user has registered with torchvision.
         stem: `imagenet`, or `cifar`: a 3x3 convolution of stride 1 and no max-pooling (ResNets only).
+        zero_init_residual: the scale of the last BatchNorm of each residual block starts at 0 instead
+            of 1 (ResNets): SimSiam, SimCLR, BYOL and MoCo v3 do so, MoCo v1 and v2, SwAV and SupCon do
+            not.
 
     Returns:
         The network, images (B, 3, H, W) to features (B, D), and D.
@@ -24,7 +26,7 @@ def feature_extractor(arch: str, stem: str = "imagenet") -> tuple[nn.Module, int
     Raises:
         UserError: there is no such network, or it has no stem to change.
     """
-    network = _network(arch, stem)
+    network = _network(arch, stem, zero_init_residual)
     return network, _remove_classifier(network, arch)
 
 
@@ -56,7 +58,7 @@ def _network_of_shapes(arch: str, stem: str) -> nn.Module:
             return _network(arch, stem).to("meta")
 
 
-def _network(arch: str, stem: str) -> nn.Module:
+def _network(arch: str, stem: str, zero_init_residual: bool = True) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known and not _is_registered_by_user(arch):
         near = [name for name in known if name[:4] == arch[:4]] or ["resnet18", "resnet50"]
@@ -66,7 +68,7 @@ def _network(arch: str, stem: str) -> nn.Module:
     options: dict[str, object] = {"weights": None}
     network_type = torchvision.models.get_model_builder(arch)
     if "resnet" in arch or "resnext" in arch:
-        options["zero_init_residual"] = True
+        options["zero_init_residual"] = zero_init_residual
     if arch in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
     network: nn.Module = network_type(**options)

@@ -1,41 +1,46 @@
-"""Projector and predictor, as in SimSiam's section 3 and appendix."""
+"""Heads of linear layers, BatchNorm and ReLU; each method's own sizes and flags are in methods/."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
+OutputNorm = Literal["none", "affine", "plain", "scale"]
+"""BatchNorm after the last layer: none; with scale and offset; without both; with the scale alone."""
 
-def projector(in_dim: int, dim: int, num_layers: int, output_bn: bool = True) -> nn.Sequential:
-    """Linear layers with BatchNorm; ReLU after all but the last, whose BatchNorm has no affine part.
 
-    Linear layers have no bias: the BatchNorm after them would remove it.
+def mlp(
+    widths: Sequence[int],
+    *,
+    hidden_norm: bool = True,
+    hidden_bias: bool = False,
+    output_norm: OutputNorm = "none",
+    output_bias: bool = True,
+) -> nn.Sequential:
+    """Linear layers, with ReLU after all but the last.
+
+    A bias has no effect before a BatchNorm, but some publications have it: it is decayed, and counts.
 
     Args:
-        in_dim: number of the backbone's features.
-        dim: width of all layers.
-        num_layers: number of linear layers; 3 on ImageNet, 2 on CIFAR-10.
-        output_bn: False: the last linear layer has a bias instead of a BatchNorm.
+        widths: of the input, the hidden layers and the output.
+        hidden_norm: BatchNorm between each hidden layer and its ReLU.
+        hidden_bias: hidden layers have a bias.
+        output_norm: BatchNorm after the last layer.
+        output_bias: the last layer has a bias.
     """
     layers: list[nn.Module] = []
-    for number in range(num_layers):
-        last = number == num_layers - 1
-        normed = output_bn or not last
-        layers.append(nn.Linear(in_dim if number == 0 else dim, dim, bias=not normed))
-        if normed:
-            layers.append(nn.BatchNorm1d(dim, affine=not last))
-        if not last:
+    last = len(widths) - 2
+    for number, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        bias = output_bias if number == last else hidden_bias
+        layers.append(nn.Linear(inputs, outputs, bias=bias))
+        if number < last:
+            if hidden_norm:
+                layers.append(nn.BatchNorm1d(outputs))
             layers.append(nn.ReLU(inplace=True))
+        elif output_norm != "none":
+            norm = nn.BatchNorm1d(outputs, affine=output_norm != "plain")
+            if output_norm == "scale":
+                norm.register_parameter("bias", None)
+            layers.append(norm)
     return nn.Sequential(*layers)
-
-
-def predictor(dim: int, hidden_dim: int) -> nn.Sequential:
-    """Two linear layers with a bottleneck; the output has neither BatchNorm nor ReLU.
-
-    Args:
-        dim: width of the projection z and the prediction p.
-        hidden_dim: width of the bottleneck, dim / 4 as published.
-    """
-    return nn.Sequential(
-        nn.Linear(dim, hidden_dim, bias=False),
-        nn.BatchNorm1d(hidden_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_dim, dim),
-    )

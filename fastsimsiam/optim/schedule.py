@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from fastsimsiam.config.run import Config, OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import Config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fastsimsiam.config.run import OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.methods.base import ParameterGroup
 from fastsimsiam.optim.base import drop_frozen_gradients
 

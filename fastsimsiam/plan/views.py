@@ -31,6 +31,10 @@ _CROP_ATTEMPTS = 10
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
+_NOT_DRAWN = ("size", "interpolation", "grayscale_first")
+"""Fields of a spec that hold for all images of a view."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViewTable:
     """Parameters of a batch of views.
@@ -104,7 +108,7 @@ def without_photometric(box: npt.NDArray[np.int32]) -> ViewTable:
 @lru_cache(maxsize=16)
 def _columns(specs: tuple[ViewSpec, ...]) -> dict[str, Floats]:
     """Each field of the specs as an array, (V,) or (V, 2); cached because every batch needs them."""
-    names = [field.name for field in fields(ViewSpec) if field.name != "size"]
+    names = [field.name for field in fields(ViewSpec) if field.name not in _NOT_DRAWN]
     return {name: np.array([getattr(spec, name) for spec in specs], np.float64) for name in names}
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from fastsimsiam.config.methods import SimSiamConfig
-from fastsimsiam.config.run import Config, KnnConfig, OptimizerConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.recipes.base import CIFAR10, DIGITS, IMAGENET, IMAGENETTE, IMAGEWOOF, Recipe
 

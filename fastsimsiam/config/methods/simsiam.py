@@ -1,43 +1,10 @@
-"""The options of every method.
-
-A run's `Config.method` is one of these. Its `name` tells which: in checkpoints, and for the class that
-implements it (methods/registry.py).
-"""
+"""The options of SimSiam."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fastsimsiam.config.fields import Switch, require_within
-
-_KINDS: dict[str, type["MethodConfig"]] = {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodConfig:
-    """Base of all methods' options; each subclass gives itself a `name` of its own.
-
-    Attributes:
-        name: identifies the class in checkpoints; unique.
-    """
-
-    name: ClassVar[str]
-
-    def __init_subclass__(cls) -> None:
-        """Makes the name known to `by_name`; a class that is defined again replaces itself."""
-        name = getattr(cls, "name", None)
-        if name is None:
-            raise TypeError(f"{cls.__qualname__} needs a class attribute `name`")
-        known = _KINDS.get(name)
-        if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(
-                f"{known.__qualname__} and {cls.__qualname__} have the same name, {name}"
-            )
-        _KINDS[name] = cls
-
-
-def by_name(name: str) -> type[MethodConfig] | None:
-    """The options of the method called `name`; None where there is no such method."""
-    return _KINDS.get(name)
+from fastsimsiam.config.methods.base import MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)

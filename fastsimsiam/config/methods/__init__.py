@@ -1,0 +1,10 @@
+"""The options of every method.
+
+A run's `Config.method` is one of these. Its `name` tells which: in checkpoints, and for the class that
+implements it (methods/registry.py). A new method is a file here, and a line below.
+"""
+
+from fastsimsiam.config.methods.base import MethodConfig, by_name
+from fastsimsiam.config.methods.simsiam import SimSiamConfig
+
+__all__ = ["MethodConfig", "SimSiamConfig", "by_name"]
