@@ -39,7 +39,7 @@ class OptimizerConfig:
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up; published for SimSiam: 10 from batch 1024 up."""
     warmup_start_factor: float = 0.0
-    """First learning rate of the warm-up, over the largest; 0: step i of n has i/n, the first not 0."""
+    """First learning rate of the warm-up, over the largest; with 0, the first of n steps has 1/n."""
     final_lr_factor: float = 0.0
     """Learning rate at the end of the cosine, over the largest."""
 
