@@ -26,7 +26,7 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.pretrained import load_pretrained
 from fastsimsiam.methods.registry import build_method
-from fastsimsiam.optim.sgd import ScheduledSGD
+from fastsimsiam.optim.build import build_optimizer
 from fastsimsiam.runs.archive import DamagedCheckpointError
 from fastsimsiam.runs.checkpoint import Checkpoint, load, save
 from fastsimsiam.train.resume import require_restorable
@@ -43,7 +43,7 @@ def intact(path: Path) -> bytes:
     )
     method = build_method(config)
     cpu = torch.device("cpu")
-    optimizer = ScheduledSGD(method.parameter_groups(), OptimizerConfig(), cpu)
+    optimizer = build_optimizer(method.parameter_groups(), OptimizerConfig(), cpu)
     sum(p.sum() for p in method.parameters()).backward()
     optimizer.set_lr(0.1, 0.1)
     optimizer.step(0)

@@ -12,12 +12,15 @@ import torch
 import torchvision
 from conftest import CPU, require
 
+from fastsimsiam.config.optimizer import OptimizerConfig, OptimizerName
 from fastsimsiam.config.run import CompileName, Config, CpuConfig
 from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.device_decode import decode_jpegs
 from fastsimsiam.loaders.registry import build_loader
+from fastsimsiam.methods.base import ParameterGroup
 from fastsimsiam.models.fused_batch_norm import sums
 from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
+from fastsimsiam.optim.build import build_optimizer
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.recorder import Recorder
@@ -138,6 +141,36 @@ def test_no_sync_and_no_recompile_between_log_steps(
         torch.cuda.set_sync_debug_mode("default")
     recorder.close()
     source.close()
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "larc", "adamw"])
+def test_optimizers_read_nothing_and_agree_with_those_of_a_cpu(name: OptimizerName) -> None:
+    config = OptimizerConfig(name=name, exclude_bias_and_norm=name == "lars")
+    results = []
+    for device in (CPU, torch.device("cuda", 0)):
+        torch.manual_seed(0)
+        network = torchvision.models.get_model("tiny_resnet")
+        network = network.to(device).to(memory_format=torch.channels_last)
+        weights = list(network.parameters())
+        gradients = [torch.randn(weight.shape).to(device) for weight in weights]
+        groups = [
+            ParameterGroup(parameters=weights[:9]),
+            ParameterGroup(parameters=weights[9:], lr_factor=2.0),
+        ]
+        optimizer = build_optimizer(groups, config, device)
+        for step in range(4):
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient.clone()
+            if device.type == "cuda" and step:
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                optimizer.set_lr(0.1 / (1 + step), 0.1)
+                optimizer.step(step)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        results.append([weight.detach().cpu() for weight in weights])
+    for cpu, gpu in zip(*results, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=1e-4, atol=1e-6)
 
 
 def test_memory_is_flat(gpu_config: Config) -> None:

@@ -38,7 +38,7 @@ def test_lars_equals_numpy() -> None:
     weight = rng.normal(size=(4, 3))
     bias = np.zeros(3)
     parameters = [nn.Parameter(torch.from_numpy(w.copy())) for w in (weight, bias)]
-    optimizer = Lars(parameters, lr=0.7, momentum=0.9, weight_decay=0.01, trust=0.02)
+    optimizer = Lars(parameters, form="larc", lr=0.7, momentum=0.9, weight_decay=0.01, trust=0.02)
     own = [weight.copy(), bias.copy()]
     momentum = [np.zeros_like(w) for w in own]
     for _ in range(5):

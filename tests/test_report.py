@@ -208,6 +208,8 @@ def test_gallery_frames_neighbors_by_class(finished: Config) -> None:
         {"data": Path("a folder/it's"), "out": Path("runs/x y"), "max_steps": 7, "workers": 3},
         {"method": SimSiamConfig(stop_gradient=False, predictor="none", projector_dim=64)},
         {"optimizer": OptimizerConfig(lr=0.3, schedule="step", warmup_epochs=1e-7)},
+        {"optimizer": OptimizerConfig(name="lars", lr_scaling="sqrt", exclude_bias_and_norm=True)},
+        {"optimizer": OptimizerConfig(decay="milestones", milestones=(120, 160))},
         {"knn": KnnConfig(every_epochs=4, k=(20, 200)), "precision": "bf16", "compile": "off"},
         {"views": (ViewSpec(blur_sigma=(0.1, 0.6), size=48), ViewSpec(area=(0.05, 1 / 3)))},
     ],

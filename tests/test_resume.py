@@ -64,8 +64,9 @@ def assert_same_state(one: Path, two: Path) -> None:
     for name, value in first.method.items():
         assert torch.equal(value, second.method[name]), name
     for number, state in first.optimizer["state"].items():
-        other = second.optimizer["state"][number]["momentum_buffer"]
-        assert torch.equal(state["momentum_buffer"], other), number
+        other = second.optimizer["state"][number]
+        assert state.keys() == other.keys() != set()
+        assert all(torch.equal(value, other[name]) for name, value in state.items()), number
 
 
 def test_sigkill_then_resume_equals_an_uninterrupted_run(

@@ -21,8 +21,8 @@ from fastsimsiam.models.backbones import feature_extractor
 from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
 from fastsimsiam.models.small_convolutions import use_matmul_for_small_maps
 from fastsimsiam.optim.base import Optimizer
+from fastsimsiam.optim.build import build_optimizer
 from fastsimsiam.optim.schedule import peak_lr
-from fastsimsiam.optim.sgd import ScheduledSGD
 from fastsimsiam.system.malloc import keep_freed_memory
 from fastsimsiam.train.step import optimizer_step
 
@@ -36,7 +36,8 @@ class Variant:
     Attributes:
         dtype: dtype of the network's arithmetic (bfloat16: by autocast).
         channels_last: whether views and weights are in channels_last memory format.
-        sgd: `fused` with tensor learning rates, or torch's SGD, `foreach` or `plain`.
+        sgd: `fused`: the config's optimizer with tensor learning rates; or torch's SGD, `foreach` or
+            `plain`.
         compiled: whether the whole step is compiled as one graph.
         joint: whether both views pass through the network in one batch.
         norm: BatchNorm by the compiler, by ATen's kernels, or by
@@ -154,7 +155,7 @@ class Step:
         self._lr = peak_lr(config.optimizer, config.batch_size)
         self._optimizer: Optimizer
         if variant.sgd == "fused":
-            self._optimizer = ScheduledSGD(groups, config.optimizer, device)
+            self._optimizer = build_optimizer(groups, config.optimizer, device)
         else:
             self._optimizer = TorchSGD(
                 groups, config.optimizer, self._lr, foreach=variant.sgd == "foreach"

@@ -75,7 +75,8 @@ class LinearConfig:
     """Learning rate per 256 images. The paper prints 0.02; its code release has 0.1, which reaches the
     published accuracy (0.02 stays two points below)."""
     optimizer: Literal["lars", "sgd"] = "lars"
-    """lars: trust coefficient 0.001, as published. sgd: for small data sets and batches."""
+    """lars: pretraining's larc, trust coefficient 0.001, as published. sgd: for small data sets and
+    batches."""
     momentum: float = 0.9
     """Momentum of both optimizers."""
     weight_decay: float = 0.0

@@ -7,6 +7,7 @@ features of random crops, trained by LARS for 90 epochs; top-1 of the last epoch
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def new_state(
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     layer = layer.to(device)
-    kind = Lars if config.optimizer == "lars" else torch.optim.SGD
+    kind = partial(Lars, form="larc") if config.optimizer == "lars" else torch.optim.SGD
     optimizer = kind(
         layer.parameters(),
         lr=peak_lr(config),

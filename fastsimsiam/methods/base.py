@@ -48,7 +48,7 @@ class ParameterGroup:
             schedule.
         lr_factor: multiplies their learning rate, also a constant one.
         decayed: weight decay applies to them.
-        adapted: LARS adapts their learning rate by the ratio of norms; SGD does not.
+        adapted: lars and larc scale their updates by a ratio of norms; other optimizers never do.
         frozen_steps: optimizer steps at the start of the run that leave them and their momentum alone.
     """
 

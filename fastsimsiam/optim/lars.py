@@ -1,24 +1,46 @@
 """LARS: You et al., "Large Batch Training of Convolutional Networks", arXiv 1708.03888."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+_EPSILON = 1e-8
+"""What apex adds to the divisor of its ratio."""
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD that adapts the learning rate of every tensor by the ratio of norms.
+    """SGD that adapts the learning rate of every tensor by a ratio of norms.
 
-    A tensor's gradient is scaled by trust * |w| / (|g| + weight_decay * |w|), without clipping. Tensors
-    that are all zero, whose gradient is all zero, or whose group has `adapted` False are not scaled.
+    With weights w, gradient g, weight decay d and momentum buffer m, a step is
+
+        u = g + d w;  m = momentum m + ratio u;  w = w - lr m
+
+    and the ratio of a tensor is
+
+        lars: trust |w| / |u|, or 1 where a norm is 0: SimCLR, BYOL and MoCo v3
+            (arXiv 2002.05709, 2006.07733, 2104.02057).
+        larc: trust |w| / (|g| + d |w| + 1e-8), the LARC of NVIDIA's apex without clipping; where a norm
+            is 0, u is g, neither scaled nor decayed: SwAV (arXiv 2006.09882), and SimSiam's linear
+            evaluation (arXiv 2011.10566, appendix A).
+
+    In a group with `adapted` False it is 1.
+
+    The learning rate is applied outside of the momentum, as in BYOL and MoCo v3. SimCLR's TensorFlow
+    code applies it inside, m = momentum m + lr ratio u: the weights move alike while lr is constant,
+    and a new lr takes effect gradually.
+
+    A group is updated by torch's `_foreach` functions, not tensor by tensor; the host reads nothing.
+    Multiplying by the ratios is one small kernel per adapted tensor, as torch has no fused one.
     """
 
     def __init__(
         self,
         parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
-        lr: float,
+        form: Literal["lars", "larc"],
+        lr: float | Tensor = 0.001,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust: float = 0.001,
@@ -26,12 +48,15 @@ class Lars(torch.optim.Optimizer):
         """Takes the parameters.
 
         Args:
-            parameters: to train, or groups of them, each of which may have its own options.
-            lr: global learning rate.
+            parameters: to train, or groups of them, each of which may have its own options; also
+                `adapted`, which is True by default.
+            form: how the ratio is computed.
+            lr: global learning rate; a 0-d tensor on the device changes without a wait.
             momentum: momentum of the scaled gradients.
             weight_decay: factor of the weights that are added to gradients before scaling.
             trust: coefficient of the ratio of norms.
         """
+        self._form = form
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -52,21 +77,41 @@ class Lars(torch.optim.Optimizer):
         """Updates all parameters that have a gradient; nothing waits for the device."""
         assert closure is None
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, weight.grad, group)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._update(weights, [weight.grad for weight in weights], group)
 
-    def _update(self, weight: nn.Parameter, grad: torch.Tensor, group: dict[str, Any]) -> None:
-        decay = group["weight_decay"]
-        scaled = grad + decay * weight
+    def _update(self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        updates = torch._foreach_mul(weights, group["weight_decay"])
+        torch._foreach_add_(updates, grads)
         if group["adapted"]:
-            weight_norm, grad_norm = weight.norm(), grad.norm()
-            ratio = group["trust"] * weight_norm / (grad_norm + decay * weight_norm + 1e-8)
-            scaled = scaled * torch.where(
-                (weight_norm > 0) & (grad_norm > 0), ratio, torch.ones_like(ratio)
-            )
-        state = self.state[weight]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(weight)
-        state["momentum"].mul_(group["momentum"]).add_(scaled)
-        weight.sub_(group["lr"] * state["momentum"])
+            torch._foreach_mul_(updates, self._ratios(weights, grads, updates, group))
+        momentum = self._momentum(weights)
+        torch._foreach_mul_(momentum, group["momentum"])
+        torch._foreach_add_(momentum, updates)
+        torch._foreach_sub_(weights, torch._foreach_mul(momentum, group["lr"]))
+
+    def _ratios(
+        self,
+        weights: list[Tensor],
+        grads: list[Tensor],
+        updates: tuple[Tensor, ...],
+        group: dict[str, Any],
+    ) -> tuple[Tensor, ...]:
+        """The ratio of each tensor, 0-d."""
+        weight = torch.stack(torch._foreach_norm(weights))
+        if self._form == "lars":
+            update = torch.stack(torch._foreach_norm(updates))
+            ratio = group["trust"] * weight / update
+            ratio = ratio.masked_fill((weight == 0) | (update == 0), 1.0)
+            return tuple(ratio.unbind())
+        grad = torch.stack(torch._foreach_norm(grads))
+        ratio = group["trust"] * weight / (grad + group["weight_decay"] * weight + _EPSILON)
+        # Without a gradient the update is the decay alone, which apex then leaves out.
+        return tuple(ratio.masked_fill(weight == 0, 1.0).masked_fill(grad == 0, 0.0).unbind())
+
+    def _momentum(self, weights: list[Tensor]) -> list[Tensor]:
+        for weight in weights:
+            if "momentum" not in self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        return [self.state[weight]["momentum"] for weight in weights]

@@ -1,6 +1,6 @@
 """Whether the weights of a checkpoint are those of a network: names, shapes, dtypes, finite numbers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.runs.archive import DamagedCheckpointError
-from fastsimsiam.runs.metrics import is_number
 
 _SHOWN = 3
-_OPTIONS = ("momentum", "dampening", "weight_decay")
 
 
 def require_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
@@ -59,13 +57,17 @@ def require_finite(state: Mapping[str, Tensor], names: Iterable[str], path: Path
 
 
 def require_optimizer(
-    stored: Mapping[str, Any], groups: Sequence[Sequence[Tensor]], path: Path
+    stored: Mapping[str, Any],
+    groups: Sequence[Sequence[Tensor]],
+    names: Collection[str],
+    path: Path,
 ) -> None:
-    """Refuses the state of an optimizer of other parameters.
+    """Refuses the state of another optimizer, or of one of other parameters.
 
     Args:
         stored: the optimizer's state dict.
         groups: the parameters of each of its groups.
+        names: what its state holds of each parameter that has had a gradient.
         path: the file, for the error.
 
     Raises:
@@ -77,11 +79,11 @@ def require_optimizer(
         [_count(group.get("params")) for group in stored["param_groups"]] == counts
         and [i for group in stored["param_groups"] for i in group["params"]]
         == list(range(len(parameters)))
-        and all(is_number(group.get(key)) for group in stored["param_groups"] for key in _OPTIONS)
         and all(
             type(number) is int
             and 0 <= number < len(parameters)
-            and all(_belongs(value, parameters[number]) for value in state.values())
+            and (not state or set(state) == set(names))
+            and all(_belongs(name, value, parameters[number]) for name, value in state.items())
             for number, state in stored["state"].items()
         )
     )
@@ -95,12 +97,13 @@ def _count(value: object) -> int:
     return len(value) if isinstance(value, list) else -1
 
 
-def _belongs(value: object, parameter: Tensor) -> bool:
+def _belongs(name: str, value: object, parameter: Tensor) -> bool:
     """Whether a value can be part of the state of a parameter: finite, and of its shape."""
     if not isinstance(value, Tensor):
-        return value is None or is_number(value)
+        return False
     is_like = value.shape == parameter.shape and value.dtype == parameter.dtype
-    return (is_like or value.dim() == 0) and bool(torch.isfinite(value).all())
+    is_count = name == "step" and value.dim() == 0
+    return (is_like or is_count) and bool(torch.isfinite(value).all())
 
 
 def _shorten(texts: Sequence[str]) -> str:

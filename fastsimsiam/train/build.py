@@ -14,8 +14,8 @@ from fastsimsiam.loaders.base import Loader
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.models.small_convolutions import keep_gradient_strides, use_matmul_for_small_maps
+from fastsimsiam.optim.build import build_optimizer
 from fastsimsiam.optim.schedule import schedule_steps
-from fastsimsiam.optim.sgd import ScheduledSGD
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
@@ -108,7 +108,7 @@ def build_trainer(
         config=config,
         method=method,
         compute=compute,
-        optimizer=ScheduledSGD(method.parameter_groups(), config.optimizer, device),
+        optimizer=build_optimizer(method.parameter_groups(), config.optimizer, device),
         schedule_steps=schedule_steps(config, plan.num_batches // config.accumulate),
         plan=plan,
         loader=loader,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.methods.registry import build_method
+from fastsimsiam.optim.build import STATE, optimizer_groups
 from fastsimsiam.optim.schedule import schedule_steps
 from fastsimsiam.runs.checkpoint import (
     Checkpoint,
@@ -149,5 +150,6 @@ def require_restorable(path: Path, checkpoint: Checkpoint) -> None:
     method = build_method(checkpoint.config)
     require_fit(checkpoint.method, method.state_dict(), path)
     require_finite(checkpoint.method, (name for name, _ in method.named_parameters()), path)
-    groups = [group.parameters for group in method.parameter_groups()]
-    require_optimizer(checkpoint.optimizer, groups, path)
+    config = checkpoint.config.optimizer
+    groups = [group.parameters for group in optimizer_groups(method.parameter_groups(), config)]
+    require_optimizer(checkpoint.optimizer, groups, STATE[config.name], path)
