@@ -9,7 +9,8 @@ import torch
 from conftest import save_run
 from lightly.loss import NegativeCosineSimilarity
 from test_trainer import trainer
-from torch import Tensor, nn
+from torch import nn
+from two_ranks import backbone, different_target, some_views
 
 from fastsimsiam.config.methods import BYOLConfig, BYOLNoMomentumConfig
 from fastsimsiam.config.optimizer import OptimizerConfig
@@ -23,7 +24,6 @@ from fastsimsiam.methods.registry import build_method, check_method
 from fastsimsiam.methods.target import TargetNetwork, cosine_tau
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.runs.checkpoint import load
-from fastsimsiam.train.pretrain import pretrain
 
 NARROW = {"hidden_dim": 24, "projection_dim": 8}
 LABELS = torch.zeros(6, dtype=torch.int64)
@@ -85,17 +85,6 @@ def test_half_precision_changes_nothing_but_the_inputs() -> None:
     assert torch.equal(loss, expected)
 
 
-def backbone() -> nn.Sequential:
-    """A small network with BatchNorm, images to 12 features."""
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3, stride=2),
-        nn.BatchNorm2d(12),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
-
-
 def byol(**options: object) -> BYOL:
     torch.manual_seed(0)
     return BYOL(backbone(), 12, BYOLConfig(**(NARROW | options)))
@@ -106,16 +95,11 @@ def no_momentum(**options: object) -> BYOLNoMomentum:
     return BYOLNoMomentum(backbone(), 12, BYOLNoMomentumConfig(**(NARROW | options)))
 
 
-def some_views(seed: int = 1) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    first, second = (torch.rand(6, 3, 12, 12, generator=generator) for _ in range(2))
-    return first, second
-
-
-@pytest.mark.parametrize("method", [byol(), no_momentum()])
+@pytest.mark.parametrize("make", [byol, no_momentum])
 @pytest.mark.parametrize(("turned", "expected"), [(0, 0.0), (1, 4.0), (2, 8.0)])
-def test_anchors(method: Method, turned: int, expected: float) -> None:
+def test_anchors(make: Callable[[], Method], turned: int, expected: float) -> None:
     """Equal outputs: 0; orthogonal: 4; opposite: 8. Both directions are added, not averaged."""
+    method = make()
     method.backbone = nn.Flatten()
     method.projector = method.predictor = nn.Identity()
     if isinstance(method, BYOL):
@@ -128,13 +112,8 @@ def test_anchors(method: Method, turned: int, expected: float) -> None:
 
 
 def test_each_view_predicts_the_target_of_the_other() -> None:
-    views, method, same = some_views(), byol(), byol()
-    for network in (method, same):  # a target that is another network than the online one
-        with torch.no_grad():
-            for number, parameter in enumerate(network.target.parameters()):
-                parameter.add_(
-                    0.3 * torch.sin(torch.arange(parameter.numel()).view_as(parameter) + number)
-                )
+    views = some_views()
+    method, same = different_target(byol()), different_target(byol())
     loss, metrics = method(views, LABELS)
     p = [same.predictor(same.projector(same.backbone(view))).detach().double() for view in views]
     z = [same.target.projector(same.target.backbone(view)).double() for view in views]
@@ -275,14 +254,24 @@ def test_the_target_follows_once_per_step_of_the_optimizer(config: Config) -> No
 
 
 def test_resumed_the_target_is_the_same_to_the_bit(config: Config) -> None:
-    whole = replace(config, out=config.out.with_name("whole"), max_steps=5)
-    pretrain(whole)
-    pretrain(replace(config, max_steps=3))
-    pretrain(replace(config, max_steps=5), resume=True)
-    states = [load(run.out / "checkpoints" / "step-00000005.pt").method for run in (config, whole)]
-    assert "target.projector.0.weight" in states[0]
-    for name, value in states[1].items():
-        assert torch.equal(states[0][name], value), name
+    whole, recorder = trainer(config)
+    whole.schedule_steps = replace(whole.schedule_steps, stop=4)
+    whole.fit()
+    recorder.close()
+    whole.loader.close()
+    resumed, recorder = trainer(replace(config, out=config.out.with_name("resumed")))
+    resumed.restore(load(config.out / "checkpoints" / "step-00000003.pt"))
+    resumed.schedule_steps = whole.schedule_steps
+    resumed.fit()
+    recorder.close()
+    resumed.loader.close()
+    assert resumed.step == 4
+    expected, state = whole.method.state_dict(), resumed.method.state_dict()
+    assert not torch.equal(
+        expected["target.backbone.conv1.weight"], expected["backbone.conv1.weight"]
+    )
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
 
 
 def test_the_online_network_is_evaluated(config: Config) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from conftest import save_run
 from pytorch_metric_learning.losses import NTXentLoss
-from test_byol import backbone, numeric_gradient, some_views
-from torch import Tensor, nn
+from test_byol import numeric_gradient
+from torch import nn
+from two_ranks import different_target, moco_v3, some_views, train_half
 
 from fastsimsiam.config.methods import MoCoV3Config
 from fastsimsiam.config.run import Config
@@ -71,25 +71,10 @@ def test_half_precision_changes_nothing_but_the_inputs() -> None:
     assert torch.equal(loss, expected)
 
 
-def moco(**options: object) -> MoCoV3:
-    torch.manual_seed(0)
-    small = {"hidden_dim": 24, "projection_dim": 8}
-    return MoCoV3(backbone(), 12, MoCoV3Config(**(small | options)))
-
-
-def unlike(method: MoCoV3) -> MoCoV3:
-    """Gives the target other weights than the online network's."""
-    with torch.no_grad():
-        for number, parameter in enumerate(method.target.parameters()):
-            wave = torch.sin(torch.arange(parameter.numel()).view_as(parameter) + number)
-            parameter.add_(0.3 * wave)
-    return method
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.2])
 def test_both_directions_are_added_each_times_twice_the_temperature(temperature: float) -> None:
     views = some_views()
-    method, same = (unlike(moco(temperature=temperature)) for _ in range(2))
+    method, same = (different_target(moco_v3(temperature=temperature)) for _ in range(2))
     loss, metrics = method(views, LABELS)
     q, k = (
         [network(view).detach().double().numpy() for view in views]
@@ -105,7 +90,7 @@ def test_both_directions_are_added_each_times_twice_the_temperature(temperature:
 
 
 def test_equal_outputs_have_the_loss_of_a_guess() -> None:
-    method = moco(temperature=0.5)
+    method = moco_v3(temperature=0.5)
     method.backbone = nn.Flatten()
     method.projector = method.predictor = nn.Identity()
     method.target = TargetNetwork(method.backbone, method.projector)
@@ -114,7 +99,7 @@ def test_equal_outputs_have_the_loss_of_a_guess() -> None:
 
 
 def test_no_gradient_reaches_the_target_and_it_follows() -> None:
-    method = moco(momentum=0.75)
+    method = moco_v3(momentum=0.75)
     method(some_views(), LABELS)[0].backward()
     assert all(p.grad is None for p in method.target.parameters())
     trained = {p for group in method.parameter_groups() for p in group.parameters}
@@ -128,7 +113,7 @@ def test_no_gradient_reaches_the_target_and_it_follows() -> None:
             method.before_step(Progress(step=step, steps_per_epoch=5, total_steps=10))
             method.after_step()
         torch.testing.assert_close(method.target.projector[0].weight, before + share)
-    constant = moco(momentum=0.75, momentum_schedule="constant")
+    constant = moco_v3(momentum=0.75, momentum_schedule="constant")
     constant.before_step(Progress(step=9, steps_per_epoch=5, total_steps=10))
     with torch.no_grad():
         constant.projector[0].weight.add_(1.0)
@@ -194,35 +179,5 @@ def test_the_recipe_is_the_published_one() -> None:
     assert [(view.blur, view.solarize) for view in made.views] == [(1.0, 0.0), (0.1, 0.2)]
 
 
-def gradients(method: MoCoV3) -> list[Tensor]:
-    """Gradients of all trained parameters."""
-    return [p.grad for group in method.parameter_groups() for p in group.parameters]
-
-
-def two_ranks(rank: int, folder: str) -> None:
-    """One of two processes: half of the batch each, eager and as one graph."""
-    torch.set_num_threads(1)
-    views = some_views()
-    # Per-rank statistics of BatchNorm would differ from the whole batch's.
-    whole = unlike(moco(temperature=0.3)).eval()
-    expected, _ = whole(views, LABELS)
-    expected.backward()
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    own = tuple(view[3 * rank : 3 * rank + 3] for view in views)
-    for compiled in (False, True):
-        method = unlike(moco(temperature=0.3)).eval()
-        if compiled:
-            method.compile(fullgraph=True, backend="aot_eager")
-        loss, _ = method(own, LABELS[:3])
-        loss.backward()
-        mean = loss.detach().clone()
-        dist.all_reduce(mean)
-        torch.testing.assert_close(mean / 2, expected.detach())
-        for gradient, reference in zip(gradients(method), gradients(whole), strict=True):
-            dist.all_reduce(gradient)  # as DistributedDataParallel does
-            torch.testing.assert_close(gradient / 2, reference, atol=1e-6, rtol=1e-5)
-    dist.destroy_process_group()
-
-
 def test_two_ranks_have_the_loss_and_gradient_of_the_whole_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(two_ranks, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(train_half, args=(str(tmp_path),), nprocs=2)
