@@ -18,7 +18,13 @@ from fastsimsiam.version import __version__
 
 if TYPE_CHECKING:
     from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
-    from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
+    from fastsimsiam.config.methods import (
+        BYOLConfig,
+        BYOLNoMomentumConfig,
+        MethodConfig,
+        MoCoV3Config,
+        SimSiamConfig,
+    )
     from fastsimsiam.config.optimizer import OptimizerConfig
     from fastsimsiam.config.run import CheckpointConfig, Config, CpuConfig, DaliConfig, KnnConfig
     from fastsimsiam.config.views import NormalizeConfig, ViewSpec
@@ -38,6 +44,8 @@ if TYPE_CHECKING:
     from fastsimsiam.view_loader import Loader
 
 __all__ = [
+    "BYOLConfig",
+    "BYOLNoMomentumConfig",
     "BadImageError",
     "CheckpointConfig",
     "CollapseMetrics",
@@ -53,6 +61,7 @@ __all__ = [
     "Loader",
     "Method",
     "MethodConfig",
+    "MoCoV3Config",
     "NormalizeConfig",
     "OptimizerConfig",
     "ParameterGroup",
@@ -75,7 +84,13 @@ __all__ = [
 ]
 _MODULES = {
     "config.evaluation": ("EvalOptions", "LinearConfig"),
-    "config.methods": ("MethodConfig", "SimSiamConfig"),
+    "config.methods": (
+        "BYOLConfig",
+        "BYOLNoMomentumConfig",
+        "MethodConfig",
+        "MoCoV3Config",
+        "SimSiamConfig",
+    ),
     "config.optimizer": ("OptimizerConfig",),
     "config.run": ("CheckpointConfig", "Config", "CpuConfig", "DaliConfig", "KnnConfig"),
     "config.views": ("NormalizeConfig", "ViewSpec"),

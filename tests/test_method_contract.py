@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.config.methods import SimSiamConfig
+from fastsimsiam.config.methods import BYOLConfig, BYOLNoMomentumConfig, MoCoV3Config, SimSiamConfig
 from fastsimsiam.methods.base import Method
+from fastsimsiam.methods.byol import BYOL, BYOLNoMomentum
 from fastsimsiam.methods.losses import negative_cosine_similarity
+from fastsimsiam.methods.moco_v3 import MoCoV3
 from fastsimsiam.methods.simsiam import SimSiam
 
 LABELS = torch.arange(8)
@@ -32,13 +34,29 @@ def simsiam(**switches: object) -> SimSiam:
     return SimSiam(backbone(), 12, SimSiamConfig(**(SMALL | switches)))
 
 
+def seeded(make: Callable[[], Method]) -> Callable[[], Method]:
+    """The same weights at each call."""
+
+    def made() -> Method:
+        torch.manual_seed(0)
+        return make()
+
+    return made
+
+
 def some_views(num: int = 2) -> tuple[Tensor, ...]:
     """Views of eight images."""
     generator = torch.Generator().manual_seed(1)
     return tuple(torch.rand(8, 3, 16, 16, generator=generator) for _ in range(num))
 
 
+NARROW = {"hidden_dim": 24, "projection_dim": 8}
 METHODS: dict[str, Callable[[], Method]] = {
+    "byol": seeded(lambda: BYOL(backbone(), 12, BYOLConfig(**NARROW))),
+    "byol-no-momentum": seeded(
+        lambda: BYOLNoMomentum(backbone(), 12, BYOLNoMomentumConfig(**NARROW))
+    ),
+    "moco-v3": seeded(lambda: MoCoV3(backbone(), 12, MoCoV3Config(**NARROW))),
     "simsiam": simsiam,
     "no-stop-gradient": lambda: simsiam(stop_gradient=False),
     "no-predictor": lambda: simsiam(predictor="none"),

@@ -2,14 +2,27 @@
 
 import torch
 
-from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
+from fastsimsiam.config.methods import (
+    BYOLConfig,
+    BYOLNoMomentumConfig,
+    MethodConfig,
+    MoCoV3Config,
+    SimSiamConfig,
+)
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.methods.base import Method
+from fastsimsiam.methods.byol import BYOL, BYOLNoMomentum
+from fastsimsiam.methods.moco_v3 import MoCoV3
 from fastsimsiam.methods.simsiam import SimSiam
 from fastsimsiam.models.backbones import feature_extractor
 
-METHODS: dict[type[MethodConfig], type[Method]] = {SimSiamConfig: SimSiam}
+METHODS: dict[type[MethodConfig], type[Method]] = {
+    BYOLConfig: BYOL,
+    BYOLNoMomentumConfig: BYOLNoMomentum,
+    MoCoV3Config: MoCoV3,
+    SimSiamConfig: SimSiam,
+}
 """A method is constructed from a backbone, the number of its features, and the method's config."""
 
 

@@ -1,0 +1,82 @@
+"""MoCo v3 for ResNets: Chen, Xie and He, arXiv 2104.02057."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from fastsimsiam.config.methods import MoCoV3Config
+from fastsimsiam.methods.base import Method, ParameterGroup, Progress
+from fastsimsiam.methods.collapse import collapse_std, collapse_warning
+from fastsimsiam.methods.gather import gather, rank
+from fastsimsiam.methods.losses import batch_info_nce
+from fastsimsiam.methods.target import TargetNetwork, cosine_tau
+from fastsimsiam.models.heads import mlp
+
+
+class MoCoV3(Method):
+    """Finds a target network's projection of an image among those of the batch, from another view.
+
+    There is no queue: the negatives of an image are the other images of the whole batch, of all ranks.
+    Each view goes through the networks separately: BatchNorm sees one view at a time.
+    """
+
+    whole_batch = True
+    num_views = 2
+
+    def __init__(self, backbone: nn.Module, feature_dim: int, config: MoCoV3Config) -> None:
+        """Builds the heads and the target network, which starts as a copy.
+
+        Args:
+            backbone: network from images to features (B, feature_dim).
+            feature_dim: number of the backbone's features.
+            config: temperature, widths of the heads, and the target's momentum.
+        """
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        hidden, dim = config.hidden_dim, config.projection_dim
+        self.projector = mlp([feature_dim, hidden, dim], output_norm="plain", output_bias=False)
+        self.predictor = mlp([dim, hidden, dim], output_bias=False)
+        self.target = TargetNetwork(self.backbone, self.projector)
+        self._momentum = config.momentum
+
+    def forward(
+        self, views: tuple[Tensor, ...], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Method.forward`; metrics: collapse_std of the first view's online projection.
+
+        The loss is the sum of both directions, each times 2 * temperature: 4 * temperature * ln(batch
+        size) where all similarities are equal.
+        """
+        z = [self.projector(self.backbone(view)) for view in views]
+        keys = [gather(self.target(view)) for view in views]
+        queries = [self.predictor(projection) for projection in z]
+        temperature, first = self.config.temperature, rank() * len(z[0])
+        loss = batch_info_nce(queries[0], keys[1], temperature=temperature, first=first)
+        loss = loss + batch_info_nce(queries[1], keys[0], temperature=temperature, first=first)
+        return loss * (2.0 * temperature), {"collapse_std": collapse_std(z[0])}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The online network; the target is not trained."""
+        online = (self.backbone, self.projector, self.predictor)
+        return [ParameterGroup(parameters=[p for module in online for p in module.parameters()])]
+
+    def before_step(self, at: Progress) -> None:
+        """Takes the momentum of this step."""
+        if self.config.momentum_schedule == "cosine":
+            self._momentum = cosine_tau(self.config.momentum, at)
+
+    def after_step(self) -> None:
+        """Moves the target towards the online network."""
+        self.target.update(self._momentum)
+
+    @classmethod
+    def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:
+        """A collapsed network has a small spread; its loss is that of equal similarities."""
+        collapsed = collapse_warning(metrics, batch_size)
+        if collapsed is None:
+            return None
+        return (
+            f"{collapsed}. Lower --optimizer.lr, lengthen --optimizer.warmup-epochs, or lower "
+            "--method.temperature."
+        )
