@@ -1,4 +1,4 @@
-"""Checkpoints of the official codes and the ports of each method: the network that was trained is taken.
+"""Checkpoints of the official codes and of ports: the network that was trained is taken.
 
 Each layout has the keys of the public code that its name tells.
 """
@@ -202,7 +202,7 @@ def vicreg(t: State) -> dict[str, object]:
 
 
 def lightly_moco(t: State) -> dict[str, object]:
-    """lightly's ImageNet benchmark: `backbone` is the momentum encoder there."""
+    """Lightly's ImageNet benchmark: `backbone` is the momentum encoder there."""
     return {
         "state_dict": {
             **under("backbone.", other(t)),
@@ -216,7 +216,7 @@ def lightly_moco(t: State) -> dict[str, object]:
 
 
 def lightly_byol(t: State) -> dict[str, object]:
-    """lightly's ImageNet benchmark: `backbone` is the target there."""
+    """Lightly's ImageNet benchmark: `backbone` is the target there."""
     return {
         "state_dict": {
             **under("backbone.", other(t)),
@@ -376,7 +376,7 @@ def test_the_network_that_was_trained_is_taken(name: str, tmp_path: Path) -> Non
 def test_a_resnet_written_for_cifar_has_the_same_features(
     supcon_layout: bool, tmp_path: Path
 ) -> None:
-    """lightly's ResNet is a network of the same kind as SupContrast's: `shortcut`, no max-pooling."""
+    """Lightly's ResNet is a network of the same kind as SupContrast's: `shortcut`, no max-pooling."""
     torch.manual_seed(0)
     network = ResNetGenerator("resnet-18").eval()
     for module in network.modules():

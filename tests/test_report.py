@@ -428,6 +428,34 @@ def test_metrics_of_other_methods_have_small_charts(tmp_path: Path) -> None:
     assert "b" not in [tag for tag, _ in page.tags]
 
 
+def test_methods_share_no_axis_of_losses(tmp_path: Path) -> None:
+    demo = catalogue.recipe("demo")
+    other = replace(demo, method=ThrowawayConfig())
+    accuracy = {"contrast_accuracy": 0.25, "top_accuracy": 25.0}
+    runs = [
+        fake_run(tmp_path / "a", demo, [line(1), line(2)]),
+        fake_run(tmp_path / "b", other, [line(1, loss=9.2, **accuracy), line(2, loss=8.0)]),
+        fake_run(tmp_path / "c", other, [line(1, loss=9.3), line(2, loss=8.5)]),
+    ]
+    page = read(report(runs))
+    assert list(page.charts)[:3] == ["loss-simsiam", "loss-throwaway", "collapse-std"]
+    own, others = page.charts["loss-simsiam"]["data"], page.charts["loss-throwaway"]["data"]
+    assert [trace["y"] for trace in own] == [[-0.5, -0.5]]
+    assert [trace["y"] for trace in others] == [[9.2, 8.0], [9.3, 8.5]]
+    # A run has one color in all charts.
+    colors = [trace["line"]["color"] for trace in page.charts["collapse-std"]["data"]]
+    assert [trace["line"]["color"] for trace in [*own, *others]] == colors
+    assert "Loss of throwaway" in page.text
+    assert "Losses of different methods cannot be compared." in page.text
+    share = page.charts["metric-contrast_accuracy"]["layout"]["yaxis"]
+    assert (share["range"], share["tickformat"]) == ([0, 1], ".0%")
+    assert "range" not in page.charts["metric-top_accuracy"]["layout"]["yaxis"]
+    same = read(report(runs[1:], out=tmp_path / "same.html"))
+    assert next(iter(same.charts)) == "loss"
+    assert "cannot be compared" not in same.text
+    assert " throwaway " in same.text
+
+
 def test_captions_hold_for_every_method(tmp_path: Path) -> None:
     page = read(report([fake_run(tmp_path / "run", catalogue.recipe("demo"), [line(1)])]))
     captions = [a.get("aria-label") for _, a in page.tags if a.get("class") == "plot"]

@@ -112,6 +112,11 @@ class Run:
         )
 
     @property
+    def method(self) -> str:
+        """Name of the run's method."""
+        return self.config.method.name
+
+    @property
     def is_thinned(self) -> bool:
         """Whether a curve's point is the mean of several lines."""
         return len(self.lines) > _MOST_POINTS
@@ -235,7 +240,11 @@ def facts(run: Run) -> list[tuple[str, str]]:
     config = run.config
     counts = run.counts
     epochs_done = max(line["step"] for line in run.lines) / run.steps_per_epoch
-    rows = [("recipe", config.recipe), ("network", f"{config.arch}, {config.image_size} px")]
+    rows = [
+        ("recipe", config.recipe),
+        ("method", run.method),
+        ("network", f"{config.arch}, {config.image_size} px"),
+    ]
     if counts:
         classes = f" of {counts[1]} classes" if counts[1] else ""
         rows.append(("training images", f"{counts[0]:,}{classes}"))
