@@ -39,7 +39,6 @@ def run(argv: list[str]) -> int:
         ]
         print("\n\n".join(blocks))
     else:
-        print(
-            f"{listing(catalogue.RECIPES)}\n\nfastsimsiam recipes RECIPE describes one: source, score, time."
-        )
+        print(listing(catalogue.RECIPES))
+        print("\nfastsimsiam recipes RECIPE describes one: source, score, time.")
     return 0
