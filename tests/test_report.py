@@ -395,6 +395,18 @@ def test_the_diagnosis(tmp_path: Path, std: float, state: str, sentence: str) ->
     assert frames == [f"diagnosis {state}"]
 
 
+def test_images_that_are_told_apart_have_no_equal_outputs(tmp_path: Path) -> None:
+    """Without a BatchNorm in the head, healthy networks begin with a small spread."""
+    for name, values, state in (
+        ("a", {}, "collapsed"),
+        ("b", {"contrast_accuracy": 0.9}, "half collapsed"),
+        ("c", {"contrast_accuracy": 0.001, "loss": -0.95}, "collapsed"),  # the method says so
+    ):
+        lines = [line(1, collapse_std=0.05, **values)]
+        folder = fake_run(tmp_path / name, catalogue.recipe("demo"), lines)
+        assert diagnosis(read_runs([folder])[0])[0] == state
+
+
 def test_a_small_batch_has_a_higher_collapse_threshold(tmp_path: Path) -> None:
     config = replace(catalogue.recipe("imagenette"), batch_size=64)
     for name, loss, state in (("a", -0.99, "collapsed"), ("b", -0.5, "half collapsed")):
