@@ -71,6 +71,25 @@ def run(request: pytest.FixtureRequest, class_folders: Path, tmp_path: Path) -> 
     return config
 
 
+@pytest.mark.parametrize(
+    ("needs_labels", "words"),
+    [(False, "Pretrained without labels by"), (True, "Pretrained with labels by")],
+)
+def test_a_card_names_the_method_and_whether_it_saw_labels(
+    needs_labels: bool,
+    words: str,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(tiny_config, method=HeadlessConfig())
+    monkeypatch.setattr(Headless, "needs_labels", needs_labels)
+    save_run(config)
+    assert main(["export", str(config.out), str(tmp_path / "weights.safetensors")]) == 0
+    card = (tmp_path / "weights.safetensors.md").read_text()
+    assert f"{words} the method `headless`: recipe `imagenette`, 2 steps of 16 images" in card
+
+
 def online_features(config: Config, images: Tensor) -> Tensor:
     method = build_method(config)
     (path,) = (config.out / "checkpoints").glob("*.pt")
