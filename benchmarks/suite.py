@@ -50,6 +50,11 @@ def _step(batch_size: int, variants: Sequence[str]) -> Job:
     )
 
 
+def _methods(batch_size: int) -> Job:
+    argv = f"benchmarks.step --method all --batch-size {batch_size} --repeats 1".split()
+    return Job(name="step-methods", argv=tuple(argv))
+
+
 def _train(name: str, *options: str) -> Job:
     return Job(name=name, argv=("benchmarks.train", "--repeats", "1", *options), takes_data=True)
 
@@ -63,6 +68,7 @@ def gpu_jobs() -> list[Job]:
         _step(256, ["textbook-amp-nhwc", "textbook-amp", "textbook-fp32", "eager"]),
         Job(name="batch-norm", argv=("benchmarks.batch_norm",)),
         Job(name="stem", argv=("benchmarks.stem",)),
+        _methods(256),
         _step(256, ["compiled-fused-bn-sums"]),
         _step(512, ["compiled"]),
         _train("train-cpu", "--loader", "cpu"),
@@ -103,6 +109,7 @@ def cpu_jobs() -> list[Job]:
         _step(64, ["eager", "textbook-fp32", "textbook-amp-nhwc"]),
         _train("train-cpu", "--loader", "cpu", "--steps", "10"),
         _step(64, ["compiled"]),
+        _methods(64),
     ]
 
 

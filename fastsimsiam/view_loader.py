@@ -61,7 +61,7 @@ class Loader:
             data: folder of class folders, with train/ and val/ or flat; or packed files.
             batch_size: images per batch, all ranks together.
             image_size: side in pixels of views without a size in their spec.
-            views: one spec per view, at least one; two views of SimSiam by default.
+            views: one spec per view, at least one; SimSiam's two views by default.
             split: `train` or `val`.
             seed: seed of the order and the views.
             loader: see `Config.loader`.

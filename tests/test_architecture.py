@@ -51,6 +51,7 @@ MAY_IMPORT = {
         "augment",
         "evaluate",
         "loaders",
+        "methods",
         "models",
         "plan",
         "recipes",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from throwaway_method import ThrowawayConfig
 
 from fastsimsiam.cli import COMMANDS, main
 from fastsimsiam.config.evaluation import EvalOptions
@@ -17,6 +18,7 @@ from fastsimsiam.config.stored import differing_keys, from_dict, to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.knn import knn
 from fastsimsiam.recipes import catalogue
+from fastsimsiam.recipes.base import IMAGENET, Recipe
 from fastsimsiam.train.pretrain import pretrain
 
 
@@ -34,9 +36,14 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     ("argv", "message"),
     [
         (["pretrian"], "no command 'pretrian': choose one of pretrain, knn, linear,"),
-        (["pretrain"], "needs a recipe first: one of imagenet-100ep"),
+        (
+            ["pretrain"],
+            "needs a recipe first, such as imagenet-100ep: fastsimsiam recipes lists all",
+        ),
+        (["recipes", "imagenett"], "no recipe 'imagenett': did you mean imagenette"),
+        (["recipes", "x"], "no recipe 'x': fastsimsiam recipes lists all"),
         (["pretrain", "imagenette", "--profile", "-1"], "--profile is -1: give 0 or more"),
-        (["pretrain", "imagenot"], "no recipe 'imagenot': choose one of"),
+        (["pretrain", "imagenot"], "no recipe 'imagenot': did you mean imagenette"),
         (["pretrain", "imagenette", "--epoch", "5"], "Unrecognized options: --epoch"),
         (["pretrain", "imagenette", "--epochs", "five"], "--epochs"),
         (["pretrain", "imagenette", "--epochs", "0"], "--epochs is 0: give 1 or more"),
@@ -198,24 +205,49 @@ def test_help_and_typos_load_no_torch(command: str, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_recipes_are_listed_with_source_score_and_time(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["recipes"]) == 0
-    text = capsys.readouterr().out
-    for name in (
-        "imagenet-100ep",
-        "imagenet-100ep-bs256",
-        "cifar10-800ep",
-        "imagenette",
-        "imagewoof",
-        "demo",
-    ):
-        assert name in text.splitlines()
-    assert (
-        text.count("Expected:")
-        == text.count("Time:")
-        == text.count("Command:")
-        == len(catalogue.RECIPES)
+@pytest.mark.parametrize("argv", [["recipes"], ["pretrain", "--help"]])
+def test_recipes_are_listed_by_method_with_their_data_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    other = replace(catalogue.recipe("demo"), recipe="other-demo", method=ThrowawayConfig())
+    monkeypatch.setitem(
+        catalogue.RECIPES, "other-demo", Recipe(make=lambda: other, data_set=IMAGENET)
     )
+    assert main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    methods = dict.fromkeys(r.make().method.name for r in catalogue.RECIPES.values())
+    at = {method: lines.index(method) for method in methods}
+    assert list(at.values()) == sorted(at.values())
+    for name, recipe in catalogue.RECIPES.items():
+        (number,) = (n for n, line in enumerate(lines) if line.split()[:1] == [name])
+        head = max(place for place in at.values() if place < number)
+        assert lines[head] == recipe.make().method.name
+        assert f"  {recipe.data_set.name} " in lines[number]
+        assert f"  {recipe.make().epochs} epochs" in lines[number]
+        assert len(lines[number]) <= 100
+
+
+def test_recipes_are_described_with_source_score_and_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for argv, names in (
+        (["demo"], ["demo"]),
+        (["demo", "imagewoof"], ["demo", "imagewoof"]),
+        (
+            ["simsiam"],
+            [n for n, r in catalogue.RECIPES.items() if r.make().method.name == "simsiam"],
+        ),
+        (list(catalogue.RECIPES), list(catalogue.RECIPES)),
+    ):
+        assert main(["recipes", *argv]) == 0
+        text = capsys.readouterr().out
+        assert [line for line in text.splitlines() if line and line[0] != " "] == names
+        for word in ("Command:", "Source:", "Expected:", "Time:"):
+            assert text.count(f"    {word}") == len(names)
+        assert main(["recipes", *argv, "--names"]) == 0
+        assert capsys.readouterr().out.splitlines() == names
+    assert main(["recipes", "--names"]) == 0
+    assert capsys.readouterr().out.splitlines() == list(catalogue.RECIPES)
 
 
 @pytest.mark.parametrize("name", catalogue.RECIPES)

@@ -397,6 +397,18 @@ def test_the_diagnosis(tmp_path: Path, std: float, state: str, sentence: str) ->
     assert frames == [f"diagnosis {state}"]
 
 
+def test_images_that_are_told_apart_have_no_equal_outputs(tmp_path: Path) -> None:
+    """Without a BatchNorm in the head, healthy networks begin with a small spread."""
+    for name, values, state in (
+        ("a", {}, "collapsed"),
+        ("b", {"contrast_accuracy": 0.9}, "half collapsed"),
+        ("c", {"contrast_accuracy": 0.001, "loss": -0.95}, "collapsed"),  # the method says so
+    ):
+        lines = [line(1, collapse_std=0.05, **values)]
+        folder = fake_run(tmp_path / name, catalogue.recipe("demo"), lines)
+        assert diagnosis(read_runs([folder])[0])[0] == state
+
+
 def test_a_small_batch_has_a_higher_collapse_threshold(tmp_path: Path) -> None:
     config = replace(catalogue.recipe("imagenette"), batch_size=64)
     for name, loss, state in (("a", -0.99, "collapsed"), ("b", -0.5, "half collapsed")):
@@ -428,6 +440,34 @@ def test_metrics_of_other_methods_have_small_charts(tmp_path: Path) -> None:
     assert places == [f"chart-{name}" for name in page.charts]
     assert "<" not in page.scripts["charts"]
     assert "b" not in [tag for tag, _ in page.tags]
+
+
+def test_methods_share_no_axis_of_losses(tmp_path: Path) -> None:
+    demo = catalogue.recipe("demo")
+    other = replace(demo, method=ThrowawayConfig())
+    accuracy = {"contrast_accuracy": 0.25, "top_accuracy": 25.0}
+    runs = [
+        fake_run(tmp_path / "a", demo, [line(1), line(2)]),
+        fake_run(tmp_path / "b", other, [line(1, loss=9.2, **accuracy), line(2, loss=8.0)]),
+        fake_run(tmp_path / "c", other, [line(1, loss=9.3), line(2, loss=8.5)]),
+    ]
+    page = read(report(runs))
+    assert list(page.charts)[:3] == ["loss-simsiam", "loss-throwaway", "collapse-std"]
+    own, others = page.charts["loss-simsiam"]["data"], page.charts["loss-throwaway"]["data"]
+    assert [trace["y"] for trace in own] == [[-0.5, -0.5]]
+    assert [trace["y"] for trace in others] == [[9.2, 8.0], [9.3, 8.5]]
+    # A run has one color in all charts.
+    colors = [trace["line"]["color"] for trace in page.charts["collapse-std"]["data"]]
+    assert [trace["line"]["color"] for trace in [*own, *others]] == colors
+    assert "Loss of throwaway" in page.text
+    assert "Losses of different methods cannot be compared." in page.text
+    share = page.charts["metric-contrast_accuracy"]["layout"]["yaxis"]
+    assert (share["range"], share["tickformat"]) == ([0, 1], ".0%")
+    assert "range" not in page.charts["metric-top_accuracy"]["layout"]["yaxis"]
+    same = read(report(runs[1:], out=tmp_path / "same.html"))
+    assert next(iter(same.charts)) == "loss"
+    assert "cannot be compared" not in same.text
+    assert " throwaway " in same.text
 
 
 def test_captions_hold_for_every_method(tmp_path: Path) -> None:

@@ -26,6 +26,11 @@ fresh process: steps for warm-up and compilation, then timed steps. Variants:
   compiled-cudnn-guess    cuDNN's heuristics choose the convolutions; all others use its benchmark mode
                           (GPU)
 
+    python -m benchmarks.step --method all --json benchmarks/results/step-methods.json
+
+With `--method` it is the step of each method instead of the variants, see
+benchmarks/regimes/method_steps.py.
+
 The limit is the roofline of benchmarks/parts/roofline.py with this machine's ceilings (arithmetic and
 copy bandwidth), measured in the same run. All variants compute the same step
 (tests/test_step_variants.py).
@@ -44,6 +49,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks import method_steps
 from benchmarks.harness import (
     conclude,
     machine,
@@ -279,14 +285,37 @@ def main() -> None:
     parser.add_argument(
         "--batch-size", type=int, default=256 if gpu else 64, help="images per step"
     )
-    parser.add_argument("--steps", type=int, default=20 if gpu else 6, help="timed steps per run")
+    parser.add_argument(
+        "--steps", type=int, help="timed steps per run (20 on a GPU and with --method, else 6)"
+    )
     parser.add_argument("--only", nargs="+", choices=VARIANTS, help="variants (all)")
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        choices=["all", *method_steps.method_names()],
+        help="compare the steps of these methods with SimSiam's, in the variant of --only "
+        "(compiled on a GPU, else eager)",
+    )
     parser.add_argument(
         "--add", action="store_true", help="keep the other variants in the file of --json"
     )
     args = parser.parse_args()
+    args.steps = args.steps or (20 if gpu or args.method else 6)
     if args.add and not args.json:
         parser.error("--add needs --json: the file to add to")
+    if args.method:
+        (variant, *more) = args.only or ["compiled" if gpu else "eager"]
+        if more or variant not in method_steps.MEASURED_VARIANTS or args.add:
+            parser.error(
+                "--method takes one variant by --only, "
+                f"{' or '.join(method_steps.MEASURED_VARIANTS)}, and no --add"
+            )
+        if not args.measure:
+            method_steps.run(args, variant)
+            return
+        sample = method_steps.measure(args.measure, args, args.steps, variant, device)
+        print(json.dumps(sample))
+        return
     config = config_of(args.arch, args.image_size, args.batch_size)
     if args.measure:
         sample = (

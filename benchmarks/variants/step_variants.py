@@ -14,6 +14,7 @@ from benchmarks.roofline import PARTS
 from benchmarks.stem import use_stem
 from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import Config
+from fastsimsiam.config.views import view_sizes
 from fastsimsiam.doctor.measure import wait_for
 from fastsimsiam.methods.base import Method, ParameterGroup, Progress
 from fastsimsiam.methods.registry import build_method
@@ -27,6 +28,9 @@ from fastsimsiam.system.malloc import keep_freed_memory
 from fastsimsiam.train.step import optimizer_step
 
 Metrics = dict[str, Tensor]
+_HALFWAY = Progress(step=50_000, steps_per_epoch=1_000, total_steps=100_000)
+"""Where the run stands: nothing is frozen any more, and every queue is in use."""
+_CLASSES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +137,10 @@ class TorchSGD:
 class Step:
     """The training step of a variant."""
 
-    def __init__(self, config: Config, variant: Variant, device: torch.device) -> None:
-        """Builds method and optimizer."""
+    def __init__(
+        self, config: Config, variant: Variant, device: torch.device, lr: float | None = None
+    ) -> None:
+        """Builds method and optimizer; `lr` is the peak learning rate, None: that of the config."""
         torch.backends.cudnn.benchmark = variant.cudnn_benchmark
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
         self.method = make_method(config, joint=variant.joint).to(device).to(memory_format=layout)
@@ -152,7 +158,7 @@ class Step:
             use_matmul_for_small_maps(self.method)
         self._variant, self._device, self._layout = variant, device, layout
         groups = self.method.parameter_groups()
-        self._lr = peak_lr(config.optimizer, config.batch_size)
+        self._lr = peak_lr(config.optimizer, config.batch_size) if lr is None else lr
         self._optimizer: Optimizer
         if variant.sgd == "fused":
             self._optimizer = build_optimizer(groups, config.optimizer, device)
@@ -160,7 +166,7 @@ class Step:
             self._optimizer = TorchSGD(
                 groups, config.optimizer, self._lr, foreach=variant.sgd == "foreach"
             )
-        self._labels = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
+        self._labels = torch.arange(config.batch_size, device=device) % _CLASSES
         self._compute = self._forward
         if variant.compiled:
             self._compute = torch.compile(
@@ -168,14 +174,13 @@ class Step:
             )
 
     def views(self, config: Config, seed: int) -> tuple[Tensor, ...]:
-        """Two random views of a batch on the device, (N, 3, H, W) each."""
+        """Random views of a batch on the device, (N, 3, H, W) each, as many as the config has."""
         generator = torch.Generator(self._device).manual_seed(seed)
-        shape = (config.batch_size, 3, config.image_size, config.image_size)
         return tuple(
-            torch.randn(shape, device=self._device, generator=generator).to(
-                self._variant.dtype, memory_format=self._layout
-            )
-            for _ in range(2)
+            torch.randn(
+                (config.batch_size, 3, size, size), device=self._device, generator=generator
+            ).to(self._variant.dtype, memory_format=self._layout)
+            for size in view_sizes(config.views, config.image_size)
         )
 
     def _forward(self, views: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, Metrics]:
@@ -195,7 +200,7 @@ class Step:
             [(views, self._labels)],
             method=self.method,
             optimizer=self._optimizer,
-            at=Progress(step=0, steps_per_epoch=1, total_steps=1),
+            at=_HALFWAY,
             lr=self._lr,
             peak_lr=self._lr,
             after=after,

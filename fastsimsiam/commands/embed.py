@@ -16,7 +16,7 @@ class _Embed:
     """Arguments of `embed`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or official codes."""
     data: Path
     """The data set."""
     out: Path

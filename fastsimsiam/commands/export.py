@@ -15,7 +15,7 @@ class _Export:
     """Arguments of `export`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or official codes."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """File to write, NAME.safetensors or NAME.onnx; its model card is written to DST.md."""
     format: Literal["torchvision", "timm", "onnx"] = "torchvision"

@@ -15,7 +15,7 @@ class _Inspect:
     """Arguments of `inspect`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or official codes."""
     data: Path
     """The data set; its val/ is used where there is one."""
     images: int = INSPECT_IMAGES

@@ -16,7 +16,7 @@ class _Knn:
     """Arguments of `knn`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or official codes."""
     data: Path
     """Folder with train/ (the bank) and val/ (the queries)."""
     k: tuple[int, ...] | None = None

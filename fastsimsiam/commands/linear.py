@@ -15,7 +15,7 @@ class _Linear:
     """Arguments of `linear`."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint or the folder of a run; or weights of torchvision, timm or the official SimSiam."""
+    """A checkpoint or the folder of a run; or weights of torchvision, timm or official codes."""
     data: Path
     """Folder with train/ and val/."""
     config: Annotated[LinearConfig, tyro.conf.arg(name="")]

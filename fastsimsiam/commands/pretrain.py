@@ -11,6 +11,7 @@ from fastsimsiam.commands.parse import parse
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
+from fastsimsiam.recipes.listing import listing
 from fastsimsiam.system.launcher import told_by_the_first
 
 _MEANINGS: Mapping[tuple[str, ...], bool | Literal["auto"]] = {
@@ -66,13 +67,17 @@ def _arguments(argv: list[str]) -> _Pretrain | None:
     """The arguments; None after --help."""
     if not argv or argv[0].startswith("-"):
         usage = "usage: fastsimsiam pretrain RECIPE --data PATH --out DIR [options]"
-        names = "\n".join(f"  {name}" for name in catalogue.RECIPES)
         if argv and argv[0] in ("-h", "--help"):
             print(
-                f"{usage}\n\nrecipes:\n{names}\n\nfastsimsiam pretrain RECIPE --help lists all options."
+                f"{usage}\n\nrecipes, by method:\n\n{listing(catalogue.RECIPES)}\n\n"
+                "fastsimsiam recipes RECIPE describes one: source, score, time; "
+                "fastsimsiam pretrain RECIPE --help lists all options."
             )
             return None
-        raise UserError(f"pretrain needs a recipe first: one of {', '.join(catalogue.RECIPES)}")
+        raise UserError(
+            f"pretrain needs a recipe first, such as {next(iter(catalogue.RECIPES))}: "
+            "fastsimsiam recipes lists all"
+        )
     name = argv[0]
     config = catalogue.recipe(name)
     arguments = parse(

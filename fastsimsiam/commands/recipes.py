@@ -1,25 +1,44 @@
 """`fastsimsiam recipes`."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from fastsimsiam.commands.parse import parse
 from fastsimsiam.recipes import catalogue
+from fastsimsiam.recipes.listing import by_method, listing
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Recipes:
     """Arguments of `recipes`."""
 
+    which: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ()
+    """Recipes, or methods, to describe: command, source, expected score and time."""
     names: bool = False
     """Print only the names."""
 
 
 def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    arguments = parse(_Recipes, argv, "fastsimsiam recipes", about="Lists the recipes.")
-    for name, recipe in catalogue.RECIPES.items():
-        print(name)
-        if not arguments.names:
-            print("\n".join(f"    {line}" for line in recipe.description.splitlines()))
-            print()
+    about = "Lists the recipes by method, or describes some."
+    arguments = parse(_Recipes, argv, "fastsimsiam recipes", about=about)
+    groups = by_method(catalogue.RECIPES)
+    chosen = {
+        name: catalogue.find(name)
+        for word in arguments.which
+        for name in groups.get(word, {word: None})
+    }
+    if arguments.names:
+        print("\n".join(chosen or catalogue.RECIPES))
+    elif chosen:
+        blocks = [
+            "\n".join([name, *(f"    {line}" for line in recipe.description.splitlines())])
+            for name, recipe in chosen.items()
+        ]
+        print("\n\n".join(blocks))
+    else:
+        print(listing(catalogue.RECIPES))
+        print("\nfastsimsiam recipes RECIPE describes one: source, score, time.")
     return 0

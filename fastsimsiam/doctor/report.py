@@ -44,6 +44,7 @@ class Report:
         return {
             "machine": self.machine,
             "recipe": self.config.recipe,
+            "method": self.config.method.name,
             "arch": self.config.arch,
             "image_size": self.config.image_size,
             "batch_size": self.config.batch_size,
@@ -102,7 +103,8 @@ def _run_line(report: Report) -> str:
     config = report.config
     source = "synthetic photographs" if report.synthetic else printable(config.data)
     return (
-        f"{config.recipe}: {config.arch}, {config.image_size} px, batch {config.batch_size}, "
+        f"{config.recipe}: {config.method.name}, {config.arch}, {config.image_size} px, batch "
+        f"{config.batch_size}, "
         f"{report.images:,} images ({source})"
     )
 

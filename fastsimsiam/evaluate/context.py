@@ -137,7 +137,9 @@ class EvalContext:
     def untrained(self) -> nn.Module:
         """The same network with the weights it had before training; random ones if unknown."""
         torch.manual_seed(self.config.seed)
-        backbone, _ = feature_extractor(self.pretrained.arch, self.pretrained.stem)
+        backbone, _ = feature_extractor(
+            self.pretrained.arch, self.pretrained.stem, self.config.zero_init_residual
+        )
         return backbone.eval().to(self.device).to(memory_format=torch.channels_last)
 
 

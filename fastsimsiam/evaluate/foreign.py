@@ -2,7 +2,8 @@
 
 The place is found by the keys themselves: every prefix under which the file has all keys of an
 architecture, in the right shapes, is a network. `module.`, `encoder_q.` or `student.backbone.` need no
-list. The children of a network in an `nn.Sequential` have numbers instead of names.
+list. The children of a network in an `nn.Sequential` have numbers instead of names. ResNets that were
+written for CIFAR (SupContrast's, lightly's) call torchvision's `downsample` `shortcut`.
 """
 
 import functools
@@ -35,7 +36,9 @@ _WRAPPERS = re.compile(
     r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
 """What torch.compile, FSDP, checkpointing and DeepSpeed put into keys, anywhere and repeatedly."""
-_TARGETS = re.compile(r"momentum|teacher|(?<![^._])(target|ema|k|key|avg|averaged|shadow)(?![^._])")
+_TARGETS = re.compile(
+    r"momentum|teacher|loss\.moco_encoder|(?<![^._])(target|ema|k|key|avg|averaged|shadow)(?![^._])"
+)
 """Words for the slowly moving copy of a network, which is not the one that was trained."""
 _ONLINE = re.compile(r"student|online|encoder_q|query")
 _HEADS = re.compile(
@@ -44,6 +47,8 @@ _HEADS = re.compile(
 )
 """Names of what may stand beside a backbone without changing its features."""
 
+_SHORTCUT = re.compile(r"(?<=\.0\.)shortcut\.(?=[01]\.)")
+"""The convolution and the BatchNorm beside the others of a stage's first block."""
 _PARTS = re.compile(r"layer\d+\.|features\.")
 """What the names of a network's inner parts begin with."""
 
@@ -181,6 +186,8 @@ def _trials(tensors: Mapping[str, Tensor], arch: str, stem: Stem | None) -> Iter
     """Every prefix of the file's keys, compared with an architecture and its stems."""
     stems = (stem,) if stem else _STEMS if re.search("resnet|resnext", arch) else _STEMS[:1]
     shapes, children, _ = _network(arch, stems[0])
+    if any(".downsample." in key for key in shapes):
+        tensors = {_SHORTCUT.sub("downsample.", key): value for key, value in tensors.items()}
     views = [*_named(tensors, required_keys(shapes)[0]), *_numbered(tensors, children)]
     for candidate in stems:
         for prefix, view in views or [("", tensors)]:

@@ -35,7 +35,7 @@ class InspectResult:
 
     Attributes:
         h: metrics of the backbone's features.
-        z: metrics of the projector's outputs; None for weights without a projector.
+        z: metrics of the projector's outputs; None for weights without a projector, which a note says.
         diagnosis: a sentence on `z`, or on `h` where there is no `z`.
         checkpoint: the file or folder that was inspected.
         step: optimizer steps of the checkpoint; None where the file does not record them.
@@ -177,6 +177,7 @@ def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
     """The trained projector, if the checkpoint is of this package and its method has one."""
     pretrained = context.pretrained
     if pretrained.config is None or not pretrained.whole_method:
+        context.warn(f"no z: {pretrained.path} holds a backbone without the projector of a method")
         return None
     method = build_method(pretrained.config)
     weights = load(pretrained.path).method
@@ -184,6 +185,7 @@ def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
     method.load_state_dict(weights)
     projector: nn.Module | None = getattr(method, "projector", None)
     if projector is None:
+        context.warn(f"no z: {pretrained.config.method.name} has no projector")
         return None
     require_finite_weights(projector, f"the projector in {pretrained.path}")
     return projector.eval().to(context.device)

@@ -229,7 +229,8 @@ def load_backbone(
 
     Args:
         path: a checkpoint or the folder of a run (its newest checkpoint); a state dict of torchvision
-            or timm, as .pth or .safetensors; the official SimSiam checkpoint. No code in it is run.
+            or timm, as .pth or .safetensors; a checkpoint of another package for self-supervised
+            learning, of which the network that was trained is taken. No code in it is run.
         arch, stem: network of a state dict that does not record it; None: detected, for ResNets.
 
     Returns:

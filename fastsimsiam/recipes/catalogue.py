@@ -1,5 +1,6 @@
 """All recipes by name."""
 
+import difflib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ def find(name: str) -> Recipe:
         UserError: there is no such recipe.
     """
     if name not in RECIPES:
-        raise UserError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.5)
+        near = near or [known for known in RECIPES if name and name in known][:3]
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(f"there is no recipe {name!r}: {hint}fastsimsiam recipes lists all")
     return RECIPES[name]
 
 

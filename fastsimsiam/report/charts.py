@@ -23,7 +23,6 @@ _GRID = "#e3e3e3"
 _HEIGHT = 320
 _SMALL_HEIGHT = 220
 _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
-    "loss": ("Loss", {}),
     "knn": ("kNN top-1 on the validation split, %; epoch 0 is untrained", {}),
     "collapse_std": (
         "Collapse metric: std of z/|z| times √D; 1 is healthy, 0 collapsed",
@@ -36,7 +35,7 @@ _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
         {"range": [0, 1], "tickformat": ".0%"},
     ),
 }
-"""Metric -> caption and layout of the y axis; `knn` holds the scores of every k."""
+"""Metric -> caption and layout of the y axis; `knn` holds the scores of every k; after the loss."""
 
 
 def short(text: str, letters: int = _LABEL_LETTERS) -> str:
@@ -65,12 +64,25 @@ def curves(runs: Sequence[Run]) -> list[Chart]:
     Args:
         runs: at most `MOST_RUNS`.
     """
-    drawn = []
+    drawn = _loss_curves(runs)
     for name, (caption, axis) in _CURVES.items():
         figure = _knn_curves(runs) if name == "knn" else _one_curve(runs, name)
         figure.update_yaxes(**axis)
         drawn.append(_over_epochs(name.replace("_", "-"), caption, figure, _HEIGHT))
     return [chart for chart in drawn if chart.figure.data]
+
+
+def _loss_curves(runs: Sequence[Run]) -> list[Chart]:
+    """One chart for each method: a contrastive loss of 9 and a cosine of -0.9 share no axis."""
+    methods = list(dict.fromkeys(run.method for run in runs))
+    drawn = []
+    for method in methods:
+        name, caption = (
+            ("loss", "Loss") if len(methods) == 1 else (f"loss-{method}", f"Loss of {method}")
+        )
+        figure = _one_curve(runs, "loss", method)
+        drawn.append(_over_epochs(name, caption, figure, _HEIGHT))
+    return drawn
 
 
 def further_curves(runs: Sequence[Run]) -> list[Chart]:
@@ -80,11 +92,16 @@ def further_curves(runs: Sequence[Run]) -> list[Chart]:
         runs: at most `MOST_RUNS`.
     """
     names = dict.fromkeys(name for run in runs for name in run.metrics)
-    return [
-        _over_epochs(f"metric-{name}", name, _one_curve(runs, name), _SMALL_HEIGHT)
-        for name in names
-        if name not in _CURVES and not name.startswith(KNN_PREFIX)
-    ]
+    drawn = []
+    for name in names:
+        if name in ("loss", *_CURVES) or name.startswith(KNN_PREFIX):
+            continue
+        figure = _one_curve(runs, name)
+        values = [value for trace in figure.data for value in trace.y]
+        if name.endswith("accuracy") and 0 <= min(values) <= max(values) <= 1:
+            figure.update_yaxes(range=[0, 1], tickformat=".0%")
+        drawn.append(_over_epochs(f"metric-{name}", name, figure, _SMALL_HEIGHT))
+    return drawn
 
 
 def _over_epochs(name: str, caption: str, figure: Any, height: int) -> Chart:
@@ -95,9 +112,12 @@ def _over_epochs(name: str, caption: str, figure: Any, height: int) -> Chart:
     return Chart(id=name, caption=caption, figure=figure)
 
 
-def _one_curve(runs: Sequence[Run], name: str) -> Any:
+def _one_curve(runs: Sequence[Run], name: str, method: str | None = None) -> Any:
+    """A line for each run, or for each run of a method."""
     figure = _figure()
     for number, run in enumerate(runs):
+        if method not in (None, run.method):
+            continue
         epochs, values = run.curve(name)
         if values:
             figure.add_scatter(

@@ -12,7 +12,7 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import from_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.inspect import describe_std
-from fastsimsiam.methods.collapse import collapse_threshold
+from fastsimsiam.methods.collapse import COLLAPSED_STD, collapse_threshold
 from fastsimsiam.methods.registry import find_method
 from fastsimsiam.runs.checkpoint import CheckpointStore, load, newest_good
 from fastsimsiam.runs.metrics import (
@@ -110,6 +110,11 @@ class Run:
             [_short(part[-1][0]) for part in parts],
             [_short(sum(value for _, value in part) / len(part)) for part in parts],
         )
+
+    @property
+    def method(self) -> str:
+        """Name of the run's method."""
+        return self.config.method.name
 
     @property
     def is_thinned(self) -> bool:
@@ -222,7 +227,12 @@ def diagnosis(run: Run) -> tuple[str, str]:
         return "warning", warning.rstrip(".")
     if std is None:
         return "unknown", "no diagnosis: the method logs no collapse metric"
-    text = describe_std(0.0 if warning else std)
+    if warning:
+        text = describe_std(0.0)
+    elif "contrast_accuracy" in metrics:  # images that are told apart have no equal outputs
+        text = describe_std(max(std, COLLAPSED_STD))
+    else:
+        text = describe_std(std)
     metric = (
         f"the last std of z/|z| times \u221aD is {std:.2f}; 1 is healthy, below "
         f"{collapse_threshold(batch):.2f} is collapsed at batch {batch}"
@@ -235,7 +245,11 @@ def facts(run: Run) -> list[tuple[str, str]]:
     config = run.config
     counts = run.counts
     epochs_done = max(line["step"] for line in run.lines) / run.steps_per_epoch
-    rows = [("recipe", config.recipe), ("network", f"{config.arch}, {config.image_size} px")]
+    rows = [
+        ("recipe", config.recipe),
+        ("method", run.method),
+        ("network", f"{config.arch}, {config.image_size} px"),
+    ]
     if counts:
         classes = f" of {counts[1]} classes" if counts[1] else ""
         rows.append(("training images", f"{counts[0]:,}{classes}"))

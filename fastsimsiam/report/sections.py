@@ -63,6 +63,7 @@ def comparison(runs: Sequence[Run]) -> str:
     rows = [
         [
             run.name,
+            run.method,
             diagnosis(run)[0],
             *(_last_value(run, name, ".1f") for name in scores),
             _last_value(run, "loss", ".4f"),
@@ -70,7 +71,10 @@ def comparison(runs: Sequence[Run]) -> str:
         for run in runs
     ]
     ks = [f"kNN, k {name.removeprefix('knn_top1_k')}, %" for name in scores]
-    return _table(["run", "state", *ks, "last loss"], rows)
+    body = _table(["run", "method", "state", *ks, "last loss"], rows)
+    if len({run.method for run in runs}) > 1:
+        body += paragraph("Losses of different methods cannot be compared.")
+    return body
 
 
 def _last_value(run: Run, name: str, digits: str) -> str:

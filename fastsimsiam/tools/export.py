@@ -14,6 +14,7 @@ from fastsimsiam.config.stored import to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.evaluate.recorded import as_text
+from fastsimsiam.methods.registry import METHODS
 from fastsimsiam.models.backbones import classifier_name
 from fastsimsiam.models.image_size import require_image_size
 from fastsimsiam.runs.metrics import read_summary
@@ -220,8 +221,11 @@ def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str
         lines += [f"Exported from {pretrained.path.name}, which does not record the training."]
         return "\n".join(lines) + "\n"
     config = to_dict(pretrained.config)
+    method = METHODS.get(type(pretrained.config.method))  # the user's own may not be imported
+    labels = "" if method is None else " with labels" if method.needs_labels else " without labels"
     lines += [
-        f"Pretrained without labels: recipe `{pretrained.config.recipe}`, {pretrained.step} steps of "
+        f"Pretrained{labels} by the method `{pretrained.config.method.name}`: recipe "
+        f"`{pretrained.config.recipe}`, {pretrained.step} steps of "
         f"{pretrained.config.batch_size} images, {pretrained.config.epochs} epochs planned.",
         "",
         *_run_lines(pretrained),
