@@ -18,7 +18,7 @@ from fastsimsiam.version import __version__
 
 if TYPE_CHECKING:
     from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
-    from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
+    from fastsimsiam.config.methods import MethodConfig, SimCLRConfig, SimSiamConfig, SupConConfig
     from fastsimsiam.config.optimizer import OptimizerConfig
     from fastsimsiam.config.run import CheckpointConfig, Config, CpuConfig, DaliConfig, KnnConfig
     from fastsimsiam.config.views import NormalizeConfig, ViewSpec
@@ -57,8 +57,10 @@ __all__ = [
     "OptimizerConfig",
     "ParameterGroup",
     "Progress",
+    "SimCLRConfig",
     "SimSiamConfig",
     "Summary",
+    "SupConConfig",
     "UserError",
     "ViewSpec",
     "__version__",
@@ -75,7 +77,7 @@ __all__ = [
 ]
 _MODULES = {
     "config.evaluation": ("EvalOptions", "LinearConfig"),
-    "config.methods": ("MethodConfig", "SimSiamConfig"),
+    "config.methods": ("MethodConfig", "SimCLRConfig", "SimSiamConfig", "SupConConfig"),
     "config.optimizer": ("OptimizerConfig",),
     "config.run": ("CheckpointConfig", "Config", "CpuConfig", "DaliConfig", "KnnConfig"),
     "config.views": ("NormalizeConfig", "ViewSpec"),

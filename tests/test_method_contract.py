@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.config.methods import SimSiamConfig
+from fastsimsiam.config.methods import SimCLRConfig, SimSiamConfig, SupConConfig
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.losses import negative_cosine_similarity
+from fastsimsiam.methods.simclr import SimCLR
 from fastsimsiam.methods.simsiam import SimSiam
+from fastsimsiam.methods.supcon import SupCon
 
 LABELS = torch.arange(8)
 SMALL = {"projector_layers": 2, "projector_dim": 24, "predictor_dim": 8}
@@ -38,13 +40,27 @@ def some_views(num: int = 2) -> tuple[Tensor, ...]:
     return tuple(torch.rand(8, 3, 16, 16, generator=generator) for _ in range(num))
 
 
+def simclr() -> SimCLR:
+    """A small SimCLR with fixed weights."""
+    torch.manual_seed(0)
+    return SimCLR(backbone(), 12, SimCLRConfig(projector_dim=8))
+
+
+def supcon() -> SupCon:
+    """A small SupCon with fixed weights."""
+    torch.manual_seed(0)
+    return SupCon(backbone(), 12, SupConConfig(projector_dim=8))
+
+
 METHODS: dict[str, Callable[[], Method]] = {
+    "simclr": simclr,
     "simsiam": simsiam,
     "no-stop-gradient": lambda: simsiam(stop_gradient=False),
     "no-predictor": lambda: simsiam(predictor="none"),
     "fixed-predictor": lambda: simsiam(predictor="fixed"),
     "asymmetric": lambda: simsiam(symmetric=False),
     "hidden-bn": lambda: simsiam(projector_output_bn=False),
+    "supcon": supcon,
 }
 
 

@@ -6,10 +6,13 @@ from typing import Any
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.recipes import simsiam
+from fastsimsiam.recipes import simclr, simsiam, supcon
 from fastsimsiam.recipes.base import Recipe
 
-RECIPES: dict[str, Recipe] = {recipe.make().recipe: recipe for recipe in simsiam.RECIPES}
+_FILES = (simclr, simsiam, supcon)
+RECIPES: dict[str, Recipe] = {
+    recipe.make().recipe: recipe for file in _FILES for recipe in file.RECIPES
+}
 """Every recipe by the name that the command line takes."""
 
 

@@ -5,6 +5,8 @@ implements it (methods/registry.py). A new method is a file here, and a line bel
 """
 
 from fastsimsiam.config.methods.base import MethodConfig, by_name
+from fastsimsiam.config.methods.simclr import SimCLRConfig
 from fastsimsiam.config.methods.simsiam import SimSiamConfig
+from fastsimsiam.config.methods.supcon import SupConConfig
 
-__all__ = ["MethodConfig", "SimSiamConfig", "by_name"]
+__all__ = ["MethodConfig", "SimCLRConfig", "SimSiamConfig", "SupConConfig", "by_name"]
