@@ -213,20 +213,30 @@ def test_labels_matter_to_supcon_alone() -> None:
     assert supcon()(some_views(), LABELS)[0] != supcon()(some_views(), other)[0]
 
 
-@pytest.mark.parametrize(("kind", "healthy"), [(SimCLR, 0.9), (SupCon, 0.4)])
+@pytest.mark.parametrize(("kind", "healthy"), [(SimCLR, 0.9), (SupCon, 0.06)])
 def test_a_collapse_names_the_options_of_the_method(kind: type[Method], healthy: float) -> None:
     def warning(std: float, accuracy: float) -> str | None:
         metrics = {"loss": 5.5, "collapse_std": std, "contrast_accuracy": accuracy}
         return kind.warning(metrics, 128)
 
     assert warning(healthy, 0.0) is None
-    told = warning(0.01, 0.002)
+    told = warning(0.005, 0.002)
     assert told is not None
     assert "has collapsed" in told
     assert "method.temperature" in told
     assert "optimizer.lr" in told
     # Sixteen images behind a BatchNorm may be close to one another and still be told apart.
     assert SimCLR.warning({"loss": 1.0, "collapse_std": 0.6, "contrast_accuracy": 0.9}, 16) is None
+
+
+def test_options_out_of_range_are_one_line() -> None:
+    for kind in (SimCLRConfig, SupConConfig):
+        with pytest.raises(UserError, match=r"^method.temperature is 0: give 0.001 or more$"):
+            kind(temperature=0.0)
+        with pytest.raises(UserError, match=r"^method.projector_hidden_dim is 0: give 1 or more$"):
+            kind(projector_hidden_dim=0)
+    with pytest.raises(UserError, match=r"^method.loss_scale is 0: give 1e-06 or more$"):
+        SupConConfig(loss_scale=0.0)
 
 
 @pytest.fixture

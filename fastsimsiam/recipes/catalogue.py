@@ -9,7 +9,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import simclr, simsiam, supcon
 from fastsimsiam.recipes.base import Recipe
 
-_FILES = (simclr, simsiam, supcon)
+_FILES = (simsiam, simclr, supcon)
 RECIPES: dict[str, Recipe] = {
     recipe.make().recipe: recipe for file in _FILES for recipe in file.RECIPES
 }
