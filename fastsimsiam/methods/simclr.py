@@ -70,7 +70,7 @@ class SimCLR(Method):
     def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:
         """A collapsed network has a small spread, and does not find the other view."""
         collapsed = collapse_warning(metrics, batch_size)
-        if collapsed is None or metrics["contrast_accuracy"] > _RECOGNIZED:
+        if collapsed is None or metrics.get("contrast_accuracy", 0.0) > _RECOGNIZED:
             return None
         return (
             f"{collapsed}. Check that optimizer.lr and optimizer.weight_decay are not too high, that "
