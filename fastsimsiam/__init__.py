@@ -23,7 +23,9 @@ if TYPE_CHECKING:
         BYOLNoMomentumConfig,
         MethodConfig,
         MoCoV3Config,
+        SimCLRConfig,
         SimSiamConfig,
+        SupConConfig,
     )
     from fastsimsiam.config.optimizer import OptimizerConfig
     from fastsimsiam.config.run import CheckpointConfig, Config, CpuConfig, DaliConfig, KnnConfig
@@ -66,8 +68,10 @@ __all__ = [
     "OptimizerConfig",
     "ParameterGroup",
     "Progress",
+    "SimCLRConfig",
     "SimSiamConfig",
     "Summary",
+    "SupConConfig",
     "UserError",
     "ViewSpec",
     "__version__",
@@ -89,7 +93,9 @@ _MODULES = {
         "BYOLNoMomentumConfig",
         "MethodConfig",
         "MoCoV3Config",
+        "SimCLRConfig",
         "SimSiamConfig",
+        "SupConConfig",
     ),
     "config.optimizer": ("OptimizerConfig",),
     "config.run": ("CheckpointConfig", "Config", "CpuConfig", "DaliConfig", "KnnConfig"),

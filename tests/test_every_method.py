@@ -25,8 +25,14 @@ from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.train.pretrain import pretrain
 
 # A recipe for each method, and what makes its heads small.
+HEADS = "--method.hidden-dim 32 --method.projection-dim 16"
 RUNS = {
-    "simsiam": "imagenette --method.projector-layers 2 --method.projector-dim 64 --method.predictor-dim 16",
+    "byol": f"byol-imagenette {HEADS} --accumulate 2",
+    "byol-no-momentum": f"byol-no-momentum-imagenette {HEADS}",
+    "moco-v3": f"moco-v3-imagenette {HEADS}",
+    "simclr": f"simclr-imagenette {HEADS}",
+    "simsiam": "imagenette --method.projector-layers 2 --method.projector-dim 64",
+    "supcon": f"supcon-imagenette {HEADS}",
 }
 WITH_TARGET = {"byol", "moco-v1", "moco-v2", "moco-v2-symmetric", "moco-v3"}
 # The recipe's views and loss, on a tiny network; a low rate amplifies rounding errors little.

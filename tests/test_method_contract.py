@@ -6,12 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.config.methods import BYOLConfig, BYOLNoMomentumConfig, MoCoV3Config, SimSiamConfig
+from fastsimsiam.config.methods import (
+    BYOLConfig,
+    BYOLNoMomentumConfig,
+    MoCoV3Config,
+    SimCLRConfig,
+    SimSiamConfig,
+    SupConConfig,
+)
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.byol import BYOL, BYOLNoMomentum
 from fastsimsiam.methods.losses import negative_cosine_similarity
 from fastsimsiam.methods.moco_v3 import MoCoV3
+from fastsimsiam.methods.simclr import SimCLR
 from fastsimsiam.methods.simsiam import SimSiam
+from fastsimsiam.methods.supcon import SupCon
 
 LABELS = torch.arange(8)
 SMALL = {"projector_layers": 2, "projector_dim": 24, "predictor_dim": 8}
@@ -57,12 +66,14 @@ METHODS: dict[str, Callable[[], Method]] = {
         lambda: BYOLNoMomentum(backbone(), 12, BYOLNoMomentumConfig(**NARROW))
     ),
     "moco-v3": seeded(lambda: MoCoV3(backbone(), 12, MoCoV3Config(**NARROW))),
+    "simclr": seeded(lambda: SimCLR(backbone(), 12, SimCLRConfig(projection_dim=8))),
     "simsiam": simsiam,
     "no-stop-gradient": lambda: simsiam(stop_gradient=False),
     "no-predictor": lambda: simsiam(predictor="none"),
     "fixed-predictor": lambda: simsiam(predictor="fixed"),
     "asymmetric": lambda: simsiam(symmetric=False),
     "hidden-bn": lambda: simsiam(projector_output_bn=False),
+    "supcon": seeded(lambda: SupCon(backbone(), 12, SupConConfig(projection_dim=8))),
 }
 
 

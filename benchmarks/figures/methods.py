@@ -3,9 +3,10 @@ r"""Every method on the same images and cores, within a quarter of an hour each:
     python -m benchmarks.methods --data IMAGENETTE-160 --out RUNS --results FOLDER --png FILE.png \
         [--only NAME ...] [--epochs 20]
 
-The recipes for Imagenette, cut down to 64 pixels and batches of 64. `--epochs` is that of a method whose
-networks do as much work per image as SimSiam's; BYOL, whose targets cost two more passes, gets fewer. A
-result file that is in FOLDER already is kept, and drawn with the others: remove it to repeat a run.
+The recipes for Imagenette, cut down to 64 pixels and batches of 64. `--epochs` is that of a method
+whose networks do as much work per image as SimSiam's; BYOL, whose targets cost two more passes, gets
+fewer. A result file that is in FOLDER already is kept, and drawn with the others: remove it to repeat a
+run.
 """
 
 import argparse
@@ -48,9 +49,7 @@ class Run:
     work: float = 1.0
 
 
-RUNS = {
-    "simsiam": Run("SimSiam", "imagenette", "--optimizer.lr 0.3"),
-}
+RUNS = {"simsiam": Run("SimSiam", "imagenette", "--optimizer.lr 0.3")}
 
 
 def curve(result: Mapping[str, Any], key: str) -> tuple[list[float], list[float]]:
@@ -70,7 +69,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         knn = curve(result, _KNN)[1]
         lines.append(
             f"| {RUNS[name].label} | {knn[0]:.1f} % | {knn[-1]:.1f} % | {result['config']['epochs']} "
-            f"| {median(curve(result, "images_per_second")[1]):.0f} | {result['minutes']} |"
+            f"| {median(curve(result, 'images_per_second')[1]):.0f} | {result['minutes']} |"
         )
     return "\n".join(lines)
 
@@ -87,7 +86,11 @@ def draw(results: Mapping[str, Mapping[str, Any]], png: Path) -> None:
         panel.axhline(knn[0], color="#999999", linewidth=0.8, linestyle="--")
         panel.plot(minutes, knn, color="#0072B2", marker="o", markersize=2.5)
         panel.annotate(
-            f"{knn[-1]:.1f} %", (minutes[-1], knn[-1]), (0, 5), textcoords="offset points", ha="right"
+            f"{knn[-1]:.1f} %",
+            (minutes[-1], knn[-1]),
+            (0, 5),
+            textcoords="offset points",
+            ha="right",
         )
         health = panel.twinx()
         health.plot(*curve(result, "collapse_std"), color="#D55E00", linewidth=0.8, alpha=0.7)
@@ -122,7 +125,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder of the result files")
     parser.add_argument("--png", type=Path, help="write the picture to this file")
     parser.add_argument("--only", nargs="+", choices=RUNS, help="run these alone")
-    parser.add_argument("--epochs", type=int, default=20, help="of a method that does SimSiam's work")
+    parser.add_argument(
+        "--epochs", type=int, default=20, help="of a method that does SimSiam's work"
+    )
     args = parser.parse_args()
     for name in args.only or RUNS:
         file, out, run = args.results / f"{name}.json", args.out / name, RUNS[name]

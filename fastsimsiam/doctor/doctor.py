@@ -31,7 +31,7 @@ from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import available_memory, host_memory, num_cores, num_workers
 from fastsimsiam.system.shared_cores import SharedCores
 from fastsimsiam.train.auto import Chosen, choose_all
-from fastsimsiam.train.checks import require_possible
+from fastsimsiam.train.checks import require_labels, require_possible
 
 _SHARES = {
     "storage": 0.1,
@@ -72,6 +72,7 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
     usual = catalogue.recipe(config.recipe).data
     synthetic = config.data == usual and not usual.exists()
     train, val_images = _open_synthetic(config) if synthetic else _open(config)
+    require_labels(config, train)
     # The whole batch has to fit the data set, though a part of it is measured.
     require_a_batch(len(train), config.batch_size)
     chosen = choose_all(config, train)

@@ -22,7 +22,8 @@ rank 0.
 
         def forward(self, views, labels):
             z = [self.projector(self.backbone(view)) for view in views]
-            return nt_xent(*z), {"collapse_std": collapse_std(z[0])}
+            loss, _ = nt_xent(*z, temperature=0.1)
+            return loss, {"collapse_std": collapse_std(z[0])}
 
         def parameter_groups(self):
             return [ParameterGroup(parameters=list(self.parameters()))]
@@ -91,6 +92,7 @@ class Method(nn.Module, ABC):
             it over parts of a batch would be another loss; `accumulate` above 1 is refused.
         needs_labels: the loss compares labels; a data set of fewer than two classes is refused.
         num_views: number of views that the loss is defined for; None: two or more.
+        joint_views: all views go through the network as one batch: they are of one size.
     """
 
     backbone: nn.Module
@@ -98,6 +100,7 @@ class Method(nn.Module, ABC):
     whole_batch: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     num_views: ClassVar[int | None] = None
+    joint_views: ClassVar[bool] = False
 
     @classmethod
     def large_views(cls, view_sizes: tuple[int, ...]) -> tuple[int, ...]:

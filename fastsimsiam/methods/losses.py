@@ -1,8 +1,14 @@
-"""Losses as pure functions. Shapes: B batch, D dimensions."""
+"""Losses as pure functions, in float32 also under autocast. Shapes: B batch, D dimensions.
+
+Losses that compare the images of a batch take those of all ranks, R of them; each rank returns the mean
+over its own images.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastsimsiam.methods.gather import gather, gather_with_gradient, rank
 
 
 def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
@@ -53,3 +59,74 @@ def batch_info_nce(query: Tensor, keys: Tensor, *, temperature: float, first: in
 def _unit(x: Tensor) -> Tensor:
     """Rows of length 1; BYOL's limit of 1e-12 is one of the square."""
     return x * x.square().sum(dim=1, keepdim=True).clamp(min=1e-12).rsqrt()
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Finds the other view of an image among all views of the batch, by cosine similarity.
+
+    Args:
+        first: projections (B, D) of the images' first views.
+        second: of their second views.
+        temperature: divides the similarities.
+
+    Returns:
+        The loss, mean over the 2B views of this rank: ln(2RB - 1) where all projections are equal; and
+        the share of views whose most similar one is the other view of their image.
+        arXiv 2002.05709, algorithm 1. The official code adds the means over first and over second views
+        instead, and so has twice this loss.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        log_probability, own = _log_probability(first, second, temperature)
+        views = len(own)
+        other = own[0] + (own - own[0] + views // 2) % views
+        hits = log_probability.argmax(dim=1) == other
+        return F.nll_loss(log_probability, other), hits.float().mean()
+
+
+def sup_con(
+    first: Tensor, second: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Finds the views of images of the same class among all views of the batch.
+
+    Args:
+        first: projections (B, D) of the images' first views.
+        second: of their second views.
+        labels: (B,) int64 classes of the images.
+        temperature: divides the similarities.
+
+    Returns:
+        The loss, mean over the 2B views of this rank: that of `nt_xent` where each image has a class of
+        its own; and the share of views whose most similar one is of their class.
+        arXiv 2004.11362, equation 2 (L_out), without a factor of the temperature.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        log_probability, own = _log_probability(first, second, temperature)
+        classes = torch.cat([labels, labels])
+        columns = torch.arange(log_probability.shape[1], device=own.device)
+        # The other view of its image makes every row have one.
+        positive = (classes[:, None] == gather(classes)) & (own[:, None] != columns)
+        # A choice, not a product: the view's own column is minus infinity.
+        total = torch.where(positive, log_probability, 0.0).sum(dim=1)
+        hits = positive.gather(1, log_probability.argmax(dim=1, keepdim=True))
+        return -(total / positive.sum(dim=1)).mean(), hits.float().mean()
+
+
+def _log_probability(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-softmax of each view's similarities to all views but itself; call it without autocast.
+
+    Args:
+        first, second: projections (B, D).
+        temperature: divides the similarities.
+
+    Returns:
+        (2B, 2RB) float32, with minus infinity in a view's own column: the first views of this rank,
+        then its second, by those of all ranks. And (2B,) int64, the own column of each row.
+    """
+    # In bfloat16 an error of a similarity would be 0.004 / temperature.
+    z = F.normalize(torch.cat([first, second]).float(), dim=1)
+    everyone = gather_with_gradient(z)
+    rows = torch.arange(len(z), device=z.device) + rank() * len(z)
+    columns = torch.arange(len(everyone), device=z.device)
+    similarity = z @ everyone.T / temperature
+    masked = similarity.masked_fill(rows[:, None] == columns, float("-inf"))
+    return F.log_softmax(masked, dim=1), rows

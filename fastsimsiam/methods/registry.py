@@ -7,21 +7,28 @@ from fastsimsiam.config.methods import (
     BYOLNoMomentumConfig,
     MethodConfig,
     MoCoV3Config,
+    SimCLRConfig,
     SimSiamConfig,
+    SupConConfig,
 )
 from fastsimsiam.config.run import Config
+from fastsimsiam.config.views import view_sizes
 from fastsimsiam.errors import UserError
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.byol import BYOL, BYOLNoMomentum
 from fastsimsiam.methods.moco_v3 import MoCoV3
+from fastsimsiam.methods.simclr import SimCLR
 from fastsimsiam.methods.simsiam import SimSiam
+from fastsimsiam.methods.supcon import SupCon
 from fastsimsiam.models.backbones import feature_extractor
 
 METHODS: dict[type[MethodConfig], type[Method]] = {
     BYOLConfig: BYOL,
     BYOLNoMomentumConfig: BYOLNoMomentum,
     MoCoV3Config: MoCoV3,
+    SimCLRConfig: SimCLR,
     SimSiamConfig: SimSiam,
+    SupConConfig: SupCon,
 }
 """A method is constructed from a backbone, the number of its features, and the method's config."""
 
@@ -55,13 +62,19 @@ def check_method(config: Config) -> None:
 
     Raises:
         UserError: no class is registered for the method, its loss needs the whole batch, or it is
-            defined for another number of views.
+            defined for another number of views, or for views of one size.
     """
     method = find_method(config.method)
     if method.num_views not in (None, len(config.views)):
         raise UserError(
             f"views is {len(config.views)}, but {config.method.name} is defined for "
             f"{method.num_views}: give as many"
+        )
+    sizes = view_sizes(config.views, config.image_size)
+    if method.joint_views and len(set(sizes)) > 1:
+        raise UserError(
+            f"views are of {' and '.join(map(str, sizes))} pixels, but {config.method.name} passes "
+            "them through the network as one batch: give all --views.N.size the same value"
         )
     if method.whole_batch and config.accumulate > 1:
         raise UserError(

@@ -7,11 +7,12 @@ from typing import Any
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.recipes import byol, moco_v3, simsiam
+from fastsimsiam.recipes import byol, moco_v3, simclr, simsiam, supcon
 from fastsimsiam.recipes.base import Recipe
 
+_FILES = (simsiam, byol, moco_v3, simclr, supcon)
 RECIPES: dict[str, Recipe] = {
-    recipe.make().recipe: recipe for recipe in (*simsiam.RECIPES, *byol.RECIPES, *moco_v3.RECIPES)
+    recipe.make().recipe: recipe for file in _FILES for recipe in file.RECIPES
 }
 """Every recipe by the name that the command line takes."""
 

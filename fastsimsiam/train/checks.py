@@ -13,6 +13,8 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.methods.registry import check_method, find_method
 from fastsimsiam.models.image_size import require_image_size
 from fastsimsiam.runs.checkpoint import Checkpoint
+from fastsimsiam.storage.base import Storage
+from fastsimsiam.system.text import printable
 
 
 def require_possible(config: Config, device: torch.device, num_processes: int = 1) -> None:
@@ -32,6 +34,33 @@ def require_possible(config: Config, device: torch.device, num_processes: int = 
         option = "--image-size" if config.views[view].size is None else f"--views.{view}.size"
         if size not in view_sizes(config.views[:view], config.image_size):  # each size once
             require_image_size(config.arch, size, stem=config.stem, option=option)
+
+
+def require_labels(config: Config, storage: Storage) -> None:
+    """Refuses a data set without classes for a method that compares them.
+
+    Args:
+        config: the run's configuration.
+        storage: the training split.
+
+    Raises:
+        UserError: all images are of one class.
+    """
+    if not find_method(config.method).needs_labels or len(set(storage.label.tolist())) > 1:
+        return
+    raise UserError(
+        f"{printable(storage.root)}: all {len(storage)} images are of the class "
+        f"{storage.classes[int(storage.label[0])]}, but {config.method.name} compares the classes of "
+        "images: give images of two classes or more, or a recipe whose method takes no labels"
+    )
+
+
+def fix_for_memory(config: Config) -> str:
+    """What to do if a batch is too large for the memory."""
+    start = "start again with another --out, and a lower --batch-size"
+    if find_method(config.method).whole_batch:
+        return start  # it refuses to accumulate
+    return f"{start} or a higher --accumulate"
 
 
 def _require_parts(config: Config, device: torch.device, num_processes: int) -> None:

@@ -26,7 +26,14 @@ from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.resources import container_limits
 from fastsimsiam.train.auto import Chosen, choose_all
 from fastsimsiam.train.build import build_trainer
-from fastsimsiam.train.checks import inexact_resume, little_room, require_possible, require_writable
+from fastsimsiam.train.checks import (
+    fix_for_memory,
+    inexact_resume,
+    little_room,
+    require_labels,
+    require_possible,
+    require_writable,
+)
 from fastsimsiam.train.distributed import OtherRankEnded, World, join
 from fastsimsiam.train.interrupt import Interrupt, Interrupted, catch_signals
 from fastsimsiam.train.profiler import profiled
@@ -38,7 +45,6 @@ from fastsimsiam.train.trainer import Trainer
 
 _CLOSING_SECONDS = 10.0
 _MORE_MEMORY = "stop other programs that use it, or pass --loader cpu"
-_LESS_MEMORY = "start again with another --out, and a lower --batch-size or a higher --accumulate"
 _WARNED_SHOWN = 20
 """Images with a warning that the log names; summary.json names all."""
 
@@ -71,7 +77,7 @@ def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Sum
         except Interrupted:
             closing_ends.start()
             return _stopped_early(config, interrupt, world)
-        with memory_told("this batch", _LESS_MEMORY):
+        with memory_told("this batch", fix_for_memory(config)):
             signal = _fit(trainer, loaders, profile, interrupt)
         try:
             return conclude(trainer, signal, loaders, train.passed_over)
@@ -103,6 +109,7 @@ def _prepare(
     if world.is_main:
         require_writable(config.out)
     train = open_split(config.data, "train", report=reporter(recorder, "reading headers"))
+    require_labels(config, train)
     record, changed = None, ""
     if checkpoint:
         record = read_record(config.out / IMAGES_FILE, checkpoint.data)

@@ -1,0 +1,30 @@
+"""The options of SimCLR."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fastsimsiam.config.fields import require_within
+from fastsimsiam.config.methods.base import MethodConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig(MethodConfig):
+    """SimCLR (arXiv 2002.05709); with a projector of 3 layers the pretraining of SimCLRv2."""
+
+    name: ClassVar[str] = "simclr"
+
+    temperature: float = 0.1
+    """Divides the similarities; 0.5 on CIFAR-10."""
+    projector_layers: int = 2
+    """Linear layers of the projector; 3 in SimCLRv2."""
+    hidden_dim: int | None = None
+    """Width of the projector's hidden layers; None: as many as the backbone has features."""
+    projection_dim: int = 128
+    """Width of the projection, of which similarities are taken."""
+
+    def __post_init__(self) -> None:
+        require_within("method.temperature", self.temperature, 1e-3, 1e3)
+        require_within("method.projector_layers", self.projector_layers, 1, 100)
+        if self.hidden_dim is not None:
+            require_within("method.hidden_dim", self.hidden_dim, 1, 2**17)
+        require_within("method.projection_dim", self.projection_dim, 1, 2**17)

@@ -1,0 +1,254 @@
+"""Recipes of SimCLR (Chen et al., arXiv 2002.05709) and of SimCLRv2's pretraining (arXiv 2006.10029).
+
+Those of the official code differ from it in three points without a published effect: color jitter is
+torchvision's; bicubic crops are antialiased; the loss is the paper's, the mean over all views, which is
+half of the code's. That halves the steps of BatchNorm's parameters alone, since LARS adapts the rest.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fastsimsiam.config.methods import SimCLRConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
+from fastsimsiam.config.run import Config, KnnConfig
+from fastsimsiam.config.views import NormalizeConfig, ViewSpec
+from fastsimsiam.recipes.base import CIFAR10, IMAGENET, IMAGENETTE, IMAGEWOOF, Recipe
+
+_VIEW = ViewSpec(
+    area=(0.08, 1.0), interpolation="bicubic", brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2
+)
+_HALF_STRENGTH = replace(_VIEW, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+"""Color distortion of strength 0.5."""
+_CIFAR_VIEW = replace(_HALF_STRENGTH, blur=0.0)
+_PIXELS_AS_THEY_ARE = NormalizeConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+_LARS = OptimizerConfig(
+    name="lars",
+    lr=1.2,  # 0.075 * sqrt(256)
+    lr_scaling="sqrt",
+    weight_decay=1e-6,
+    exclude_bias_and_norm=True,
+    schedule="step",
+    warmup_epochs=10,
+)
+
+
+def _imagenet(name: str) -> Config:
+    """The paper's setting with the square-root rule, 100 epochs, batch 512."""
+    return Config(
+        recipe=name,
+        data=Path("data/imagenet"),
+        out=Path("runs") / name,
+        epochs=100,
+        batch_size=512,
+        views=(_VIEW, _VIEW),
+        normalize=_PIXELS_AS_THEY_ARE,
+        method=SimCLRConfig(),
+        optimizer=_LARS,
+    )
+
+
+def imagenet_100ep() -> Config:
+    """SimCLR on ImageNet, 100 epochs, batch 512: for one GPU.
+
+    Pixels are not normalized, as in the official code.
+    Command: fastsimsiam pretrain simclr-imagenet-100ep --data IMAGENET --out DIR
+    Source: arXiv 2002.05709, table B.1, learning rate 0.075 * sqrt(batch).
+    Expected: linear top-1 63.8 %. Published, not measured here.
+    Time: not measured yet.
+    """
+    return _imagenet("simclr-imagenet-100ep")
+
+
+def imagenet_200ep() -> Config:
+    """SimCLR on ImageNet, 200 epochs, batch 512: for one GPU.
+
+    Pixels are not normalized, as in the official code.
+    Command: fastsimsiam pretrain simclr-imagenet-200ep --data IMAGENET --out DIR
+    Source: arXiv 2002.05709, table B.1, learning rate 0.075 * sqrt(batch).
+    Expected: linear top-1 65.6 %. Published, not measured here. (mmselfsup reports a kNN (k 20) of
+        48.4 % at batch 256, and linear 62.7 %.)
+    Time: not measured yet.
+    """
+    return replace(_imagenet("simclr-imagenet-200ep"), epochs=200)
+
+
+def imagenet_100ep_bs4096() -> Config:
+    """SimCLR on ImageNet, 100 epochs, batch 4096: the command of the official README.
+
+    It needs several GPUs: the loss compares the images of a batch, so parts cannot be accumulated.
+    Pixels are not normalized, as in the official code.
+    Command: torchrun --nproc-per-node 8 -m fastsimsiam pretrain simclr-imagenet-100ep-bs4096
+        --data IMAGENET --out DIR
+    Source: README of google-research/simclr; its weight decay is SimCLRv2's, 1e-4, and the head has the
+        paper's 2 layers.
+    Expected: linear top-1 about 64.5 % (64.5 % in the paper's table B.1, too, at weight decay 1e-6).
+        Published, not measured here.
+    Time: not measured yet.
+    """
+    return replace(
+        _imagenet("simclr-imagenet-100ep-bs4096"),
+        batch_size=4096,
+        optimizer=replace(_LARS, weight_decay=1e-4),
+    )
+
+
+def imagenet_100ep_3layers() -> Config:
+    """SimCLR with a projector of 3 layers on ImageNet, 100 epochs, batch 4096: SimSiam's comparison.
+
+    It needs several GPUs: the loss compares the images of a batch, so parts cannot be accumulated. All
+    but the head is as in the SimCLR paper.
+    Command: torchrun --nproc-per-node 8 -m fastsimsiam pretrain simclr-imagenet-100ep-3layers
+        --data IMAGENET --out DIR
+    Source: arXiv 2011.10566, table 4 and appendix C ("SimCLR+").
+    Expected: linear top-1 66.5 %; 68.3 % at 200 epochs, 69.8 % at 400, 70.4 % at 800. Published, not
+        measured here.
+    Time: not measured yet.
+    """
+    return replace(
+        _imagenet("simclr-imagenet-100ep-3layers"),
+        batch_size=4096,
+        method=SimCLRConfig(projector_layers=3),
+    )
+
+
+def v2_imagenet_800ep() -> Config:
+    """SimCLRv2's pretraining on ImageNet, ResNet-50, 800 epochs, batch 4096.
+
+    It needs several GPUs: the loss compares the images of a batch, so parts cannot be accumulated. The
+    optional memory of the paper, which was not released, is left out: its authors put its gain at 1 %.
+    Pixels are not normalized, as in the official code.
+    Command: torchrun --nproc-per-node 8 -m fastsimsiam pretrain simclr-v2-imagenet-800ep
+        --data IMAGENET --out DIR
+    Source: arXiv 2006.10029, section 3: learning rate 0.1 * sqrt(batch), warm-up of 5 % of the epochs,
+        weight decay 1e-4, 3 layers; README of google-research/simclr.
+    Expected: linear top-1 71.7 %. Published, not measured here.
+    Time: not measured yet.
+    """
+    return replace(
+        _imagenet("simclr-v2-imagenet-800ep"),
+        epochs=800,
+        batch_size=4096,
+        method=SimCLRConfig(projector_layers=3),
+        optimizer=replace(_LARS, lr=1.6, weight_decay=1e-4, warmup_epochs=40),
+    )
+
+
+def _cifar10(name: str) -> Config:
+    """The official README's setting: ResNet-18, 1000 epochs, batch 512."""
+    return Config(
+        recipe=name,
+        data=Path("data/cifar10"),
+        out=Path("runs") / name,
+        epochs=1000,
+        batch_size=512,
+        image_size=32,
+        arch="resnet18",
+        stem="cifar",
+        views=(_CIFAR_VIEW, _CIFAR_VIEW),
+        normalize=_PIXELS_AS_THEY_ARE,
+        method=SimCLRConfig(temperature=0.5),
+        optimizer=replace(_LARS, lr=1.0, lr_scaling="linear", weight_decay=1e-4),
+        knn=KnnConfig(crop_fraction=1.0),
+    )
+
+
+def cifar10_1000ep() -> Config:
+    """SimCLR on CIFAR-10, ResNet-18 with the CIFAR stem, 1000 epochs, batch 512, LARS.
+
+    Pixels are not normalized, as in the official code.
+    Command: fastsimsiam pretrain simclr-cifar10-1000ep --data CIFAR10 --out DIR
+    Source: README of google-research/simclr.
+    Expected: linear about 91 %; 91.1 % in SimSiam's appendix D. Published, not measured here.
+    Time: not measured yet.
+    """
+    return _cifar10("simclr-cifar10-1000ep")
+
+
+def cifar10_1000ep_r50() -> Config:
+    """SimCLR on CIFAR-10, ResNet-50 with the CIFAR stem, 1000 epochs, batch 1024, LARS.
+
+    Pixels are not normalized, as in the official code. The paper searched learning rates of 0.5, 1.0
+    and 1.5 and does not name the best: 1.0 is taken, and the README's weight decay.
+    Command: fastsimsiam pretrain simclr-cifar10-1000ep-r50 --data CIFAR10 --out DIR
+    Source: arXiv 2002.05709, appendix B.9.
+    Expected: linear 94.0 %. Published, not measured here.
+    Time: not measured yet.
+    """
+    return replace(_cifar10("simclr-cifar10-1000ep-r50"), arch="resnet50", batch_size=1024)
+
+
+def cifar10_800ep() -> Config:
+    """SimCLR on CIFAR-10, ResNet-18 with the CIFAR stem, 800 epochs, batch 512, SGD.
+
+    Unlike lightly's code, both views go through the network together, and the head's last BatchNorm has
+    no offset; both are SimCLR's. Pixels are normalized by ImageNet's constants, as there.
+    Command: fastsimsiam pretrain simclr-cifar10-800ep --data CIFAR10 --out DIR
+    Source: the setting of lightly's CIFAR-10 benchmark (its docs).
+    Expected: kNN (k 200) 87.9 % at 800 epochs, 84.8 % at 200 (lightly). Published, not measured here.
+    Time: 632 minutes for lightly on an RTX A6000; not measured yet.
+    """
+    view = replace(_CIFAR_VIEW, interpolation="bilinear")
+    return replace(
+        _cifar10("simclr-cifar10-800ep"),
+        epochs=800,
+        views=(view, view),
+        normalize=NormalizeConfig(),
+        zero_init_residual=False,
+        optimizer=OptimizerConfig(lr=0.12, weight_decay=5e-4),
+    )
+
+
+def _imagenette(name: str, data: str) -> Config:
+    """The setting of lightly's Imagenette benchmark."""
+    view = replace(_HALF_STRENGTH, interpolation="bilinear")
+    return Config(
+        recipe=name,
+        data=Path("data") / data,
+        out=Path("runs") / name,
+        epochs=800,
+        batch_size=256,
+        image_size=128,
+        arch="resnet18",
+        zero_init_residual=False,
+        views=(view, view),
+        method=SimCLRConfig(temperature=0.5),
+        optimizer=OptimizerConfig(lr=0.06, weight_decay=5e-4),
+    )
+
+
+def imagenette() -> Config:
+    """SimCLR on Imagenette, ResNet-18, 128 pixels, 800 epochs, SGD.
+
+    Unlike lightly's code, both views go through the network together, and the head's last BatchNorm has
+    no offset; both are SimCLR's. Pixels are normalized by ImageNet's constants, as there.
+    Command: fastsimsiam pretrain simclr-imagenette --data IMAGENETTE --out DIR
+    Source: the setting of lightly's Imagenette benchmark (its docs, 2023).
+    Expected: kNN 88.9 % at 800 epochs, 83.5 % at 200 (lightly). Published, not measured here.
+    Time: 194 minutes for lightly on an RTX A6000; not measured yet.
+    """
+    return _imagenette("simclr-imagenette", "imagenette")
+
+
+def imagewoof() -> Config:
+    """SimCLR on ImageWoof (ten breeds of dogs), ResNet-18, 128 pixels, 800 epochs, SGD.
+
+    Command: fastsimsiam pretrain simclr-imagewoof --data IMAGEWOOF --out DIR
+    Source: Imagenette's setting.
+    Expected: no published figure for this setting. Not measured here.
+    Time: about that of Imagenette; not measured yet.
+    """
+    return _imagenette("simclr-imagewoof", "imagewoof")
+
+
+RECIPES = (
+    Recipe(make=imagenet_100ep, data_set=IMAGENET),
+    Recipe(make=imagenet_200ep, data_set=IMAGENET),
+    Recipe(make=imagenet_100ep_bs4096, data_set=IMAGENET),
+    Recipe(make=imagenet_100ep_3layers, data_set=IMAGENET),
+    Recipe(make=v2_imagenet_800ep, data_set=IMAGENET),
+    Recipe(make=cifar10_1000ep, data_set=CIFAR10),
+    Recipe(make=cifar10_1000ep_r50, data_set=CIFAR10),
+    Recipe(make=cifar10_800ep, data_set=CIFAR10),
+    Recipe(make=imagenette, data_set=IMAGENETTE),
+    Recipe(make=imagewoof, data_set=IMAGEWOOF),
+)
