@@ -81,15 +81,15 @@ def adapted_update(name: str, w: np.ndarray, g: np.ndarray, decay: float) -> np.
     return 0.02 * norm_w / (norm_g + decay * norm_w + 1e-8) * (g + decay * w)
 
 
-@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize(("exclude", "beta"), [(False, 0.75), (True, 0.75), (False, 0.0)])
 @pytest.mark.parametrize("name", ["lars", "larc"])
-def test_lars_equals_its_definition(name: Any, exclude: bool) -> None:
+def test_lars_equals_its_definition(name: Any, exclude: bool, beta: float) -> None:
     """In float64, with a frozen group, exempt ones, zero weights, a zero gradient, a changing lr."""
     weights, groups = weights_and_groups()
     own = [weight.detach().numpy().copy() for weight in weights]
     momentum = [np.zeros_like(w) for w in own]
     config = OptimizerConfig(
-        name=name, trust=0.02, momentum=0.75, weight_decay=0.1, exclude_bias_and_norm=exclude
+        name=name, trust=0.02, momentum=beta, weight_decay=0.1, exclude_bias_and_norm=exclude
     )
     train(build_optimizer(groups, config, CPU), weights, range(5))
     owner = [0, 0, 1, 1, 2, 3]
@@ -104,7 +104,7 @@ def test_lars_equals_its_definition(name: Any, exclude: bool) -> None:
                 update = adapted_update(name, own[number], gradient, decay)
             else:
                 update = gradient + decay * own[number]
-            momentum[number] = 0.75 * momentum[number] + update
+            momentum[number] = beta * momentum[number] + update
             lr = (peak if group.constant_lr else scheduled) * group.lr_factor
             own[number] = own[number] - lr * momentum[number]
     for weight, expected in zip(weights, own, strict=True):

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 _EPSILON = 1e-8
 """What apex adds to the divisor of its ratio."""
@@ -31,8 +32,9 @@ class Lars(torch.optim.Optimizer):
     code applies it inside, m = momentum m + lr ratio u: the weights move alike while lr is constant,
     and a new lr takes effect gradually.
 
-    A group is updated by torch's `_foreach` functions, not tensor by tensor; the host reads nothing.
-    Multiplying by the ratios is one small kernel per adapted tensor, as torch has no fused one.
+    A group is updated by torch's `_foreach` functions and fused SGD, not tensor by tensor, and a GPU is
+    not waited for. Multiplying by the ratios is one small kernel per adapted tensor, as torch has no
+    fused one.
     """
 
     def __init__(
@@ -82,20 +84,27 @@ class Lars(torch.optim.Optimizer):
                 self._update(weights, [weight.grad for weight in weights], group)
 
     def _update(self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        updates = torch._foreach_mul(weights, group["weight_decay"])
-        torch._foreach_add_(updates, grads)
+        updates = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
         if group["adapted"]:
             torch._foreach_mul_(updates, self._ratios(weights, grads, updates, group))
-        momentum = self._momentum(weights)
-        torch._foreach_mul_(momentum, group["momentum"])
-        torch._foreach_add_(momentum, updates)
-        torch._foreach_sub_(weights, torch._foreach_mul(momentum, group["lr"]))
+        sgd(
+            weights,
+            updates,
+            self._momentum(weights),
+            fused=True,
+            weight_decay=0.0,
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
 
     def _ratios(
         self,
         weights: list[Tensor],
         grads: list[Tensor],
-        updates: tuple[Tensor, ...],
+        updates: list[Tensor],
         group: dict[str, Any],
     ) -> tuple[Tensor, ...]:
         """The ratio of each tensor, 0-d."""
@@ -110,7 +119,7 @@ class Lars(torch.optim.Optimizer):
         # Without a gradient the update is the decay alone, which apex then leaves out.
         return tuple(ratio.masked_fill(weight == 0, 1.0).masked_fill(grad == 0, 0.0).unbind())
 
-    def _momentum(self, weights: list[Tensor]) -> list[Tensor]:
+    def _momentum(self, weights: list[Tensor]) -> list[Tensor | None]:
         for weight in weights:
             if "momentum" not in self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
