@@ -26,12 +26,10 @@ WORK = {
     "simsiam": (2, 2),
     "throwaway": (2, 1),
     "simclr": (2, 2),
-    "simclr-v2": (2, 2),
     "supcon": (2, 2),
     "byol": (4, 2),
     "byol-no-momentum": (2, 2),
-    "moco-v1": (2, 1),
-    "moco-v2": (2, 1),
+    "moco": (2, 1),
     "moco-v3": (4, 2),
 }
 """Method -> forward and backward passes of an image: a backward pass costs as much as two forward."""
