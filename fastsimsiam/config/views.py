@@ -12,6 +12,8 @@ from fastsimsiam.config.fields import (
     require_within,
 )
 
+Interpolation = Literal["bilinear", "bicubic"]
+"""Filters by which crops are resampled."""
 Channels = tuple[float, float, float]
 """One number for each of red, green and blue."""
 
@@ -42,7 +44,7 @@ class ViewSpec:
     """Smallest and largest share of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of the box."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     """Filter by which crops are resampled, antialiased, as in PIL."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
