@@ -34,6 +34,10 @@ class NormalizeConfig:
             require_within("normalize.std", value, 1e-3, 1e3)
 
 
+IMAGENET = NormalizeConfig()
+"""ImageNet's mean and standard deviation."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
     """How one view of an image is drawn. Defaults are SimSiam's, see recipes/simsiam.py."""
