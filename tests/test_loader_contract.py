@@ -20,8 +20,9 @@ import torch
 from conftest import CPU, open_with_pil, require
 from PIL import Image
 
+from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.run import CpuConfig, LoaderName
-from fastsimsiam.config.views import Interpolation, ViewSpec
+from fastsimsiam.config.views import Interpolation, NormalizeConfig, ViewSpec
 from fastsimsiam.doctor.synthetic import textured_image
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.evaluate.features import center_plan
@@ -234,6 +235,25 @@ def test_boxes_are_honored_on_photographs(name: str, photos: Path) -> None:
     )
     storage = stored(name, storage)
     check_boxes(name, storage, train_plan(storage, image_size=224, specs=BOTH_FILTERS))
+
+
+def test_the_reference_colors_each_view_in_its_own_order(class_folders: Path) -> None:
+    """As the official recipe's code does: all by PIL, in worker processes."""
+    color = ViewSpec(jitter=1.0, hue=0.4, grayscale=0.5, blur=0.0, interpolation="bicubic")
+    specs = (replace(color, grayscale_first=True), color)
+    storage = open_split(class_folders, "train")
+    plan = train_plan(storage, specs=specs)
+    told = LoaderOptions(device=CPU, workers=2)
+    reference, batch = (
+        run(loader, plan)[0]
+        for loader in (ReferenceLoader(storage, told), make_loader("cpu", storage))
+    )
+    pixels = NormalizeConfig(mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    views = Photometric(specs, plan.view_sizes, normalize=pixels)(batch.crops, batch.photometric)
+    for number, view in enumerate(views):
+        wanted = reference.crops[0][:, number].permute(0, 3, 1, 2).float()
+        assert (view - wanted).abs().mean() < 1.5
+    assert not reference.photometric["grayscale"].any()
 
 
 def test_views_of_several_sizes(name: str, class_folders: Path) -> None:

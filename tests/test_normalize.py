@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, save_run
+from conftest import CPU, open_with_pil, save_run
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -16,16 +16,20 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import fastsimsiam
 from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
 from fastsimsiam.config.run import Config, KnnConfig
-from fastsimsiam.config.views import IMAGENET, NormalizeConfig
+from fastsimsiam.config.views import IMAGENET, NormalizeConfig, ViewSpec
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.evaluate.features import center_plan
 from fastsimsiam.evaluate.pretrained import load_pretrained
 from fastsimsiam.loaders.base import LoaderOptions
+from fastsimsiam.loaders.reference_loader import crop_with_pil
 from fastsimsiam.loaders.registry import build_loader
+from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.recipes import catalogue
 from fastsimsiam.report.neighbors import find_neighbors
 from fastsimsiam.storage.class_folder import open_split
 from fastsimsiam.tools.export import export
+from fastsimsiam.tools.views import draw_views_grid
 
 NONE = NormalizeConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 """SimCLR's: pixels as they are."""
@@ -146,6 +150,32 @@ def test_a_linear_evaluation_goes_on_with_its_own_normalization_alone(
         fastsimsiam.linear(
             one, tiny_config.data, config=PROBE, out=folder, resume=True, options=ON_CPU
         )
+
+
+def test_the_picture_of_views_is_in_their_own_colors(class_folders: Path, tmp_path: Path) -> None:
+    """And its crops are those of their filter: views of a tile's size are shown pixel by pixel."""
+    plain = ViewSpec(flip=0, jitter=0, grayscale=0, blur=0)
+    specs = (plain, replace(plain, interpolation="bicubic"))
+    config = replace(catalogue.recipe("demo"), views=specs, image_size=192)
+    storage, samples = open_split(class_folders, "train"), [3, 50]
+    plan = TrainPlan(
+        label=storage.label, sizes=storage.sizes, seed=1, specs=specs, image_size=192, batch_size=2
+    )
+    boxes = plan.rows(0, np.array(samples)).views.box
+    for constants in (IMAGENET, NONE):
+        file = tmp_path / "views.png"
+        told = replace(config, normalize=constants)
+        draw_views_grid(storage, samples, told, seed=1, out=file)
+        grid = open_with_pil(file)
+        for row, sample in enumerate(samples):
+            image = open_with_pil(storage.path(sample))
+            for view, spec in enumerate(specs):
+                box = boxes[row, view].tolist()
+                crop = crop_with_pil(image, box, 192, spec.interpolation)
+                left, top = 8 + 200 * (view + 1), 32 + 200 * row
+                tile = grid.crop((left, top, left + 192, top + 192))
+                difference = np.asarray(tile, np.int16) - np.asarray(crop, np.int16)
+                assert np.abs(difference).mean() < 0.1
 
 
 def test_a_loop_of_ones_own_chooses_its_normalization(class_folders: Path) -> None:
