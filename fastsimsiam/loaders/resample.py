@@ -82,10 +82,11 @@ def _group_weights(length: int, first: Any, count: Any, weights: Any, grouped: A
             grouped[x, group, 1, place] = weights[x, k] & LOW
 
 
-def _resampler(curve: Any, radius: float, *, overshoots: bool) -> Any:
+def _resampler(name: Interpolation, curve: Any, radius: float, *, overshoots: bool) -> Any:
     """Compiled code that cuts a box from a frame and resamples it, see `resample_box`.
 
     Args:
+        name: name of the filter.
         curve: the filter, a compiled function of the distance in pixels of the crop.
         radius: distance from which on the filter is 0.
         overshoots: the filter has negative values.
@@ -94,7 +95,13 @@ def _resampler(curve: Any, radius: float, *, overshoots: bool) -> Any:
     weigh_two_rows = pixel_weigher(2, clipped=overshoots)
     weigh_rows = row_weigher(clipped=overshoots)
 
-    @_compiled
+    def compiled(function: Callable[..., Any]) -> Any:
+        # Symbols are named after functions, and numbered in each process from 1. Of two of one name, in
+        # code that two processes have kept, a third would call the same for both filters.
+        function.__qualname__ = f"{name}_{function.__name__}"
+        return _compiled(function)
+
+    @compiled
     def fill_weights(length: int, side: int, first: Any, count: Any, weights: Any) -> None:
         """Which of `length` pixels contribute to each of `side` pixels, and their 22-bit weights."""
         scale = length / side
@@ -121,7 +128,7 @@ def _resampler(curve: Any, radius: float, *, overshoots: bool) -> Any:
 
     # Arrays whose address is taken are arguments: Numba frees a local array after its last use by name.
 
-    @_compiled
+    @compiled
     def horizontal(
         start: Any, pitch: Any, height: Any, first: Any, grouped: Any, rows: Any
     ) -> None:
@@ -154,7 +161,7 @@ def _resampler(curve: Any, radius: float, *, overshoots: bool) -> Any:
                             0,
                         )
 
-    @_compiled
+    @compiled
     def vertical(rows: Any, first: Any, count: Any, weights: Any, out: Any) -> None:
         """Resamples `rows` to the crop's height, into `out`."""
         scratch, row_length = np.intp(rows.ctypes.data), rows.shape[1]
@@ -174,7 +181,7 @@ def _resampler(curve: Any, radius: float, *, overshoots: bool) -> Any:
                         total += np.int64(rows[first[y] + k, i]) * weights[y, k]
                     out[y, i // 3, i % 3] = min(max(total >> BITS, 0), 255)
 
-    @_compiled
+    @compiled
     def resample(start: Any, pitch: Any, height: Any, width: Any, rows: Any, out: Any) -> None:
         """Resamples the box at address `start`, after which `PADDING` bytes are readable."""
         side = out.shape[0]
@@ -188,7 +195,7 @@ def _resampler(curve: Any, radius: float, *, overshoots: bool) -> Any:
         fill_weights(height, side, first, count, weights)
         vertical(rows, first, count, weights, out)
 
-    @_compiled
+    @compiled
     def resample_copy(
         start: Any, pitch: Any, height: Any, width: Any, copy: Any, rows: Any, out: Any
     ) -> None:
@@ -198,7 +205,7 @@ def _resampler(curve: Any, radius: float, *, overshoots: bool) -> Any:
             copy_bytes(corner + y * copy.shape[1], start + y * pitch, 3 * width)
         resample(corner, np.intp(copy.shape[1]), height, width, rows, out)
 
-    @_compiled
+    @compiled
     def resample_box(frame: Any, readable: Any, pitch: Any, box: Any, rows: Any, out: Any) -> None:
         # All of one type: Numba computes a signed with an unsigned integer in floating point.
         row = np.intp(pitch)
@@ -214,8 +221,8 @@ def _resampler(curve: Any, radius: float, *, overshoots: bool) -> Any:
     return resample_box
 
 
-_bilinear = _resampler(_triangle, 1.0, overshoots=False)
-_bicubic = _resampler(_cubic, 2.0, overshoots=True)
+_bilinear = _resampler("bilinear", _triangle, 1.0, overshoots=False)
+_bicubic = _resampler("bicubic", _cubic, 2.0, overshoots=True)
 
 resample_box: Mapping[Interpolation, Any] = {"bilinear": _bilinear, "bicubic": _bicubic}
 """Compiled code that cuts a box from a frame and resamples it, for use in other compiled code.
