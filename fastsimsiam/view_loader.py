@@ -10,7 +10,7 @@ from torch import Tensor
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.fields import require_gray16_max
 from fastsimsiam.config.run import GRAY16_MAX, DeviceName, LoaderName, OnBadImage
-from fastsimsiam.config.views import ViewSpec
+from fastsimsiam.config.views import IMAGENET, NormalizeConfig, ViewSpec
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.registry import build_loader, choose_loader
@@ -44,6 +44,7 @@ class Loader:
         batch_size: int,
         image_size: int = 224,
         views: Sequence[ViewSpec] = (ViewSpec(), ViewSpec()),
+        normalize: NormalizeConfig = IMAGENET,
         split: str = "train",
         seed: int = 0,
         loader: LoaderName = "auto",
@@ -62,6 +63,8 @@ class Loader:
             batch_size: images per batch, all ranks together.
             image_size: side in pixels of views without a size in their spec.
             views: one spec per view, at least one; SimSiam's two views by default.
+            normalize: what is subtracted from pixels and what they are divided by; ImageNet's mean and
+                standard deviation by default.
             split: `train` or `val`.
             seed: seed of the order and the views.
             loader: see `Config.loader`.
@@ -107,7 +110,9 @@ class Loader:
             rank=rank,
             world_size=world_size,
         )
-        self._photometric = Photometric(self._plan.specs, self._plan.view_sizes, dtype)
+        self._photometric = Photometric(
+            self._plan.specs, self._plan.view_sizes, dtype, normalize=normalize
+        )
         if compile:
             self._photometric.compile_alone()
         self._loader = build_loader(

@@ -1,6 +1,7 @@
 """The photometric part against torchvision's PIL operations, and what must hold of a graph."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,8 +16,8 @@ from torchvision.transforms import functional as TF
 from benchmarks.augment import half_products
 from fastsimsiam.augment import photometric as photometric_module
 from fastsimsiam.augment.blur import blur_by_products, blur_by_shifts, gaussian_weights
-from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
-from fastsimsiam.config.views import ViewSpec
+from fastsimsiam.augment.photometric import Photometric
+from fastsimsiam.config.views import IMAGENET, NormalizeConfig, ViewSpec
 from fastsimsiam.loaders.reference_loader import photometric_with_pil
 from fastsimsiam.plan.views import ViewTable, draw_views, without_photometric
 from fastsimsiam.system.compiler import why_compile_fails
@@ -42,12 +43,17 @@ def photos_or_textures(request: pytest.FixtureRequest) -> list[Image.Image]:
     return [open_with_pil(path).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for path in paths]
 
 
+def levels(view: Tensor) -> Tensor:
+    """A normalized view (N, 3, S, S) back in gray levels: (N, S, S, 3) in [0, 255]."""
+    std, mean = torch.tensor(IMAGENET.std), torch.tensor(IMAGENET.mean)
+    return (view.permute(0, 2, 3, 1) * std + mean) * 255
+
+
 def apply(pictures: Tensor, table: ViewTable, spec: ViewSpec) -> Tensor:
     """Our operations, back in gray levels: (N, S, S, 3) in [0, 255]."""
     photometric = {name: torch.as_tensor(value) for name, value in table.photometric().items()}
     (view,) = Photometric([spec], (SIZE,))((pictures,), photometric)
-    std, mean = torch.tensor(IMAGENET_STD), torch.tensor(IMAGENET_MEAN)
-    return (view.permute(0, 2, 3, 1) * std + mean) * 255
+    return levels(view)
 
 
 def blank(num: int) -> ViewTable:
@@ -61,7 +67,9 @@ def difference(pictures: Tensor, table: ViewTable, spec: ViewSpec) -> float:
     total = 0.0
     for row in range(len(pictures)):
         image = Image.fromarray(pictures[row, 0].numpy())
-        theirs = torch.from_numpy(np.array(photometric_with_pil(image, table, row, 0)))
+        first = spec.grayscale_first
+        view = photometric_with_pil(image, table, row, 0, grayscale_first=first)
+        theirs = torch.from_numpy(np.array(view))
         total += (ours[row] - theirs.float()).abs().mean().item()
     return total / len(pictures)
 
@@ -119,6 +127,87 @@ def test_whole_recipe_in_every_order(pictures: Tensor) -> None:
     assert np.mean(found) < 1.5
 
 
+# MoCo v1: grayscale before a jitter that is always there, with a strong hue.
+MOCO_V1 = ViewSpec(jitter=1.0, hue=0.4, grayscale=0.5, grayscale_first=True, blur=0.0)
+GRAY_LAST = replace(MOCO_V1, grayscale_first=False)
+
+
+def in_the_order_of_pil(pictures: Tensor, specs: tuple[ViewSpec, ...]) -> list[float]:
+    """Mean difference of each view of one size to PIL's, which follows torchvision's Compose."""
+    num = len(pictures)
+    sizes = np.full((num, 2), SIZE, np.int32)
+    table = draw_views(specs, seed=0, epoch=0, index=np.arange(num), sizes=sizes)
+    photometric = {name: torch.as_tensor(value) for name, value in table.photometric().items()}
+    crops = pictures.expand(-1, len(specs), -1, -1, -1).contiguous()
+    views = Photometric(specs, (SIZE,) * len(specs))((crops,), photometric)
+    found = []
+    for number, (spec, view) in enumerate(zip(specs, views, strict=True)):
+        wanted = []
+        for row, pixels in enumerate(pictures[:, 0].numpy()):
+            image = Image.fromarray(pixels)
+            if spec.grayscale_first and table.grayscale[row, number]:
+                image = TF.to_grayscale(image, num_output_channels=3)
+            steps = [
+                (TF.adjust_brightness, table.brightness),
+                (TF.adjust_contrast, table.contrast),
+                (TF.adjust_saturation, table.saturation),
+                (TF.adjust_hue, table.hue),
+            ]
+            for operation in table.order[row, number].tolist():
+                adjust, factor = steps[operation]
+                image = adjust(image, float(factor[row, number]))
+            if not spec.grayscale_first and table.grayscale[row, number]:
+                image = TF.to_grayscale(image, num_output_channels=3)
+            if table.flip[row, number]:
+                image = TF.hflip(image)
+            wanted.append(np.asarray(image, np.float32))
+        found.append((levels(view) - torch.from_numpy(np.stack(wanted))).abs().mean().item())
+    return found
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        (MOCO_V1, MOCO_V1),
+        (MOCO_V1, GRAY_LAST, replace(MOCO_V1, grayscale=0.0)),
+        (GRAY_LAST, replace(GRAY_LAST, grayscale=0.0), MOCO_V1),
+    ],
+)
+def test_grayscale_comes_before_jitter_where_a_view_says_so(
+    pictures: Tensor, specs: tuple[ViewSpec, ...]
+) -> None:
+    found = in_the_order_of_pil(pictures, specs)
+    print("gray levels:", found)
+    assert max(found) < 1.5
+
+
+def test_the_order_of_grayscale_and_jitter_shows(pictures: Tensor) -> None:
+    table = blank(len(pictures))
+    table.grayscale[:] = True
+    table.hue[:] = 0.4
+    assert difference(pictures, table, MOCO_V1) < 0.7
+    assert (apply(pictures, table, MOCO_V1) - apply(pictures, table, GRAY_LAST)).abs().mean() > 1.0
+    # A view that is never gray has no such operation in its graph.
+    for first in (False, True):
+        never = ViewSpec(grayscale=0.0, grayscale_first=first)
+        untouched = blank(len(pictures))
+        untouched.grayscale[:] = True
+        result = apply(pictures, untouched, never)
+        assert (result - pictures[:, 0].float()).abs().max() < 0.01
+
+
+def test_the_networks_pixels_are_normalized_by_the_constants(pictures: Tensor) -> None:
+    photometric = {
+        name: torch.as_tensor(v) for name, v in blank(len(pictures)).photometric().items()
+    }
+    pixels = pictures[:, 0].permute(0, 3, 1, 2).float() / 255
+    for mean, std in (((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), ((0.1, 0.2, 0.3), (2.0, 0.5, 0.25))):
+        constants = NormalizeConfig(mean=mean, std=std)
+        (view,) = Photometric([NO_COLOR], (SIZE,), normalize=constants)((pictures,), photometric)
+        wanted = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+        torch.testing.assert_close(view.contiguous(), wanted, atol=1e-6, rtol=1e-6)
+
+
 def test_order_matters_and_is_per_sample(pictures: Tensor) -> None:
     table = blank(2)
     table.brightness[:] = 1.4
@@ -169,7 +258,7 @@ def test_views_of_several_sizes_come_out_in_order() -> None:
     assert all(view.dtype == torch.bfloat16 for view in views)
     assert all(view.is_contiguous(memory_format=torch.channels_last) for view in views)
     exact = Photometric(specs, (8, 16, 8))(crops, photometric)
-    std, mean = torch.tensor(IMAGENET_STD), torch.tensor(IMAGENET_MEAN)
+    std, mean = torch.tensor(IMAGENET.std), torch.tensor(IMAGENET.mean)
     back = (exact[2].permute(0, 2, 3, 1) * std + mean) * 255
     torch.testing.assert_close(back, crops[0][:, 1].float(), atol=1e-2, rtol=0)
 
@@ -207,18 +296,18 @@ def test_compiled_alone_it_gives_the_same_from_one_compilation() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one for each size
 
 
-def test_compiles_whole_and_once(pictures: Tensor) -> None:
-    spec = ViewSpec(jitter=1.0, solarize=0.2)
-    module = Photometric([spec], (SIZE,))
+@pytest.mark.parametrize(
+    "specs", [(ViewSpec(jitter=1.0, solarize=0.2),), (MOCO_V1, GRAY_LAST, NO_COLOR)]
+)
+def test_compiles_whole_and_once(pictures: Tensor, specs: tuple[ViewSpec, ...]) -> None:
+    module = Photometric(specs, (SIZE,) * len(specs))
+    crops = (pictures[:4].expand(-1, len(specs), -1, -1, -1).contiguous(),)
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, dynamic=False, backend="aot_eager")
-    sizes = np.full((len(pictures), 2), SIZE, np.int32)
+    sizes = np.full((4, 2), SIZE, np.int32)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for epoch in range(3):
-            table = draw_views(
-                [spec], seed=0, epoch=epoch, index=np.arange(len(pictures)), sizes=sizes
-            )
+            table = draw_views(specs, seed=0, epoch=epoch, index=np.arange(4), sizes=sizes)
             photometric = {name: torch.as_tensor(v) for name, v in table.photometric().items()}
-            (ours,) = compiled((pictures,), photometric)
-            (eager,) = module((pictures,), photometric)
-            torch.testing.assert_close(ours, eager, atol=1e-4, rtol=0)
+            views, eager = compiled(crops, photometric), module(crops, photometric)
+            torch.testing.assert_close(views, eager, atol=1e-4, rtol=0)

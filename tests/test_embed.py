@@ -47,6 +47,7 @@ def test_features_are_those_of_the_evaluation(run: Config, tmp_path: Path) -> No
         load_pretrained(run.out).backbone,
         loader,
         center_plan(val, run.image_size, run.knn.crop_fraction),
+        constants=run.normalize,
         device=CPU,
         dtype=torch.float32,
     )

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,7 @@ def test_the_evaluation_of_training_leaves_them_out_too(
             (build_loader("cpu", val, options), val),
             knn=KnnConfig(k=(200, 3)),
             image_size=32,
+            constants=run.normalize,
             device=CPU,
             dtype=torch.float32,
         )
@@ -305,10 +307,11 @@ def test_features_are_checked_to_the_last_image(run: Config) -> None:
     storage = open_split(run.data, "train")
     loader = build_loader("cpu", storage, LoaderOptions(device=CPU, workers=1))
     plan = replace(center_plan(storage, 16, 1.0), batch_size=40)
+    told: dict[str, Any] = {"constants": run.normalize, "device": CPU, "dtype": torch.float32}
     for intact in (10, 85):
         with pytest.raises(NotFiniteError, match=r"features of x\.pth are not finite \(too large"):
-            extract(_Broken(intact), loader, plan, device=CPU, dtype=torch.float32, source="x.pth")
-    found = extract(_Broken(96), loader, plan, device=CPU, dtype=torch.float32)
+            extract(_Broken(intact), loader, plan, **told, source="x.pth")
+    found = extract(_Broken(96), loader, plan, **told)
     assert found.index.tolist() == list(range(96))
 
 
@@ -323,6 +326,7 @@ def test_training_goes_on_without_a_score_that_is_no_number(run: Config) -> None
         k=(3,),
         temperature=0.1,
         num_classes=3,
+        constants=run.normalize,
         device=CPU,
         dtype=torch.float32,
         warn=said.append,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fastsimsiam.cli import main
 from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
 from fastsimsiam.config.run import Config, KnnConfig
+from fastsimsiam.config.views import IMAGENET, NormalizeConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.inspect import inspect
 from fastsimsiam.evaluate.knn import knn
@@ -176,7 +177,7 @@ ON_CPU = EvalOptions(device="cpu", precision="fp32", workers=1, loader="cpu")
 def test_a_score_survives_export(
     format: str, arch: str, stem: str, tiny_config: Config, tmp_path: Path
 ) -> None:
-    """Image size, crop, seed and views differ from the defaults, and so do the scores by them."""
+    """Image size, crop, seed, normalization and views differ from the defaults, and so do scores."""
     config = replace(
         tiny_config,
         arch=arch,
@@ -184,6 +185,7 @@ def test_a_score_survives_export(
         image_size=24,
         seed=3,
         knn=KnnConfig(crop_fraction=0.6),
+        normalize=NormalizeConfig(mean=(0.1, 0.2, 0.3), std=(1.0, 0.5, 2.0)),
         views=tuple(replace(view, area=(0.5, 0.9)) for view in tiny_config.views),
     )
     save_run(config)
@@ -192,6 +194,9 @@ def test_a_score_survives_export(
         "the centered square of 0.6 of the image's shorter side, resized to 24" in card.read_text()
     )
     sources, data = (config.out, file), config.data
+    assert "minus the mean (0.1, 0.2, 0.3), over the standard deviation (1, 0.5, 2)" in (
+        card.read_text()
+    )
     run, exported = (knn(source, data, k=(1, 7, 20), options=ON_CPU) for source in sources)
     assert run.trained == exported.trained
     assert run.untrained == exported.untrained
@@ -228,9 +233,15 @@ def test_values_given_to_export_are_those_of_the_file(tiny_config: Config, tmp_p
 
 
 def test_onnx_holds_what_changes_a_score(tiny_config: Config, tmp_path: Path) -> None:
-    config = replace(tiny_config, image_size=40, knn=KnnConfig(crop_fraction=0.7))
+    config = replace(
+        tiny_config,
+        image_size=40,
+        knn=KnnConfig(crop_fraction=0.7),
+        normalize=NormalizeConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    )
     save_run(config)
-    file, _ = export(config.out, tmp_path / "x.onnx", format="onnx")
+    file, card = export(config.out, tmp_path / "x.onnx", format="onnx")
+    assert "values from 0 to 1, not normalized. Output" in card.read_text()
     held = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
     assert {key: held[key] for key in ("arch", "stem", "image_size", "crop_fraction", "step")} == {
         "arch": "tiny_resnet",
@@ -239,7 +250,7 @@ def test_onnx_holds_what_changes_a_score(tiny_config: Config, tmp_path: Path) ->
         "crop_fraction": "0.7",
         "step": "2",
     }
-    assert json.loads(held["mean"]) == [0.485, 0.456, 0.406]
+    assert (json.loads(held["mean"]), json.loads(held["std"])) == ([0, 0, 0], [1, 1, 1])
     assert json.loads(held["config"])["recipe"] == config.recipe
     with pytest.raises(UserError, match="is an ONNX graph, which is not evaluated"):
         load_pretrained(file)
@@ -251,9 +262,26 @@ def test_a_file_of_an_earlier_version_has_the_default_values(
     save_run(tiny_config)
     state = load_pretrained(tiny_config.out).backbone.state_dict()
     metadata = {"format": "pt", "arch": "tiny_resnet", "stem": "imagenet", "fastsimsiam": "0.2.0"}
-    save_file(state, tmp_path / "old.safetensors", metadata=metadata)
-    loaded = load_pretrained(tmp_path / "old.safetensors")
-    assert (loaded.arch, loaded.image_size, loaded.crop_fraction) == ("tiny_resnet", 224, 0.875)
+    constants = {"mean": "[0.485, 0.456, 0.406]", "std": "[0.229, 0.224, 0.225]"}  # from 0.2 on
+    for more in ({}, constants):
+        save_file(state, tmp_path / "old.safetensors", metadata=metadata | more)
+        loaded = load_pretrained(tmp_path / "old.safetensors")
+        assert (loaded.arch, loaded.image_size, loaded.crop_fraction) == ("tiny_resnet", 224, 0.875)
+        assert loaded.normalize == IMAGENET
+
+
+def test_a_file_of_another_package_is_normalized_as_it_records(tmp_path: Path) -> None:
+    state = torchvision.models.resnet18().state_dict()
+    for metadata, expected in (
+        ({}, IMAGENET),
+        (
+            {"mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"},
+            NormalizeConfig(mean=(0.5,) * 3, std=(0.5,) * 3),
+        ),
+        ({"mean": "of the training set", "std": "[0.5, 0.5, 0.5]"}, IMAGENET),
+    ):
+        save_file(state, tmp_path / "other.safetensors", metadata={"format": "pt"} | metadata)
+        assert load_pretrained(tmp_path / "other.safetensors").normalize == expected
 
 
 def test_a_card_takes_no_scores_of_a_run_that_happens_to_lie_above(

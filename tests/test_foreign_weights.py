@@ -1,6 +1,5 @@
 """Weights as other packages save them: the right features, or one line with the true reason."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -337,7 +336,10 @@ def test_metadata_that_cannot_be_right_is_refused(trunk: dict[str, Tensor], tmp_
         ({"crop_fraction": "NaN"}, "damaged crop_fraction"),
         ({"crop_fraction": "7"}, "crop_fraction"),
         ({"stem": "big"}, "unknown stem"),
-        ({"mean": json.dumps([0.5, 0.5, 0.5])}, r"for images with the mean \[0\.5, 0\.5, 0\.5\]"),
+        ({"mean": "[0.5, 0.5]", "std": "[1, 1, 1]"}, "has a damaged mean or std: export it again"),
+        ({"mean": "[0, 0, 0]"}, "has a damaged mean or std: export it again"),
+        ({"mean": "[0, 0, 0]", "std": "[1, 1, 0]"}, "has a damaged mean or std: export it again"),
+        ({"mean": "[0, 0, 0]", "std": '["a", 1, 1]'}, "has a damaged mean or std: export it again"),
     ):
         save_file(trunk, file, metadata=good | change)
         with pytest.raises(UserError, match=message):

@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD
+from fastsimsiam.config.views import IMAGENET
 
 
 def blur(image: Image.Image) -> Image.Image:
@@ -43,7 +43,7 @@ def color() -> Callable[[Image.Image], Tensor]:
             transforms.RandomApply([transforms.Lambda(blur)], p=0.5),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            transforms.Normalize(IMAGENET.mean, IMAGENET.std),
         ]
     )
 

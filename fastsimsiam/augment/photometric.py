@@ -1,8 +1,8 @@
 """From uint8 crops and view parameters to the normalized views that a method gets.
 
 Shapes: B batch, V views of one size, S crop side. The operations and their order are those of the
-official recipe: jitter, grayscale, blur, solarize, flip, normalize. Nothing here is random: parameters
-are tensors.
+official recipe: jitter, grayscale, blur, solarize, flip, normalize; or grayscale before jitter, where a
+view's spec says so. Nothing here is random: parameters are tensors.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from fastsimsiam.augment.blur import gaussian_blur
-from fastsimsiam.augment.color import jitter, luma
-from fastsimsiam.config.views import ViewSpec
+from fastsimsiam.augment.color import Planes, jitter, luma
+from fastsimsiam.config.views import IMAGENET, NormalizeConfig, ViewSpec
 from fastsimsiam.loaders.base import size_groups
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _CPU_PIECE_PIXELS = 1 << 18
 """Pixels per thread that are processed at a time: as many as fit the cache of a core."""
 
 
-def normalize(planes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Subtracts ImageNet's mean and divides by its standard deviation.
+def normalize(planes: Tensor, constants: NormalizeConfig, dtype: torch.dtype) -> Tensor:
+    """Subtracts the mean of each channel and divides by its standard deviation.
 
     Args:
         planes: (N, 3, H, W) in [0, 1].
+        constants: means and standard deviations.
         dtype: dtype of the result.
 
     Returns:
@@ -34,7 +33,7 @@ def normalize(planes: Tensor, dtype: torch.dtype) -> Tensor:
     # Per channel with Python numbers: a tensor of constants would be copied from the host.
     channels = [
         (planes[:, channel] - mean) / std
-        for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
+        for channel, (mean, std) in enumerate(zip(constants.mean, constants.std, strict=True))
     ]
     return torch.stack(channels, dim=1).to(dtype, memory_format=torch.channels_last)
 
@@ -50,6 +49,8 @@ class Photometric(nn.Module):
         specs: Sequence[ViewSpec],
         view_sizes: tuple[int, ...],
         dtype: torch.dtype = torch.float32,
+        *,
+        normalize: NormalizeConfig = IMAGENET,
     ) -> None:
         """Prepares the operations.
 
@@ -57,13 +58,22 @@ class Photometric(nn.Module):
             specs: one per view.
             view_sizes: side of each view's crop in pixels.
             dtype: dtype of the views; the arithmetic is float32.
+            normalize: constants of the normalization.
         """
         super().__init__()
         self._groups = list(size_groups(view_sizes).values())
         self._num_views = len(specs)
         self._dtype = dtype
+        self._normalize = normalize
         self._jitter = [any(specs[v].jitter > 0 for v in group) for group in self._groups]
-        self._gray = [any(specs[v].grayscale > 0 for v in group) for group in self._groups]
+        self._gray_first = [
+            tuple(specs[v].grayscale > 0 and specs[v].grayscale_first for v in group)
+            for group in self._groups
+        ]
+        self._gray_last = [
+            tuple(specs[v].grayscale > 0 and not specs[v].grayscale_first for v in group)
+            for group in self._groups
+        ]
         self._solarize = [any(specs[v].solarize > 0 for v in group) for group in self._groups]
         self._flip = [any(specs[v].flip > 0 for v in group) for group in self._groups]
         self._largest_sigma = [
@@ -130,7 +140,10 @@ class Photometric(nn.Module):
         flat = {name: value.flatten(0, 1) for name, value in table.items()}
         batch, count, side = crops.shape[:3]
         planes = self._transform(crops.flatten(0, 1), flat, group).view(batch, count, 3, side, side)
-        return [normalize(planes[:, position], self._dtype) for position in range(count)]
+        return [
+            normalize(planes[:, position], self._normalize, self._dtype)
+            for position in range(count)
+        ]
 
     def _transform(self, crops: Tensor, table: dict[str, Tensor], group: int) -> Tensor:
         """(N, S, S, 3) uint8 to (N, 3, S, S) float32 in [0, 1]."""
@@ -145,6 +158,7 @@ class Photometric(nn.Module):
             planes = planes.as_strided(planes.shape, planes.stride())
         image = planes.float() / 255.0
         rgb = (image[0], image[1], image[2])
+        rgb = _grayscale(rgb, table["grayscale"], self._gray_first[group])
         if self._jitter[group]:
             rgb = jitter(
                 rgb,
@@ -154,13 +168,7 @@ class Photometric(nn.Module):
                 hue=table["hue"],
                 order=table["order"],
             )
-        if self._gray[group]:
-            gray, grayscale = luma(rgb), table["grayscale"][:, None, None]
-            rgb = (
-                torch.where(grayscale, gray, rgb[0]),
-                torch.where(grayscale, gray, rgb[1]),
-                torch.where(grayscale, gray, rgb[2]),
-            )
+        rgb = _grayscale(rgb, table["grayscale"], self._gray_last[group])
         planes = torch.stack(rgb, dim=1)
         if self._largest_sigma[group] > 0:
             planes = gaussian_blur(planes, table["blur_sigma"], self._largest_sigma[group])
@@ -170,3 +178,29 @@ class Photometric(nn.Module):
                 table["solarize"][:, None, None, None] & bright, 1.0 - planes, planes
             )
         return planes
+
+
+def _grayscale(rgb: Planes, drawn: Tensor, views: tuple[bool, ...]) -> Planes:
+    """Removes the color of the images that are drawn, in some views.
+
+    Args:
+        rgb: planes (N, H, W), N = B V.
+        drawn: (N,) bool.
+        views: V of them: in which views it is done here.
+    """
+    if not any(views):
+        return rgb
+    if not all(views):
+        # Stacked: a mask of constants would be copied from the host.
+        columns = drawn.view(-1, len(views)).unbind(1)
+        here = [
+            column if done else torch.zeros_like(column)
+            for column, done in zip(columns, views, strict=True)
+        ]
+        drawn = torch.stack(here, dim=1).flatten()
+    gray, grayscale = luma(rgb), drawn[:, None, None]
+    return (
+        torch.where(grayscale, gray, rgb[0]),
+        torch.where(grayscale, gray, rgb[1]),
+        torch.where(grayscale, gray, rgb[2]),
+    )

@@ -12,6 +12,8 @@ from fastsimsiam.config.fields import (
     require_within,
 )
 
+Interpolation = Literal["bilinear", "bicubic"]
+"""Filters by which crops are resampled."""
 Channels = tuple[float, float, float]
 """One number for each of red, green and blue."""
 
@@ -32,6 +34,10 @@ class NormalizeConfig:
             require_within("normalize.std", value, 1e-3, 1e3)
 
 
+IMAGENET = NormalizeConfig()
+"""ImageNet's mean and standard deviation."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
     """How one view of an image is drawn. Defaults are SimSiam's, see recipes/simsiam.py."""
@@ -42,7 +48,7 @@ class ViewSpec:
     """Smallest and largest share of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of the box."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     """Filter by which crops are resampled, antialiased, as in PIL."""
     flip: float = 0.5
     """Probability of a horizontal flip."""

@@ -247,6 +247,7 @@ def measure_features(trainer: Trainer, storage: Storage, seconds: float) -> Rate
             trainer.method.backbone,
             trainer.loader,
             plan,
+            constants=config.normalize,
             device=trainer.device,
             dtype=choose_dtype(config.precision, trainer.device)[0],
         )

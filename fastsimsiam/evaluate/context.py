@@ -38,7 +38,7 @@ class EvalContext:
     Attributes:
         pretrained: the backbone and its metadata.
         config: the training's configuration (the ImageNet recipe's for weights of other packages)
-            with the data, image size, loader and device of this evaluation.
+            with the data, image size, normalization, loader and device of this evaluation.
         splits: `train`, and `val` unless the data set is flat.
         device: device of the backbone.
         dtype: data type of the backbone's arithmetic.
@@ -85,6 +85,7 @@ class EvalContext:
             self.pretrained.backbone,
             self.loader(split),
             self.centered(split),
+            constants=self.pretrained.normalize,
             device=self.device,
             dtype=self.dtype,
             source=self.pretrained.path,
@@ -98,6 +99,7 @@ class EvalContext:
             self.pretrained.backbone,
             self.loader(split),
             self.centered(split),
+            constants=self.pretrained.normalize,
             device=self.device,
             dtype=self.dtype,
             source=self.pretrained.path,
@@ -173,6 +175,7 @@ def open_eval_context(
         arch=pretrained.arch,
         stem=pretrained.stem,
         image_size=pretrained.image_size,
+        normalize=pretrained.normalize,
         loader=options.loader,
         on_bad_image=options.on_bad_image,
         check_images=options.check_images,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastsimsiam.augment.photometric import normalize
+from fastsimsiam.config.views import NormalizeConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.finite import require_finite_features
 from fastsimsiam.loaders.base import Batch, Loader
@@ -51,6 +52,7 @@ def extract(
     loader: Loader,
     plan: CenterPlan,
     *,
+    constants: NormalizeConfig,
     device: torch.device,
     dtype: torch.dtype,
     source: object = "the network",
@@ -63,6 +65,7 @@ def extract(
         backbone: images (B, 3, S, S) to features (B, D).
         loader: source of the images.
         plan: centered crops of the images.
+        constants: how the images of the backbone's training were normalized.
         device: device of the backbone.
         dtype: data type of the backbone's arithmetic; float32 or bfloat16 (autocast).
         source: what messages call the weights: their file.
@@ -83,6 +86,7 @@ def extract(
             backbone,
             loader,
             plan,
+            constants=constants,
             device=device,
             dtype=dtype,
             source=source,
@@ -105,6 +109,7 @@ def centered_features(
     loader: Loader,
     plan: CenterPlan,
     *,
+    constants: NormalizeConfig,
     device: torch.device,
     dtype: torch.dtype,
     source: object = "the network",
@@ -115,7 +120,7 @@ def centered_features(
 
     Args:
         backbone: images to features; used in the mode it is in.
-        loader, plan, device, dtype, source, warn, report: as in `extract`.
+        loader, plan, constants, device, dtype, source, warn, report: as in `extract`.
 
     Raises:
         NotFiniteError: features are NaN or infinite: after the first batch, or at the end.
@@ -127,7 +132,7 @@ def centered_features(
     spread = torch.zeros((), device=device)
     for batch in intact_batches(loader, plan, report=report):
         image = batch.crops[0][:, 0].permute(0, 3, 1, 2).float() / 255.0
-        h = features_of(backbone, normalize(image, dtype), device, dtype)
+        h = features_of(backbone, normalize(image, constants, dtype), device, dtype)
         finite &= torch.isfinite(h).all()
         unit = F.normalize(h, dim=1)
         if first is None:

@@ -133,7 +133,9 @@ def _features(context: EvalContext, images: int) -> dict[str, tuple[Tensor, Tens
         image_size=context.config.image_size,
         batch_size=batch_size,
     )
-    photometric = Photometric(plan.specs, plan.view_sizes, context.dtype)
+    photometric = Photometric(
+        plan.specs, plan.view_sizes, context.dtype, normalize=context.pretrained.normalize
+    )
     projector = _projector(context)
     features: dict[str, tuple[list[Tensor], list[Tensor]]] = {"h": ([], [])}
     if projector:

@@ -11,6 +11,7 @@ from torch import nn
 
 from fastsimsiam.config.evaluation import KNN_K, EvalOptions
 from fastsimsiam.config.run import KnnConfig
+from fastsimsiam.config.views import NormalizeConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.evaluate.features import center_plan, extract
@@ -49,6 +50,7 @@ class KnnEvaluator:
         k: Sequence[int],
         temperature: float,
         num_classes: int,
+        constants: NormalizeConfig,
         device: torch.device,
         dtype: torch.dtype,
         warn: Callable[[str], None] | None = None,
@@ -60,6 +62,7 @@ class KnnEvaluator:
         self._k = k
         self._temperature = temperature
         self._num_classes = num_classes
+        self._constants = constants
         self._device = device
         self._dtype = dtype
         self._warn = warn
@@ -92,6 +95,7 @@ class KnnEvaluator:
                 backbone,
                 loader,
                 plan,
+                constants=self._constants,
                 device=self._device,
                 dtype=self._dtype,
                 source=source,
@@ -124,6 +128,7 @@ def build_knn(
     *,
     knn: KnnConfig,
     image_size: int,
+    constants: NormalizeConfig,
     device: torch.device,
     dtype: torch.dtype,
     warn: Callable[[str], None] | None = None,
@@ -135,6 +140,7 @@ def build_knn(
         train, val: loader and storage of each split.
         knn: numbers of neighbors, temperature and crop.
         image_size: side of the crops in pixels.
+        constants: normalization of the training.
         device: device of the backbone.
         dtype: data type of its arithmetic.
         warn: told of features that are equal or not finite.
@@ -146,6 +152,7 @@ def build_knn(
         k=knn.k,
         temperature=knn.temperature,
         num_classes=len(train[1].classes),
+        constants=constants,
         device=device,
         dtype=dtype,
         warn=warn,
@@ -228,6 +235,7 @@ def knn(
                 k=counts,
                 temperature=temperature,
                 num_classes=len(context.train.classes),
+                constants=context.pretrained.normalize,
                 device=context.device,
                 dtype=context.dtype,
                 warn=context.warn,

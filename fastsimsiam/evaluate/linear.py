@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.evaluation import LinearConfig
-from fastsimsiam.config.views import ViewSpec
+from fastsimsiam.config.views import NormalizeConfig, ViewSpec
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import features_of, intact_batches
 from fastsimsiam.evaluate.finite import require_finite_features
@@ -151,6 +151,7 @@ def random_crop_features(
     loader: Loader,
     plan: TrainPlan,
     *,
+    constants: NormalizeConfig,
     device: torch.device,
     dtype: torch.dtype,
     source: object = "the network",
@@ -161,11 +162,12 @@ def random_crop_features(
         backbone: frozen backbone in eval mode, on the device.
         loader: loader of the training images.
         plan: plan of one view per image, `TRAINING_VIEW`.
+        constants: how the images of the backbone's training were normalized.
         device: device of the backbone.
         dtype: data type of its arithmetic.
         source: what messages call the weights.
     """
-    photometric = Photometric(plan.specs, plan.view_sizes, dtype)
+    photometric = Photometric(plan.specs, plan.view_sizes, dtype, normalize=constants)
 
     def features(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for number, batch in enumerate(intact_batches(loader, plan, epoch)):

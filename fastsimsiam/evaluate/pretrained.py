@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.config.run import Config, KnnConfig
+from fastsimsiam.config.views import IMAGENET, NormalizeConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.finite import NotFiniteError, require_finite_weights
 from fastsimsiam.evaluate.foreign import find_backbone, required_keys
@@ -35,6 +36,7 @@ class PretrainedBackbone:
         feature_dim: number of features, D.
         image_size: side of the images to evaluate on, in pixels.
         crop_fraction: side of the centered square to evaluate on, over the image's shorter side.
+        normalize: normalization of the images: the training's, or ImageNet's if the file records none.
         path: file of the weights.
         step: optimizer steps of the training; None if the file does not record them.
         config: the training's configuration; None for weights of other packages.
@@ -48,6 +50,7 @@ class PretrainedBackbone:
     feature_dim: int
     image_size: int
     crop_fraction: float
+    normalize: NormalizeConfig
     path: Path
     step: int | None
     config: Config | None
@@ -61,6 +64,7 @@ class PretrainedBackbone:
             stem=self.stem,
             image_size=self.image_size,
             crop_fraction=self.crop_fraction,
+            normalize=self.normalize,
             step=self.step,
             config=self.config,
         )
@@ -167,6 +171,7 @@ def _from_checkpoint(
     recorded = Recorded(
         image_size=config.image_size,
         crop_fraction=config.knn.crop_fraction,
+        normalize=config.normalize,
         step=checkpoint.step,
         config=config,
     )
@@ -215,6 +220,7 @@ def _make(
         feature_dim=feature_dim,
         image_size=image_size or recorded.image_size or Config.image_size,
         crop_fraction=crop_fraction or recorded.crop_fraction or KnnConfig.crop_fraction,
+        normalize=recorded.normalize or IMAGENET,
         path=path,
         step=recorded.step,
         config=recorded.config,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD
 from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import from_dict, to_dict
+from fastsimsiam.config.views import Channels, NormalizeConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.system.json_text import to_json
 from fastsimsiam.version import __version__
@@ -29,6 +29,7 @@ class Recorded:
         stem: `imagenet` or `cifar`.
         image_size: side of the images to evaluate on, in pixels.
         crop_fraction: side of the centered square, over the image's shorter side.
+        normalize: normalization of the images.
         step: optimizer steps of the training.
         config: the training's configuration.
     """
@@ -37,6 +38,7 @@ class Recorded:
     stem: Stem | None = None
     image_size: int | None = None
     crop_fraction: float | None = None
+    normalize: NormalizeConfig | None = None
     step: int | None = None
     config: Config | None = None
 
@@ -47,17 +49,18 @@ def record(
     stem: str,
     image_size: int,
     crop_fraction: float,
+    normalize: NormalizeConfig,
     step: int | None,
     config: Config | None,
 ) -> dict[str, Any]:
-    """The values as plain ones, with the normalization of the images; see `Recorded`."""
+    """The values as plain ones; see `Recorded`."""
     values = {
         "arch": arch,
         "stem": stem,
         "image_size": image_size,
         "crop_fraction": crop_fraction,
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
+        "mean": list(normalize.mean),
+        "std": list(normalize.std),
         "step": step,
         "config": None if config is None else to_dict(config),
         "fastsimsiam": __version__,
@@ -75,19 +78,17 @@ def as_text(values: Mapping[str, Any]) -> dict[str, str]:
 def from_text(metadata: Mapping[str, str], path: Path) -> Recorded:
     """The inverse of `as_text`, for any file's metadata.
 
+    Of the files of other packages `arch` is read, and `mean` and `std` where both are three numbers.
+
     Raises:
-        UserError: the images are normalized otherwise, or a value is damaged.
+        UserError: a value is damaged.
     """
     if not metadata.get("fastsimsiam"):
-        arch = metadata.get("arch")
-        return Recorded(arch=arch)
-    for key, own in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-        given = _value(metadata, key, path, (list,))
-        if given is not None and given != list(own):
-            raise UserError(
-                f"{path} is for images with the {key} {given}, this version normalizes by "
-                f"{list(own)}: use the version that wrote it, {metadata['fastsimsiam']}"
-            )
+        try:
+            normalize = _normalize(metadata, path)
+        except UserError:  # another package may mean something else by these names
+            normalize = None
+        return Recorded(arch=metadata.get("arch"), normalize=normalize)
     stem = cast("Stem | None", metadata.get("stem"))
     if stem not in (*get_args(Stem), None):
         raise UserError(f"{path} has an unknown stem ({stem}): export it again")
@@ -100,9 +101,25 @@ def from_text(metadata: Mapping[str, str], path: Path) -> Recorded:
         stem=stem,
         image_size=size,
         crop_fraction=fraction,
+        normalize=_normalize(metadata, path),
         step=step,
         config=_config(metadata),
     )
+
+
+def _normalize(metadata: Mapping[str, str], path: Path) -> NormalizeConfig | None:
+    if "mean" not in metadata and "std" not in metadata:
+        return None
+    mean, std = (_value(metadata, key, path, (list,)) for key in ("mean", "std"))
+    try:
+        return NormalizeConfig(mean=_three(mean), std=_three(std))
+    except (TypeError, ValueError) as error:  # UserError is a ValueError
+        raise UserError(f"{path} has a damaged mean or std: export it again") from error
+
+
+def _three(numbers: Any) -> Channels:
+    red, green, blue = numbers
+    return red, green, blue
 
 
 def _value(

@@ -11,11 +11,12 @@ on samples, boxes and colors, so all loaders show the same views. To add one:
 What a loader can rely on, and what it must do:
 
 - `plan.batch(epoch, step)` gives samples, labels and view parameters, in any order of calls and in any
-  thread. `crop_shapes` gives the shapes of the crops, `size_groups` the views in each.
+  thread. `crop_shapes` gives the shapes of the crops, `view_groups` the views and filters of each.
 - Frames are decoded as PIL does (`BadImagePolicy.read_rgb`) and turned upright by the storage's
   orientation.
-  Crops are resampled as by PIL's antialiased bilinear filter: `host_crop.crop_views` on the CPU,
-  `device_crop.crop_views` on the device. Deviations are documented, and bounded by `TOLERANCE`.
+  Crops are resampled as by PIL's antialiased filters, each view by its own: `host_crop.crop_views` on
+  the CPU, `device_crop.crop_views` on the device. Deviations are documented, and bounded by
+  `TOLERANCE`.
 - The work on each sample goes through `bad_images.BadImagePolicy.run`, which stops the run with an
   error or replaces the sample in the batch plan. Another decoder than libjpeg-turbo gets only the JPEGs
   that `first_use.FirstUse` leaves to it.
@@ -39,6 +40,7 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.config.run import GRAY16_MAX, OnBadImage
+from fastsimsiam.config.views import Interpolation
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.plan.views import without_photometric
 
@@ -136,6 +138,32 @@ def size_groups(view_sizes: tuple[int, ...]) -> dict[int, list[int]]:
     for view, size in enumerate(view_sizes):
         groups.setdefault(size, []).append(view)
     return groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewGroup:
+    """The views of one size, whose crops are one tensor.
+
+    Attributes:
+        side: side of the crops in pixels.
+        views: numbers of the views.
+        interpolations: filter of each of them.
+    """
+
+    side: int
+    views: list[int]
+    interpolations: tuple[Interpolation, ...]
+
+
+def view_groups(plan: Plan) -> list[ViewGroup]:
+    """The views of a plan by size, in the order of `Batch.crops`."""
+    interpolations = plan.interpolations
+    return [
+        ViewGroup(
+            side=side, views=views, interpolations=tuple(interpolations[view] for view in views)
+        )
+        for side, views in size_groups(plan.view_sizes).items()
+    ]
 
 
 def crop_shapes(batch_size: int, view_sizes: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastsimsiam.config.views import Interpolation
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import (
@@ -31,7 +32,7 @@ from fastsimsiam.loaders.base import (
     assemble,
     assemble_on,
     crop_shapes,
-    size_groups,
+    view_groups,
 )
 from fastsimsiam.loaders.first_use import FirstUse
 from fastsimsiam.loaders.host_crop import crop_views
@@ -90,7 +91,7 @@ class DaliLoader:
         self._prefetch = prefetch
         self._hw_decoder_load = hw_decoder_load
         self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="beside-dali")
-        self._pipelines: dict[tuple[int, tuple[int, ...]], Any] = {}
+        self._pipelines: dict[tuple[Any, ...], Any] = {}
         self._buffers = BufferPool(options.device)
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -138,7 +139,7 @@ class DaliLoader:
         for index in sorted(samples):
             if self._first_use.is_taken_back(index):
                 continue
-            pipeline = pipeline or self._new_pipeline(1, (), crop=False)
+            pipeline = pipeline or self._new_pipeline(1, (), (), crop=False)
             jpeg = np.array(self._storage.read(index))
             try:
                 list(pipeline.run(iter([([jpeg], np.empty((1, 0, 4), np.int32))])))
@@ -178,8 +179,7 @@ class DaliLoader:
         # Stacked by torch: DALI's stack takes a tenth of the loader's time on a CPU.
         views = [torch.utils.dlpack.from_dlpack(output.as_tensor()) for output in outputs]
         crops = tuple(
-            self._stacked([views[view] for view in group])
-            for group in size_groups(plan.view_sizes).values()
+            self._stacked([views[view] for view in group.views]) for group in view_groups(plan)
         )
         if not self._mixed:
             return assemble(batch, crops, pin=self._device.type == "cuda")
@@ -187,7 +187,7 @@ class DaliLoader:
 
     def _cropped(self, plan: Plan, batch: BatchPlan, frames: Any) -> Batch:
         """A batch of crops that our threads cut from DALI's B frames in host memory."""
-        groups = size_groups(plan.view_sizes).values()
+        groups = view_groups(plan)
         size = len(batch.index)
         crops = tuple(self._buffers.take(shape) for shape in crop_shapes(size, plan.view_sizes))
         arrays = [crop.numpy() for crop in crops]
@@ -196,8 +196,8 @@ class DaliLoader:
         def crop_rows() -> None:
             for row in rows:  # an iterator shared by all threads
                 pixels, boxes = np.asarray(frames[row]), batch.views.box[row]
-                for out, views in zip(arrays, groups, strict=True):
-                    crop_views(pixels, boxes[views], out[row])
+                for out, group in zip(arrays, groups, strict=True):
+                    crop_views(pixels, boxes[group.views], out[row], group.interpolations)
 
         self._on_all_threads(crop_rows)
         return assemble(batch, crops, pin=self._device.type == "cuda")
@@ -211,18 +211,26 @@ class DaliLoader:
             out[:, number] = view
         return out
 
-    def _key(self, plan: Plan) -> tuple[int, tuple[int, ...]]:
-        return len(plan.index(0, 0)), plan.view_sizes
+    def _key(self, plan: Plan) -> tuple[int, tuple[int, ...], tuple[Interpolation, ...]]:
+        return len(plan.index(0, 0)), plan.view_sizes, plan.interpolations
 
     def _build(self, plan: Plan) -> Any:
         return self._new_pipeline(*self._key(plan), crop=self._crop_in_dali)
 
-    def _new_pipeline(self, batch_size: int, view_sizes: tuple[int, ...], *, crop: bool) -> Any:
+    def _new_pipeline(
+        self,
+        batch_size: int,
+        view_sizes: tuple[int, ...],
+        interpolations: tuple[Interpolation, ...],
+        *,
+        crop: bool,
+    ) -> Any:
         from fastsimsiam.loaders.dali_pipeline import DaliPipeline
 
         return DaliPipeline(
             batch_size,
             view_sizes,
+            interpolations,
             crop=crop,
             device_id=(self._device.index or 0) if self._mixed else None,
             workers=self._workers,

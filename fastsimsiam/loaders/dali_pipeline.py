@@ -11,15 +11,21 @@ import numpy as np
 import numpy.typing as npt
 from nvidia.dali import backend, fn, pipeline_def, types
 
+from fastsimsiam.config.views import Interpolation
 from fastsimsiam.system.malloc import return_large_blocks
 
 Bytes = npt.NDArray[np.uint8]
+_FILTERS: dict[Interpolation, Any] = {
+    "bilinear": types.INTERP_LINEAR,
+    "bicubic": types.INTERP_CUBIC,
+}
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def _decode_once(
     source: Callable[[], list[Any]],
     view_sizes: tuple[int, ...],
+    interpolations: tuple[Interpolation, ...],
     decoder: str,
     crop: bool,
     hw_decoder_load: float,
@@ -51,20 +57,21 @@ def _decode_once(
             size=[side, side],
             roi_start=corners[2 * view],
             roi_end=corners[2 * view + 1],
-            interp_type=types.INTERP_LINEAR,
+            interp_type=_FILTERS[interpolation],
             antialias=True,
         )
-        for view, side in enumerate(view_sizes)
+        for view, (side, interpolation) in enumerate(zip(view_sizes, interpolations, strict=True))
     )
 
 
 class DaliPipeline:
-    """A built pipeline for one batch size and one set of view sizes."""
+    """A built pipeline for one batch size and one set of views."""
 
     def __init__(
         self,
         batch_size: int,
         view_sizes: tuple[int, ...],
+        interpolations: tuple[Interpolation, ...],
         *,
         crop: bool,
         device_id: int | None,
@@ -77,6 +84,7 @@ class DaliPipeline:
         Args:
             batch_size: samples per batch.
             view_sizes: side of each view's crop in pixels.
+            interpolations: filter of each view.
             crop: output crops rather than whole frames.
             device_id: the GPU that decodes; None: the CPU decodes.
             workers: DALI's threads.
@@ -90,6 +98,7 @@ class DaliPipeline:
         self._pipeline = _decode_once(
             self._source,
             view_sizes,
+            interpolations,
             "cpu" if device_id is None else "mixed",
             crop,
             hw_decoder_load,

@@ -1,17 +1,20 @@
 """Crops of a whole batch, cut and resampled on the device by two batched matrix products.
 
-Shapes: B batch, V views, S crop side, P pixels of all frames. The filter is PIL's antialiased bilinear
-one: a triangle as wide as the scale, normalized, zero outside the box.
+Shapes: B batch, V views, S crop side, P pixels of all frames. The filters are PIL's antialiased ones: a
+triangle, or Keys' cubic with a = -0.5, as wide as the scale, normalized, zero outside the box. Nothing
+is rounded between the two products. The cubic overshoots, and is clipped there, as PIL clips; PIL does
+the horizontal pass first, and the clipped pixels differ by that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastsimsiam.loaders.base import size_groups
+from fastsimsiam.config.views import Interpolation
+from fastsimsiam.loaders.base import ViewGroup
 
 _PIECE_PIXELS = 1 << 25
 """Pixels of boxes that are resampled at a time: limits the memory of their float32 copies."""
@@ -28,7 +31,7 @@ def crop_views(
     offset: Tensor,
     width: Tensor,
     box: npt.NDArray[np.int32],
-    view_sizes: tuple[int, ...],
+    groups: Sequence[ViewGroup],
 ) -> tuple[Tensor, ...]:
     """Cuts the views of a batch.
 
@@ -37,32 +40,35 @@ def crop_views(
         offset: (B,) int64 position of the first pixel of each sample's frame.
         width: (B,) int64 width of each sample's frame in pixels.
         box: (B, all views, 4) top, left, height, width of each box.
-        view_sizes: side of each view's crop in pixels.
+        groups: the views by size.
 
     Returns:
         The crops of a `loaders.base.Batch`.
     """
-    return tuple(
-        _crop_group(frames, offset, width, box[:, views], side)
-        for side, views in size_groups(view_sizes).items()
-    )
+    return tuple(_crop_group(frames, offset, width, box[:, group.views], group) for group in groups)
 
 
 def _crop_group(
-    frames: Tensor, offset: Tensor, width: Tensor, box: npt.NDArray[np.int32], side: int
+    frames: Tensor, offset: Tensor, width: Tensor, box: npt.NDArray[np.int32], group: ViewGroup
 ) -> Tensor:
     batch, views = box.shape[:2]
+    side = group.side
     flat = box.reshape(-1, 4).astype(np.int64)
-    # Boxes are padded to the largest of their piece, so boxes of similar size share a piece.
-    order = np.argsort(flat[:, 2] * flat[:, 3], kind="stable")
-    flat = flat[order]
-    position, boxes = send(order, frames.device), send(flat, frames.device)
-    offset = offset[:, None].expand(-1, views).flatten()[position]
-    width = width[:, None].expand(-1, views).flatten()[position]
+    offset = offset[:, None].expand(-1, views).flatten()
+    width = width[:, None].expand(-1, views).flatten()
     crops = torch.empty((len(flat), side, side, 3), dtype=torch.uint8, device=frames.device)
-    for rows, largest in _pieces(flat[:, 2:]):
-        piece = crop_resize(frames, offset[rows], width[rows], boxes[rows], largest, side)
-        crops.index_copy_(0, position[rows], piece)
+    for interpolation in dict.fromkeys(group.interpolations):
+        alike = np.array([name == interpolation for name in group.interpolations])
+        mine = np.flatnonzero(np.tile(alike, batch))
+        # Boxes are padded to the largest of their piece, so boxes of similar size share a piece.
+        order = mine[np.argsort(flat[mine, 2] * flat[mine, 3], kind="stable")]
+        position, boxes = send(order, frames.device), send(flat[order], frames.device)
+        starts, widths = offset[position], width[position]
+        for rows, largest in _pieces(flat[order, 2:]):
+            piece = crop_resize(
+                frames, starts[rows], widths[rows], boxes[rows], largest, side, interpolation
+            )
+            crops.index_copy_(0, position[rows], piece)
     return crops.view(batch, views, side, side, 3)
 
 
@@ -82,19 +88,33 @@ def _pieces(extent: npt.NDArray[np.int64]) -> Iterator[tuple[slice, tuple[int, i
         first += count
 
 
-def _weights(side: int, length: Tensor, longest: int) -> Tensor:
+def _weights(side: int, length: Tensor, longest: int, interpolation: Interpolation) -> Tensor:
     """Resampling matrices (B, side, longest) from `length` (B,) pixels to `side`."""
     device = length.device
     scale = (length.float() / side)[:, None, None]
     center = (torch.arange(side, device=device) + 0.5)[None, :, None] * scale
     tap = (torch.arange(longest, device=device) + 0.5)[None, None, :]
-    weight = (1.0 - (tap - center).abs() / scale.clamp(min=1.0)).clamp(min=0.0)
+    distance = (tap - center).abs() / scale.clamp(min=1.0)
+    weight = _cubic(distance) if interpolation == "bicubic" else (1.0 - distance).clamp(min=0.0)
     weight = weight * (tap < length[:, None, None])
     return weight / weight.sum(dim=2, keepdim=True)
 
 
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' filter with a = -0.5 at distances of 0 and more."""
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = -0.5 * (((x - 5.0) * x + 8.0) * x - 4.0)
+    return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))
+
+
 def crop_resize(
-    frames: Tensor, offset: Tensor, width: Tensor, box: Tensor, largest: tuple[int, int], side: int
+    frames: Tensor,
+    offset: Tensor,
+    width: Tensor,
+    box: Tensor,
+    largest: tuple[int, int],
+    side: int,
+    interpolation: Interpolation,
 ) -> Tensor:
     """Cuts one box from each of B frames and resamples it to a square.
 
@@ -105,6 +125,7 @@ def crop_resize(
         box: (B, 4) int64 top, left, height, width of each box.
         largest: largest height and width, as Python numbers: reading them from `box` would wait.
         side: side of the crops in pixels.
+        interpolation: the filter.
 
     Returns:
         (B, side, side, 3) uint8.
@@ -114,9 +135,11 @@ def crop_resize(
     columns = torch.arange(largest[1], device=box.device).minimum(box_width[:, None] - 1)
     start = offset[:, None] + (top[:, None] + rows) * width[:, None] + left[:, None]
     patch = frames[start[:, :, None] + columns[:, None, :]].float()
-    vertical = _weights(side, box_height, largest[0])
-    horizontal = _weights(side, box_width, largest[1])
+    vertical = _weights(side, box_height, largest[0], interpolation)
+    horizontal = _weights(side, box_width, largest[1], interpolation)
     patch = torch.bmm(vertical, patch.flatten(2)).view(-1, side, largest[1], 3)
+    if interpolation == "bicubic":
+        patch.clamp_(0, 255)
     # Not a product broadcast over rows, for which torch would copy the matrices once per row.
     patch = torch.bmm(horizontal, patch.transpose(1, 2).reshape(-1, largest[1], side * 3))
     patch = patch.view(-1, side, side, 3).transpose(1, 2)

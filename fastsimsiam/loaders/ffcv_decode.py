@@ -18,6 +18,7 @@ from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 from ffcv.utils import cast_int_to_byte_ptr
 
+from fastsimsiam.config.views import Interpolation
 from fastsimsiam.loaders.base import size_groups
 from fastsimsiam.loaders.resample import PADDING, resample_box
 
@@ -96,9 +97,12 @@ class DecodeOnce(Operation):  # type: ignore[misc]
     is (B, 1) int32, the status.
     """
 
-    def __init__(self, view_sizes: tuple[int, ...]) -> None:
-        """Takes the side of each view's crop in pixels."""
+    def __init__(
+        self, view_sizes: tuple[int, ...], interpolations: tuple[Interpolation, ...]
+    ) -> None:
+        """Takes the side of each view's crop in pixels, and its filter."""
         super().__init__()
+        self._interpolations = interpolations
         self._groups = [(side, len(views)) for side, views in size_groups(view_sizes).items()]
         self._order = np.array(
             [view for views in size_groups(view_sizes).values() for view in views], np.int64
@@ -117,6 +121,11 @@ class DecodeOnce(Operation):  # type: ignore[misc]
         sides = np.array([side for side, _ in self._groups], np.int64)
         counts = np.array([count for _, count in self._groups], np.int64)
         order = self._order
+        # Of the second filter only what a view needs is compiled.
+        kinds = sorted(set(self._interpolations))
+        second = np.array([name == kinds[-1] for name in self._interpolations], np.bool_)
+        cut, cut_second = resample_box[kinds[0]], resample_box[kinds[-1]]
+        two_kinds = len(kinds) > 1
 
         def decode(
             batch_indices: Any, status: Any, metadata: Any, state: Any
@@ -172,14 +181,11 @@ class DecodeOnce(Operation):  # type: ignore[misc]
                     for number in range(count):
                         place = targets[group] + np.uint64((position * count + number) * size)
                         out = numba.carray(cast_int_to_byte_ptr(place), (side, side, 3))
-                        resample_box(
-                            frame,
-                            frames.shape[1],
-                            3 * width,
-                            boxes[position, order[view]],
-                            scratch[thread],
-                            out,
-                        )
+                        box, rows = boxes[position, order[view]], scratch[thread]
+                        if two_kinds and second[order[view]]:
+                            cut_second(frame, frames.shape[1], 3 * width, box, rows, out)
+                        else:
+                            cut(frame, frames.shape[1], 3 * width, box, rows, out)
                         view += 1
                 status[position, 0] = DECODED
             return status[: len(batch_indices)]

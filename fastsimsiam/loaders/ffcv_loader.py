@@ -4,8 +4,9 @@ FFCV provides compiler, threads and queue; order, boxes and reading are ours. FF
 decode once per view, draw their own boxes, trust the sizes that a file claims and ignore the decoder's
 return code. Ours (ffcv_pipeline.py) compares the size with the JPEG's own header, decodes once, cuts
 the plan's boxes and resamples as PIL does, into the crop tensors of the batch; its temporary memory is
-a record and a frame per thread. Pixels differ from PIL's by one gray level at most. Images that the
-compiled code leaves, as damaged ones and those in unusual colors, are decoded as in the other loaders.
+a record and a frame per thread. Pixels differ from PIL's by one gray level at most, and by more where the
+bicubic filter overshoots (resample.py). Images that the compiled code leaves, as damaged ones and those
+in unusual colors, are decoded as in the other loaders.
 
 Boxes reach the compiled code in the state of the memory manager, which FFCV passes to every operation
 and prepares for each batch (`start_batch`).
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, size_groups
+from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, view_groups
 from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.ffcv_epoch import EpochPlan
 from fastsimsiam.loaders.host_crop import crop_views
@@ -75,7 +76,7 @@ class FfcvLoader:
         self._device = options.device
         self._workers = min(num_workers(options.workers), num_cores())
         self._buffers = BufferPool(options.device)
-        self._pipelines: dict[tuple[int, tuple[int, ...]], Any] = {}
+        self._pipelines: dict[tuple[Any, ...], Any] = {}
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """See `loaders.base.Loader`."""
@@ -99,7 +100,7 @@ class FfcvLoader:
                 yield assemble(batch, crops, pin=self._device.type == "cuda")
 
     def _pipeline(self, plan: Plan) -> Any:
-        key = (len(plan.index(0, 0)), plan.view_sizes)
+        key = (len(plan.index(0, 0)), plan.view_sizes, plan.interpolations)
         if key not in self._pipelines:
             from fastsimsiam.loaders.ffcv_pipeline import FfcvPipeline
 
@@ -113,5 +114,6 @@ class FfcvLoader:
             return self._policy.read_rgb(self._storage, index)
 
         pixels = self._policy.run(plan, batch, row, frame, self._storage.name)
-        for out, views in zip(crops, size_groups(plan.view_sizes).values(), strict=True):
-            crop_views(pixels, batch.views.box[row, views], out[row].numpy())
+        for out, group in zip(crops, view_groups(plan), strict=True):
+            boxes = batch.views.box[row, group.views]
+            crop_views(pixels, boxes, out[row].numpy(), group.interpolations)

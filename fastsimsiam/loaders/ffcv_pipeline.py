@@ -23,6 +23,7 @@ from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.graph import Graph
 from ffcv.pipeline.pipeline_spec import PipelineSpec
 
+from fastsimsiam.config.views import Interpolation
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.base import BATCHES_AHEAD, size_groups
 from fastsimsiam.loaders.ffcv_decode import HEADER_NUMBERS, DecodeOnce, Inputs, functions
@@ -110,9 +111,11 @@ def _metadata(storage: Beton) -> npt.NDArray[np.void]:
 
 
 @cache
-def _compiled(view_sizes: tuple[int, ...], parallel: bool) -> tuple[Graph, Any]:
-    """FFCV's graph and code of a set of view sizes: the same for all files, compiled at first use."""
-    spec = PipelineSpec("image", decoder=DecodeOnce(view_sizes))
+def _compiled(
+    view_sizes: tuple[int, ...], interpolations: tuple[Interpolation, ...], parallel: bool
+) -> tuple[Graph, Any]:
+    """FFCV's graph and code of a set of views: the same for all files, compiled at first use."""
+    spec = PipelineSpec("image", decoder=DecodeOnce(view_sizes, interpolations))
     threads, torch_threads = numba.get_num_threads(), torch.get_num_threads()
     Compiler.set_num_threads(2 if parallel else 1)  # torch's too; which code it is depends on it
     try:
@@ -125,17 +128,23 @@ def _compiled(view_sizes: tuple[int, ...], parallel: bool) -> tuple[Graph, Any]:
 
 
 class FfcvPipeline:
-    """A compiled pipeline for one batch size and one set of view sizes."""
+    """A compiled pipeline for one batch size and one set of views."""
 
     def __init__(
-        self, storage: Beton, batch_size: int, view_sizes: tuple[int, ...], workers: int
+        self,
+        storage: Beton,
+        batch_size: int,
+        view_sizes: tuple[int, ...],
+        interpolations: tuple[Interpolation, ...],
+        workers: int,
     ) -> None:
-        """Prepares the pipeline; the first one of its view sizes is compiled, which takes some seconds.
+        """Prepares the pipeline; the first one of its views is compiled, which takes some seconds.
 
         Args:
             storage: the packed file.
             batch_size: samples per batch.
             view_sizes: side of each view's crop in pixels.
+            interpolations: filter of each view.
             workers: number of threads.
 
         Raises:
@@ -166,7 +175,7 @@ class FfcvPipeline:
                 f"{storage.root} has images of {frame / 1e6:.0f} MB, too large for the memory of "
                 f"{workers} threads: pass a smaller --workers"
             ) from error
-        graph, code = _compiled(view_sizes, workers > 1)
+        graph, code = _compiled(view_sizes, interpolations, workers > 1)
         self._loader = _Loader(
             reader=_Reader(_metadata(storage)),
             graph=graph,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import BATCHES_AHEAD, Batch, LoaderOptions, assemble_on
+from fastsimsiam.loaders.base import BATCHES_AHEAD, Batch, LoaderOptions, assemble_on, view_groups
 from fastsimsiam.loaders.device_crop import crop_views, send
 from fastsimsiam.loaders.device_decode import decode_jpegs, require_device_decoder
 from fastsimsiam.loaders.first_use import FirstUse
@@ -179,5 +179,5 @@ class FrameLoader:
         offset = send(np.cumsum(count) - count, self._device)
         width = send(np.array([frame.shape[1] for frame in frames], np.int64), self._device)
         pixels = torch.cat([frame.reshape(-1, 3) for frame in frames])
-        crops = crop_views(pixels, offset, width, batch.views.box, plan.view_sizes)
+        crops = crop_views(pixels, offset, width, batch.views.box, view_groups(plan))
         return assemble_on(self._device, batch, crops)

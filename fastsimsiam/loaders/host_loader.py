@@ -19,7 +19,7 @@ from fastsimsiam.loaders.base import (
     LoaderOptions,
     assemble,
     crop_shapes,
-    size_groups,
+    view_groups,
 )
 from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.host_crop import crop_views
@@ -128,15 +128,15 @@ class HostLoader:
         self, plan: Plan, batch: BatchPlan, rows: Iterator[int], crops: tuple[Tensor, ...]
     ) -> None:
         arrays = [crop.numpy() for crop in crops]
-        groups = list(size_groups(plan.view_sizes).values())
+        groups = view_groups(plan)
         try:
             for row in rows:
                 if self._closed:  # whoever iterates may be held by an exception for a while
                     break
                 pixels = self._policy.run(plan, batch, row, self._frame, self._name)
                 boxes = batch.views.box[row]
-                for out, views in zip(arrays, groups, strict=True):
-                    crop_views(pixels, boxes[views], out[row])
+                for out, group in zip(arrays, groups, strict=True):
+                    crop_views(pixels, boxes[group.views], out[row], group.interpolations)
         except BaseException:
             _exhaust(rows)  # the batch is lost: stops the other threads
             raise

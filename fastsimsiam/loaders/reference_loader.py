@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from fastsimsiam.config.views import Interpolation
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import Batch, LoaderOptions, assemble, size_groups
@@ -27,28 +28,42 @@ from fastsimsiam.system.processes import InProcesses
 from fastsimsiam.system.resources import num_workers
 
 
-def crop_with_pil(image: Image.Image, box: Sequence[int], size: int) -> Image.Image:
-    """Cuts a box (top, left, height, width) and resizes it to a square: bilinear, antialiased."""
+def crop_with_pil(
+    image: Image.Image, box: Sequence[int], size: int, interpolation: Interpolation = "bilinear"
+) -> Image.Image:
+    """Cuts a box (top, left, height, width) and resizes it to a square, antialiased."""
     top, left, height, width = (int(number) for number in box)
+    mode = InterpolationMode(interpolation)
     crop: Image.Image = TF.resized_crop(
-        image, top, left, height, width, [size, size], InterpolationMode.BILINEAR, antialias=True
+        image, top, left, height, width, [size, size], mode, antialias=True
     )
     return crop
 
 
-def photometric_with_pil(image: Image.Image, table: ViewTable, row: int, view: int) -> Image.Image:
-    """Applies a view's parameters in the official order: jitter, grayscale, blur, solarize, flip."""
+def photometric_with_pil(
+    image: Image.Image, table: ViewTable, row: int, view: int, *, grayscale_first: bool = False
+) -> Image.Image:
+    """Applies a view's parameters in the official order: jitter, grayscale, blur, solarize, flip.
+
+    Args:
+        image: the crop.
+        table: parameters of a batch.
+        row, view: which of them.
+        grayscale_first: grayscale comes before jitter, as in MoCo v1.
+    """
     steps = {
         BRIGHTNESS: (TF.adjust_brightness, float(table.brightness[row, view]), 1.0),
         CONTRAST: (TF.adjust_contrast, float(table.contrast[row, view]), 1.0),
         SATURATION: (TF.adjust_saturation, float(table.saturation[row, view]), 1.0),
         HUE: (TF.adjust_hue, float(table.hue[row, view]), 0.0),
     }
+    if table.grayscale[row, view] and grayscale_first:
+        image = TF.to_grayscale(image, num_output_channels=3)
     for operation in table.order[row, view].tolist():
         adjust, factor, neutral = steps[operation]
         if factor != neutral:  # neutral where torchvision would not apply its ColorJitter
             image = adjust(image, factor)
-    if table.grayscale[row, view]:
+    if table.grayscale[row, view] and not grayscale_first:
         image = TF.to_grayscale(image, num_output_channels=3)
     if table.blur_sigma[row, view] > 0:
         image = image.filter(ImageFilter.GaussianBlur(radius=float(table.blur_sigma[row, view])))
@@ -85,6 +100,7 @@ class _PlannedSamples:
     ) -> None:
         self._storage = storage
         self._plan = plan
+        self._interpolations, self._grayscale_first = plan.interpolations, plan.grayscale_first
         self._on_bad_image, self._gray16_max = options.on_bad_image, options.gray16_max
         self._full = full
         self._checked = checked
@@ -109,9 +125,11 @@ class _PlannedSamples:
         for side, views in size_groups(self._plan.view_sizes).items():
             group = []
             for view in views:
-                crop = crop_with_pil(image, batch.views.box[0, view].tolist(), side)
+                box, interpolation = batch.views.box[0, view].tolist(), self._interpolations[view]
+                crop = crop_with_pil(image, box, side, interpolation)
                 if self._full:
-                    crop = photometric_with_pil(crop, batch.views, 0, view)
+                    first = self._grayscale_first[view]
+                    crop = photometric_with_pil(crop, batch.views, 0, view, grayscale_first=first)
                 group.append(np.asarray(crop))
             crops.append(np.stack(group))
         return _Result(

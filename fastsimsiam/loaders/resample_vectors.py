@@ -4,6 +4,9 @@ Numba does not vectorize over the channels of a pixel, so weighted sums of pixel
 with LLVM's vectors. The horizontal sum multiplies neighboring pixels as 16-bit integers, and the CPU
 adds the products in pairs (pmaddwd); a weight of 22 bits is split into two of 11. Pixels are written
 as four bytes, and the fourth is overwritten by the next pixel.
+
+Weights that are not negative, and add up to 1, keep a sum within a byte. A filter with negative weights
+overshoots: its sums are signed, and clipped.
 """
 
 from typing import Any
@@ -45,14 +48,34 @@ def _splat(builder: Any, value: Any, lanes: int) -> Any:
     return _shuffle(builder, vector, vector, [0] * lanes)
 
 
-def weigher(rows: int) -> Any:
+def _to_bytes(builder: Any, total: Any, clipped: bool) -> Any:
+    """Rounded sums, a vector of integers, as bytes; `clipped`: they are signed and may overshoot."""
+    lanes = total.type.count
+
+    def constant(value: int) -> Any:
+        return ir.Constant(total.type, [value] * lanes)
+
+    if clipped:
+        shifted = builder.ashr(total, constant(BITS))
+        for sign, limit in (("<", 0), (">", 255)):
+            beyond = builder.icmp_signed(sign, shifted, constant(limit))
+            shifted = builder.select(beyond, constant(limit), shifted)
+    else:
+        shifted = builder.lshr(total, constant(BITS))
+    return builder.trunc(shifted, ir.VectorType(_BYTE, lanes))
+
+
+def pixel_weigher(rows: int, *, clipped: bool) -> Any:
     """An intrinsic that sums weighted neighboring RGB pixels to one pixel, in `rows` rows at a time.
 
-    `rows` is even. Arguments of the intrinsic: the address of the first pixel, the bytes from a row to
-    the next, the address of the weights, the number of groups of four neighbors, the address that
-    receives the pixel, and the bytes from a row to the next there. The weights of a group are eight
-    int16: four high parts, then four low parts. All rows have the same weights, and their sums do not
-    depend on each other.
+    Arguments of the intrinsic: the address of the first pixel, the bytes from a row to the next, the
+    address of the weights, the number of groups of four neighbors, the address that receives the pixel,
+    and the bytes from a row to the next there. The weights of a group are eight int16: four high parts,
+    then four low parts. All rows have the same weights, and their sums do not depend on each other.
+
+    Args:
+        rows: an even number.
+        clipped: weights may be negative.
     """
     ints8, words16 = ir.VectorType(_INT, 8), ir.VectorType(_WORD, 16)
     halves = rows // 2  # a vector holds two rows
@@ -110,8 +133,7 @@ def weigher(rows: int) -> Any:
         for half in range(halves):
             total = builder.shl(builder.load(high[half]), ir.Constant(ints8, [LOW_BITS] * 8))
             total = builder.add(total, builder.load(low[half]))
-            shifted = builder.lshr(total, ir.Constant(ints8, [BITS] * 8))
-            pixels = builder.trunc(shifted, ir.VectorType(_BYTE, 8))
+            pixels = _to_bytes(builder, total, clipped)
             for row in range(2):
                 lanes = list(range(4 * row, 4 * row + 4))
                 where = builder.mul(target_pitch, constant(2 * half + row))
@@ -134,16 +156,15 @@ def weigher(rows: int) -> Any:
     return intrinsic(weigh)
 
 
-weigh_eight_rows = weigher(ROWS)
-weigh_two_rows = weigher(2)
+def row_weigher(*, clipped: bool) -> Any:
+    """An intrinsic that sums `VECTOR` bytes of each of some weighted rows.
 
+    Arguments of the intrinsic: the address of the first row, the bytes from a row to the next, the
+    address of the int32 weights, the number of rows, and the address that receives the bytes.
 
-@intrinsic  # type: ignore[untyped-decorator]
-def weigh_rows(
-    typing_context: Any, source: Any, pitch: Any, weights: Any, count: Any, target: Any
-) -> tuple[Any, Any]:
-    """Sums `VECTOR` bytes of each of `count` rows, `pitch` bytes apart, with int32 weights."""
-    signature = types.void(types.uintp, types.uintp, types.uintp, types.intp, types.uintp)
+    Args:
+        clipped: weights may be negative.
+    """
     ints = ir.VectorType(_INT, VECTOR)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -156,12 +177,17 @@ def weigh_rows(
             values = builder.zext(_load(builder, row, VECTOR), ints)
             product = builder.mul(values, _splat(builder, weight, VECTOR))
             builder.store(builder.add(builder.load(total), product), total)
-        shifted = builder.lshr(builder.load(total), ir.Constant(ints, [BITS] * VECTOR))
         where = _at(builder, target, ir.VectorType(_BYTE, VECTOR))
-        builder.store(builder.trunc(shifted, ir.VectorType(_BYTE, VECTOR)), where, align=1)
+        builder.store(_to_bytes(builder, builder.load(total), clipped), where, align=1)
         return context.get_dummy_value()
 
-    return signature, generate
+    def weigh(
+        typing_context: Any, source: Any, pitch: Any, weights: Any, count: Any, target: Any
+    ) -> tuple[Any, Any]:
+        address = types.uintp
+        return types.void(address, address, address, types.intp, address), generate
+
+    return intrinsic(weigh)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
-from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions, assemble_on
+from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions, assemble_on, view_groups
 from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.device_crop import crop_views, send
 from fastsimsiam.loaders.host_loader import HostLoader
@@ -181,5 +181,5 @@ class ResidentLoader:
                 self._policy.run(plan, batch, row, self._require_whole, self._storage.name)
         sample = send(batch.index, self._device)
         offset, width = self._offset[sample], self._width[sample]
-        crops = crop_views(self._pixels, offset, width, batch.views.box, plan.view_sizes)
+        crops = crop_views(self._pixels, offset, width, batch.views.box, view_groups(plan))
         return assemble_on(self._device, batch, crops)

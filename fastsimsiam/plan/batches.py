@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastsimsiam.config.views import ViewSpec, view_sizes
+from fastsimsiam.config.views import Interpolation, ViewSpec, view_sizes
 from fastsimsiam.errors import UserError
 from fastsimsiam.plan.counter_rng import hash_words
 from fastsimsiam.plan.order import epoch_order
@@ -66,6 +66,14 @@ class Plan(Protocol):
     @property
     def view_sizes(self) -> tuple[int, ...]:
         """Side of each view's square crop, in pixels."""
+
+    @property
+    def interpolations(self) -> tuple[Interpolation, ...]:
+        """Filter by which each view's crop is resampled."""
+
+    @property
+    def grayscale_first(self) -> tuple[bool, ...]:
+        """Whether grayscale comes before color jitter, for each view."""
 
     def index(self, epoch: int, step: int) -> npt.NDArray[np.int64]:
         """(B,) sample indices of batch `step` of an epoch."""
@@ -148,6 +156,16 @@ class TrainPlan(_SamplePool):
         """Side of each view's square crop, in pixels."""
         return view_sizes(self.specs, self.image_size)
 
+    @property
+    def interpolations(self) -> tuple[Interpolation, ...]:
+        """Filter by which each view's crop is resampled."""
+        return tuple(spec.interpolation for spec in self.specs)
+
+    @property
+    def grayscale_first(self) -> tuple[bool, ...]:
+        """Whether grayscale comes before color jitter, for each view."""
+        return tuple(spec.grayscale_first for spec in self.specs)
+
     def table(self, epoch: int, index: npt.NDArray[np.int64]) -> ViewTable:
         """Random views of the samples `index` (B,), (B, V)."""
         return draw_views(
@@ -189,6 +207,16 @@ class CenterPlan(_SamplePool):
     def view_sizes(self) -> tuple[int, ...]:
         """Side of the one view's crop, in pixels."""
         return (self.image_size,)
+
+    @property
+    def interpolations(self) -> tuple[Interpolation, ...]:
+        """The filter of the one view: always bilinear, as in torchvision's evaluation."""
+        return ("bilinear",)
+
+    @property
+    def grayscale_first(self) -> tuple[bool, ...]:
+        """No color is changed."""
+        return (False,)
 
     def table(self, epoch: int, index: npt.NDArray[np.int64]) -> ViewTable:
         """Centered views of the samples `index` (B,), (B, 1)."""

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD
 from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.config.stored import to_dict
+from fastsimsiam.config.views import NormalizeConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.evaluate.recorded import as_text
@@ -201,13 +201,11 @@ def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str
         stem=stem,
         classifier=classifier_name(pretrained.arch),
     )
-    mean, std = (", ".join(f"{v:g}" for v in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
     lines = [
         f"# {pretrained.arch}, {pretrained.feature_dim} features",
         "",
-        f"Input: RGB images of {pretrained.image_size} pixels, values from 0 to 1, minus the mean "
-        f"({mean}), over the standard deviation ({std}). Output: {pretrained.feature_dim} features per "
-        "image.",
+        f"Input: RGB images of {pretrained.image_size} pixels, values from 0 to 1, "
+        f"{_normalized(pretrained.normalize)}. Output: {pretrained.feature_dim} features per image.",
         "",
         f"Evaluation: the centered square of {pretrained.crop_fraction:g} of the image's shorter side, "
         f"resized to {pretrained.image_size} pixels. These values are in the file's metadata.",
@@ -236,6 +234,14 @@ def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _normalized(constants: NormalizeConfig) -> str:
+    """What is done to values from 0 to 1, in words."""
+    if constants == NormalizeConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
+        return "not normalized"
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (constants.mean, constants.std))
+    return f"minus the mean ({mean}), over the standard deviation ({std})"
 
 
 def _run_lines(pretrained: PretrainedBackbone) -> list[str]:

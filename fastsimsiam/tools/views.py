@@ -10,16 +10,15 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from fastsimsiam.augment.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
+from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.run import GRAY16_MAX, Config
-from fastsimsiam.config.views import view_sizes
+from fastsimsiam.config.views import NormalizeConfig
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.loaders.base import assemble, size_groups
+from fastsimsiam.loaders.base import assemble, crop_shapes, view_groups
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.host_crop import crop_views
-from fastsimsiam.plan.batches import BatchPlan
+from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.plan.order import epoch_order
-from fastsimsiam.plan.views import draw_views
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.runs.curves import PALETTE
 from fastsimsiam.storage.base import Storage
@@ -129,32 +128,38 @@ def draw_views_grid(
         out: PNG file to write.
     """
     samples = np.array(index, dtype=np.int64)
-    table = draw_views(
-        config.views, seed=seed, epoch=0, index=samples, sizes=storage.sizes[samples]
+    plan = TrainPlan(
+        label=storage.label,
+        sizes=storage.sizes,
+        seed=seed,
+        specs=config.views,
+        image_size=config.image_size,
+        batch_size=len(samples),
     )
-    sizes = view_sizes(config.views, config.image_size)
+    drawn, groups, sizes = plan.rows(0, samples), view_groups(plan), plan.view_sizes
     crops = tuple(
-        torch.empty((len(samples), len(views), side, side, 3), dtype=torch.uint8)
-        for side, views in size_groups(sizes).items()
+        torch.empty(shape, dtype=torch.uint8) for shape in crop_shapes(len(samples), sizes)
     )
     originals = []
     for row, sample in enumerate(samples):
         pixels = read_rgb(storage, int(sample), gray16_max=config.gray16_max)
-        for group, views in zip(crops, size_groups(sizes).values(), strict=True):
-            crop_views(pixels, table.box[row, views], group[row].numpy())
-        originals.append(_with_boxes(pixels, table.box[row]))
-    batch = assemble(
-        BatchPlan(epoch=0, index=samples, label=storage.label[samples], views=table), crops
-    )
-    views = Photometric(config.views, sizes)(batch.crops, batch.photometric)
-    columns = [originals] + [[_to_image(image) for image in view] for view in views]
+        boxes = drawn.views.box[row]
+        for tensor, group in zip(crops, groups, strict=True):
+            crop_views(pixels, boxes[group.views], tensor[row].numpy(), group.interpolations)
+        originals.append(_with_boxes(pixels, boxes))
+    batch = assemble(drawn, crops)
+    photometric = Photometric(config.views, sizes, normalize=config.normalize)
+    views = photometric(batch.crops, batch.photometric)
+    columns = [originals] + [
+        [_to_image(image, config.normalize) for image in view] for view in views
+    ]
     titles = ["original", *(f"view {number}" for number in range(1, len(views) + 1))]
     _grid(columns, titles).save(out)
 
 
-def _to_image(view: torch.Tensor) -> Image.Image:
+def _to_image(view: torch.Tensor, constants: NormalizeConfig) -> Image.Image:
     """Converts a normalized view (3, S, S) to an image of a tile's size."""
-    std, mean = torch.tensor(IMAGENET_STD), torch.tensor(IMAGENET_MEAN)
+    std, mean = torch.tensor(constants.std), torch.tensor(constants.mean)
     pixels = (view.permute(1, 2, 0) * std + mean).clamp(0, 1) * 255
     return Image.fromarray(pixels.round().to(torch.uint8).numpy()).resize((_TILE, _TILE))
 

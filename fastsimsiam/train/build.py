@@ -90,7 +90,7 @@ def build_trainer(
         keep_freed_memory()
         share_cores()
         use_matmul_for_small_maps(method)
-    photometric = Photometric(config.views, plan.view_sizes, dtype)
+    photometric = Photometric(config.views, plan.view_sizes, dtype, normalize=config.normalize)
     compute: nn.Module = TrainStep(photometric, method, device, dtype)
     if compiled == "step":
         compute.compile(fullgraph=True, dynamic=False)

@@ -209,6 +209,7 @@ def _evaluators(
         (loaders.open(val), val),
         knn=config.knn,
         image_size=config.image_size,
+        constants=config.normalize,
         device=chosen.device,
         dtype=chosen.dtype,
         warn=lambda text: recorder.say(f"WARNING: {text}"),
