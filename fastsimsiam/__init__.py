@@ -18,7 +18,7 @@ from fastsimsiam.version import __version__
 
 if TYPE_CHECKING:
     from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
-    from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
+    from fastsimsiam.config.methods import MethodConfig, MoCoConfig, SimSiamConfig
     from fastsimsiam.config.optimizer import OptimizerConfig
     from fastsimsiam.config.run import CheckpointConfig, Config, CpuConfig, DaliConfig, KnnConfig
     from fastsimsiam.config.views import NormalizeConfig, ViewSpec
@@ -53,6 +53,7 @@ __all__ = [
     "Loader",
     "Method",
     "MethodConfig",
+    "MoCoConfig",
     "NormalizeConfig",
     "OptimizerConfig",
     "ParameterGroup",
@@ -75,7 +76,7 @@ __all__ = [
 ]
 _MODULES = {
     "config.evaluation": ("EvalOptions", "LinearConfig"),
-    "config.methods": ("MethodConfig", "SimSiamConfig"),
+    "config.methods": ("MethodConfig", "MoCoConfig", "SimSiamConfig"),
     "config.optimizer": ("OptimizerConfig",),
     "config.run": ("CheckpointConfig", "Config", "CpuConfig", "DaliConfig", "KnnConfig"),
     "config.views": ("NormalizeConfig", "ViewSpec"),

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.config.methods import SimSiamConfig
+from fastsimsiam.config.methods import MoCoConfig, SimSiamConfig
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.losses import negative_cosine_similarity
+from fastsimsiam.methods.moco import MoCo
 from fastsimsiam.methods.simsiam import SimSiam
 
 LABELS = torch.arange(8)
@@ -32,6 +33,13 @@ def simsiam(**switches: object) -> SimSiam:
     return SimSiam(backbone(), 12, SimSiamConfig(**(SMALL | switches)))
 
 
+def moco(**options: object) -> MoCo:
+    """A small MoCo with fixed weights."""
+    torch.manual_seed(0)
+    small = {"projection_dim": 8, "queue_size": 20, "bn_splits": 2}
+    return MoCo(backbone(), 12, MoCoConfig(**(small | options)))
+
+
 def some_views(num: int = 2) -> tuple[Tensor, ...]:
     """Views of eight images."""
     generator = torch.Generator().manual_seed(1)
@@ -39,6 +47,9 @@ def some_views(num: int = 2) -> tuple[Tensor, ...]:
 
 
 METHODS: dict[str, Callable[[], Method]] = {
+    "moco-v1": lambda: moco(projector_layers=1),
+    "moco-v2": moco,
+    "moco-v2-symmetric": lambda: moco(symmetric="sum"),
     "simsiam": simsiam,
     "no-stop-gradient": lambda: simsiam(stop_gradient=False),
     "no-predictor": lambda: simsiam(predictor="none"),

@@ -135,7 +135,7 @@ def test_without_scale_and_offset(wrap) -> None:
 
 def test_every_layer_of_a_network_is_replaced_and_keeps_its_values() -> None:
     torch.manual_seed(0)
-    backbone, dim = feature_extractor("micro_resnet")
+    backbone, dim = feature_extractor("tiny_resnet")
     network = nn.Sequential(backbone, nn.Linear(dim, 8), nn.BatchNorm1d(8))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     split_batch_norm(network, 1)
@@ -150,7 +150,7 @@ def test_every_layer_of_a_network_is_replaced_and_keeps_its_values() -> None:
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
     # A group does not see the others.
-    x = torch.randn(4, 3, 64, 64)
+    x = torch.randn(4, 3, 32, 32)
     changed = x.clone()
     changed[3] += 1
     assert torch.equal(backbone(x)[:2], backbone(changed)[:2])

@@ -2,14 +2,15 @@
 
 import torch
 
-from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
+from fastsimsiam.config.methods import MethodConfig, MoCoConfig, SimSiamConfig
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.methods.base import Method
+from fastsimsiam.methods.moco import MoCo
 from fastsimsiam.methods.simsiam import SimSiam
 from fastsimsiam.models.backbones import feature_extractor
 
-METHODS: dict[type[MethodConfig], type[Method]] = {SimSiamConfig: SimSiam}
+METHODS: dict[type[MethodConfig], type[Method]] = {MoCoConfig: MoCo, SimSiamConfig: SimSiam}
 """A method is constructed from a backbone, the number of its features, and the method's config."""
 
 

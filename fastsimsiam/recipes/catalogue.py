@@ -6,10 +6,12 @@ from typing import Any
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.recipes import simsiam
+from fastsimsiam.recipes import moco, simsiam
 from fastsimsiam.recipes.base import Recipe
 
-RECIPES: dict[str, Recipe] = {recipe.make().recipe: recipe for recipe in simsiam.RECIPES}
+RECIPES: dict[str, Recipe] = {
+    recipe.make().recipe: recipe for recipe in (*simsiam.RECIPES, *moco.RECIPES)
+}
 """Every recipe by the name that the command line takes."""
 
 

@@ -5,6 +5,7 @@ implements it (methods/registry.py). A new method is a file here, and a line bel
 """
 
 from fastsimsiam.config.methods.base import MethodConfig, by_name
+from fastsimsiam.config.methods.moco import MoCoConfig
 from fastsimsiam.config.methods.simsiam import SimSiamConfig
 
-__all__ = ["MethodConfig", "SimSiamConfig", "by_name"]
+__all__ = ["MethodConfig", "MoCoConfig", "SimSiamConfig", "by_name"]
