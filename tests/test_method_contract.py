@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastsimsiam.config.methods import (
     BYOLConfig,
     BYOLNoMomentumConfig,
+    MoCoConfig,
     MoCoV3Config,
     SimCLRConfig,
     SimSiamConfig,
@@ -17,6 +18,7 @@ from fastsimsiam.config.methods import (
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.byol import BYOL, BYOLNoMomentum
 from fastsimsiam.methods.losses import negative_cosine_similarity
+from fastsimsiam.methods.moco import MoCo
 from fastsimsiam.methods.moco_v3 import MoCoV3
 from fastsimsiam.methods.simclr import SimCLR
 from fastsimsiam.methods.simsiam import SimSiam
@@ -53,6 +55,13 @@ def seeded(make: Callable[[], Method]) -> Callable[[], Method]:
     return made
 
 
+def moco(**options: object) -> MoCo:
+    """A small MoCo with fixed weights."""
+    torch.manual_seed(0)
+    small = {"projection_dim": 8, "queue_size": 20, "bn_splits": 2}
+    return MoCo(backbone(), 12, MoCoConfig(**(small | options)))
+
+
 def some_views(num: int = 2) -> tuple[Tensor, ...]:
     """Views of eight images."""
     generator = torch.Generator().manual_seed(1)
@@ -65,6 +74,9 @@ METHODS: dict[str, Callable[[], Method]] = {
     "byol-no-momentum": seeded(
         lambda: BYOLNoMomentum(backbone(), 12, BYOLNoMomentumConfig(**NARROW))
     ),
+    "moco-v1": lambda: moco(projector_layers=1),
+    "moco-v2": moco,
+    "moco-v2-symmetric": lambda: moco(symmetric="sum"),
     "moco-v3": seeded(lambda: MoCoV3(backbone(), 12, MoCoV3Config(**NARROW))),
     "simclr": seeded(lambda: SimCLR(backbone(), 12, SimCLRConfig(projection_dim=8))),
     "simsiam": simsiam,

@@ -36,6 +36,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from fastsimsiam.config.run import Config
 from fastsimsiam.methods.collapse import collapse_warning
 
 
@@ -101,6 +102,18 @@ class Method(nn.Module, ABC):
     needs_labels: ClassVar[bool] = False
     num_views: ClassVar[int | None] = None
     joint_views: ClassVar[bool] = False
+
+    @classmethod
+    def check_batch(cls, config: Config, images: int) -> None:
+        """Refuses a batch that the method cannot use, before the run.
+
+        Args:
+            config: of the run, with the method's own config.
+            images: per forward pass on one device.
+
+        Raises:
+            UserError: names the options to change.
+        """
 
     @classmethod
     def large_views(cls, view_sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -130,3 +130,28 @@ def _log_probability(first: Tensor, second: Tensor, temperature: float) -> tuple
     similarity = z @ everyone.T / temperature
     masked = similarity.masked_fill(rows[:, None] == columns, float("-inf"))
     return F.log_softmax(masked, dim=1), rows
+
+
+def queue_info_nce(
+    query: Tensor, key: Tensor, queue: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Mean over the batch of the cross-entropy of each query's key among the K of a queue, in float32.
+
+    Args:
+        query: unit vectors (B, D).
+        key: unit vectors (B, D), one for each query; the caller stops their gradient.
+        queue: unit vectors (K, D), the negatives.
+        temperature: divides the cosine similarities.
+
+    Returns:
+        The loss, a scalar, ln(K + 1) where all similarities are equal; arXiv 1911.05722, equation 1.
+        And the share of queries that are nearer to their key than to any in the queue.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        query = query.float() / temperature
+        positive = (query * key.float()).sum(dim=1)
+        negatives = query @ queue.float().T
+        # The softmax over K + 1 without a copy of (B, K) logits beside those of the keys.
+        loss = F.softplus(negatives.logsumexp(dim=1) - positive).mean()
+        nearer = positive.detach() > negatives.detach().amax(dim=1)
+    return loss, nearer.float().mean()

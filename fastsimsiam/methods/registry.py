@@ -6,6 +6,7 @@ from fastsimsiam.config.methods import (
     BYOLConfig,
     BYOLNoMomentumConfig,
     MethodConfig,
+    MoCoConfig,
     MoCoV3Config,
     SimCLRConfig,
     SimSiamConfig,
@@ -16,6 +17,7 @@ from fastsimsiam.config.views import view_sizes
 from fastsimsiam.errors import UserError
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.byol import BYOL, BYOLNoMomentum
+from fastsimsiam.methods.moco import MoCo
 from fastsimsiam.methods.moco_v3 import MoCoV3
 from fastsimsiam.methods.simclr import SimCLR
 from fastsimsiam.methods.simsiam import SimSiam
@@ -25,6 +27,7 @@ from fastsimsiam.models.backbones import feature_extractor
 METHODS: dict[type[MethodConfig], type[Method]] = {
     BYOLConfig: BYOL,
     BYOLNoMomentumConfig: BYOLNoMomentum,
+    MoCoConfig: MoCo,
     MoCoV3Config: MoCoV3,
     SimCLRConfig: SimCLR,
     SimSiamConfig: SimSiam,

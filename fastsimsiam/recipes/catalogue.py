@@ -7,10 +7,10 @@ from typing import Any
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.recipes import byol, moco_v3, simclr, simsiam, supcon
+from fastsimsiam.recipes import byol, moco, moco_v3, simclr, simsiam, supcon
 from fastsimsiam.recipes.base import Recipe
 
-_FILES = (simsiam, byol, moco_v3, simclr, supcon)
+_FILES = (simsiam, byol, moco, moco_v3, simclr, supcon)
 RECIPES: dict[str, Recipe] = {
     recipe.make().recipe: recipe for file in _FILES for recipe in file.RECIPES
 }

@@ -79,6 +79,7 @@ def _require_parts(config: Config, device: torch.device, num_processes: int) -> 
             f"--batch-size {config.batch_size}{cut} is one image at a time, and BatchNorm needs two or "
             f"more: give --batch-size {2 * parts} or more"
         )
+    find_method(config.method).check_batch(config, config.batch_size // parts)
 
 
 def require_writable(out: Path) -> None:

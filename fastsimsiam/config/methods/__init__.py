@@ -6,6 +6,7 @@ implements it (methods/registry.py). A new method is a file here, and a line bel
 
 from fastsimsiam.config.methods.base import MethodConfig, by_name
 from fastsimsiam.config.methods.byol import BYOLConfig, BYOLNoMomentumConfig
+from fastsimsiam.config.methods.moco import MoCoConfig
 from fastsimsiam.config.methods.moco_v3 import MoCoV3Config
 from fastsimsiam.config.methods.simclr import SimCLRConfig
 from fastsimsiam.config.methods.simsiam import SimSiamConfig
@@ -15,6 +16,7 @@ __all__ = [
     "BYOLConfig",
     "BYOLNoMomentumConfig",
     "MethodConfig",
+    "MoCoConfig",
     "MoCoV3Config",
     "SimCLRConfig",
     "SimSiamConfig",

@@ -1,0 +1,46 @@
+"""The options of MoCo."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fastsimsiam.config.fields import require_within
+from fastsimsiam.config.methods.base import MethodConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoCoConfig(MethodConfig):
+    """MoCo v1 (arXiv 1911.05722) and v2 (arXiv 2003.04297). Defaults are those of v2 on ImageNet."""
+
+    name: ClassVar[str] = "moco"
+
+    projector_layers: int = 2
+    """Linear layers of the projector, with ReLU and without BatchNorm: 1 is MoCo v1, 2 MoCo v2."""
+    hidden_dim: int | None = None
+    """Width of the projector's hidden layers; None: as many as the backbone has features."""
+    projection_dim: int = 128
+    """Width of queries and keys."""
+    temperature: float = 0.2
+    """Divides the cosine similarities; 0.07 in MoCo v1."""
+    momentum: float = 0.999
+    """Momentum of the target network, which makes the keys."""
+    queue_size: int = 65536
+    """Keys in the queue, the negatives of each query."""
+    symmetric: Literal["off", "sum", "mean"] = "off"
+    """off: the first view is the query, the second the key. sum, mean: each view is both, and the two
+    losses are added, or averaged; twice the work of off."""
+    bn_splits: int = 8
+    """Groups of a device's batch with BatchNorm statistics of their own, among which keys are shuffled;
+    published: 32 images each. 1: plain BatchNorm, by which query and key share statistics."""
+
+    def __post_init__(self) -> None:
+        for name, most in (
+            ("projector_layers", 100),
+            ("projection_dim", 2**17),
+            ("queue_size", 2**30),
+            ("bn_splits", 2**20),
+        ):
+            require_within(f"method.{name}", getattr(self, name), 1, most)
+        if self.hidden_dim is not None:
+            require_within("method.hidden_dim", self.hidden_dim, 1, 2**17)
+        require_within("method.temperature", self.temperature, 1e-3, 1e3)
+        require_within("method.momentum", self.momentum, 0, 1)
