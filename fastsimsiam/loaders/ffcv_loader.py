@@ -4,9 +4,9 @@ FFCV provides compiler, threads and queue; order, boxes and reading are ours. FF
 decode once per view, draw their own boxes, trust the sizes that a file claims and ignore the decoder's
 return code. Ours (ffcv_pipeline.py) compares the size with the JPEG's own header, decodes once, cuts
 the plan's boxes and resamples as PIL does, into the crop tensors of the batch; its temporary memory is
-a record and a frame per thread. Pixels differ from PIL's by one gray level at most, and by more where the
-bicubic filter overshoots (resample.py). Images that the compiled code leaves, as damaged ones and those
-in unusual colors, are decoded as in the other loaders.
+a record and a frame per thread. Pixels differ from PIL's by one gray level at most, and by more where
+the bicubic filter overshoots (resample.py). Images that the compiled code leaves, as damaged ones and
+those in unusual colors, are decoded as in the other loaders.
 
 Boxes reach the compiled code in the state of the memory manager, which FFCV passes to every operation
 and prepares for each batch (`start_batch`).
