@@ -26,6 +26,7 @@ from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.losses import nt_xent, sup_con
 from fastsimsiam.methods.simclr import SimCLR
 from fastsimsiam.methods.supcon import SupCon
+from fastsimsiam.optim.schedule import peak_lr
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.train.checks import fix_for_memory
 from fastsimsiam.train.pretrain import pretrain
@@ -195,6 +196,32 @@ def test_head_of_simclr() -> None:
     assert wide.projector[0].out_features == 64
 
 
+def official_nt_xent(first: np.ndarray, second: np.ndarray, temperature: float) -> float:
+    """The official code's: the means over the first and over the second views are added."""
+    first, second = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (first, second))
+    total = 0.0
+    for own, other in ((first, second), (second, first)):
+        means = 0.0
+        for i in range(len(own)):
+            logits = np.concatenate([other @ own[i], np.delete(own, i, axis=0) @ own[i]])
+            logits = logits / temperature
+            means += math.log(float(np.exp(logits).sum())) - float(logits[i])
+        total += means / len(own)
+    return total
+
+
+def test_scaled_loss_of_simclr_is_the_official_codes() -> None:
+    method = simclr(loss_scale=2.0)
+    kept: list[Tensor] = []
+    method.projector.register_forward_hook(lambda module, args, z: kept.append(z.detach()))
+    loss, metrics = method(some_views(), LABELS)
+    first, second = kept[0].double().numpy().reshape(2, 8, 8)
+    assert loss.item() == pytest.approx(official_nt_xent(first, second, 0.1), abs=2e-6)
+    plain, same = simclr()(some_views(), LABELS)
+    torch.testing.assert_close(loss, 2 * plain)
+    torch.testing.assert_close(metrics, same)
+
+
 def test_head_of_supcon() -> None:
     """Biases and no BatchNorm; the loss and its gradients times the scale."""
     method = SupCon(nn.Identity(), 512, SupConConfig())
@@ -235,8 +262,8 @@ def test_options_out_of_range_are_one_line() -> None:
             kind(temperature=0.0)
         with pytest.raises(UserError, match=r"^method.hidden_dim is 0: give 1 or more$"):
             kind(hidden_dim=0)
-    with pytest.raises(UserError, match=r"^method.loss_scale is 0: give 1e-06 or more$"):
-        SupConConfig(loss_scale=0.0)
+        with pytest.raises(UserError, match=r"^method.loss_scale is 0: give 1e-06 or more$"):
+            kind(loss_scale=0.0)
 
 
 @pytest.fixture
@@ -389,7 +416,9 @@ def test_two_ranks_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
 def test_recipes_are_the_published_ones() -> None:
     config = catalogue.recipe("simclr-imagenet-100ep")
     assert (config.epochs, config.batch_size, config.arch) == (100, 512, "resnet50")
-    assert config.method == SimCLRConfig(temperature=0.1, projector_layers=2, projection_dim=128)
+    assert config.method == SimCLRConfig(
+        temperature=0.1, loss_scale=2.0, projector_layers=2, projection_dim=128
+    )
     view, other = config.views
     assert view == other
     assert (view.area, view.interpolation, view.jitter) == ((0.08, 1.0), "bicubic", 0.8)
@@ -399,27 +428,37 @@ def test_recipes_are_the_published_ones() -> None:
     lars = config.optimizer
     assert (lars.name, lars.weight_decay, lars.exclude_bias_and_norm) == ("lars", 1e-6, True)
     assert (lars.schedule, lars.warmup_epochs, lars.trust) == ("step", 10, 1e-3)
-    for name, epochs, batch, decay, layers in (
-        ("simclr-imagenet-200ep", 200, 512, 1e-6, 2),
-        ("simclr-imagenet-100ep-bs4096", 100, 4096, 1e-4, 2),
-        ("simclr-imagenet-100ep-3layers", 100, 4096, 1e-6, 3),
-        ("simclr-v2-imagenet-800ep", 800, 4096, 1e-4, 3),
+    for name, epochs, batch, decay, layers, scale in (
+        ("simclr-imagenet-200ep", 200, 512, 1e-6, 2, 2.0),
+        ("simclr-imagenet-100ep-bs4096", 100, 4096, 1e-6, 2, 2.0),
+        ("simclr-imagenet-100ep-3layers", 100, 4096, 1e-6, 3, 1.0),
+        ("simclr-v2-imagenet-800ep", 800, 4096, 1e-4, 3, 2.0),
     ):
         config = catalogue.recipe(name)
         assert (config.epochs, config.batch_size) == (epochs, batch)
         assert config.optimizer.weight_decay == decay
-        assert config.method == SimCLRConfig(projector_layers=layers)
+        assert config.method == SimCLRConfig(projector_layers=layers, loss_scale=scale)
+    for name, batch, decay, scale in (
+        ("simclr-cifar10-1000ep", 512, 1e-6, 2.0),
+        ("simclr-cifar10-1000ep-r50", 1024, 1e-6, 2.0),
+        ("simclr-cifar10-800ep", 512, 5e-4, 1.0),
+        ("simclr-imagenette", 256, 5e-4, 1.0),
+    ):
+        config = catalogue.recipe(name)
+        assert config.batch_size == batch
+        assert config.optimizer.weight_decay == decay
+        assert config.method == SimCLRConfig(temperature=0.5, loss_scale=scale)
     config = catalogue.recipe("supcon-cifar10-1000ep")
     assert config.method.loss_scale == pytest.approx(0.1 / 0.07)
     assert (config.optimizer.lr, config.optimizer.lr_scaling) == (0.5, "none")
     assert not config.zero_init_residual
-    # 0.075 * sqrt(batch), and 0.1 * sqrt(batch) in SimCLRv2.
-    for name, rate in (
-        ("simclr-imagenet-100ep", 1.697),
-        ("simclr-imagenet-100ep-bs4096", 4.8),
-        ("simclr-v2-imagenet-800ep", 6.4),
+    # 0.075 * sqrt(batch), 0.1 * sqrt(batch) in SimCLRv2; 0.3 and, on CIFAR-10, 1 per 256 images.
+    for name, scaling, rate in (
+        ("simclr-imagenet-100ep", "sqrt", 1.697),
+        ("simclr-imagenet-100ep-bs4096", "linear", 4.8),
+        ("simclr-v2-imagenet-800ep", "sqrt", 6.4),
+        ("simclr-cifar10-1000ep", "linear", 2.0),
     ):
         config = catalogue.recipe(name)
-        assert config.optimizer.lr_scaling == "sqrt"
-        peak = config.optimizer.lr * math.sqrt(config.batch_size / 256)
-        assert peak == pytest.approx(rate, abs=1e-3)
+        assert config.optimizer.lr_scaling == scaling
+        assert peak_lr(config.optimizer, config.batch_size) == pytest.approx(rate, abs=1e-3)

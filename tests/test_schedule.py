@@ -104,17 +104,28 @@ def test_schedule_of_simclr() -> None:
     assert [peak_lr(root, size) for size in (256, 512, 4096)] == pytest.approx([1.2, 1.697056, 4.8])
 
 
-def test_schedule_of_supcon() -> None:
-    """Of arXiv 2004.11362, its code for CIFAR: from 0.01 to 0.5, then by epoch down to 0.0005."""
-    optimizer = OptimizerConfig(
-        lr=0.5, lr_scaling="none", warmup_epochs=10, warmup_start_factor=0.02, final_lr_factor=1e-3
-    )
+def test_schedule_of_the_supcon_recipe() -> None:
+    """From 0.01 to 0.5, then by epoch to 0.0005; within 0.006 of arXiv 2004.11362's code for CIFAR."""
+    optimizer = catalogue.recipe("supcon-cifar10-1000ep").optimizer
     lr = at_steps(optimizer, batch_size=1024, epochs=1000, per_epoch=48)
     assert lr(0) == pytest.approx(0.01)
     assert lr(240) == pytest.approx(0.01 + 0.49 * 240 / 479)
     assert lr(479) == lr(480) == lr(527) == pytest.approx(0.5)
     assert lr(48 * 505) == pytest.approx(0.25025)
     assert lr(48 * 999) == lr(47999) == pytest.approx(0.00050126, rel=1e-4)
+
+    def code(step: int) -> float:
+        """Its cosine is over all epochs, counted from 1; its warm-up ends on that curve."""
+
+        def cosine(epoch: int) -> float:
+            return 0.0005 + 0.4995 * 0.5 * (1 + math.cos(math.pi * epoch / 1000))
+
+        if step < 480:
+            return 0.01 + (cosine(10) - 0.01) * step / 480
+        return cosine(step // 48 + 1)
+
+    assert code(48 * 505) == pytest.approx(0.2455, abs=1e-4)
+    assert max(abs(lr(step) - code(step)) for step in range(0, 48000, 16)) < 0.006
 
 
 def test_schedule_of_moco_v1() -> None:

@@ -34,7 +34,7 @@ class SimCLR(Method):
         Args:
             backbone: network from images to features (B, feature_dim).
             feature_dim: number of the backbone's features.
-            config: temperature, and widths of the head.
+            config: temperature, factor of the loss, and widths of the head.
         """
         super().__init__()
         self.config = config
@@ -60,7 +60,8 @@ class SimCLR(Method):
         z = self.projector(self.backbone(torch.cat(views)))
         first, second = z.chunk(2)
         loss, accuracy = nt_xent(first, second, self.config.temperature)
-        return loss, {"collapse_std": collapse_std(z), "contrast_accuracy": accuracy}
+        metrics = {"collapse_std": collapse_std(z), "contrast_accuracy": accuracy}
+        return loss * self.config.loss_scale, metrics
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """One group; the optimizer's options exempt biases and BatchNorm."""

@@ -17,8 +17,8 @@ def feature_extractor(
             layer and that the user has registered with torchvision.
         stem: `imagenet`, or `cifar`: a 3x3 convolution of stride 1 and no max-pooling (ResNets only).
         zero_init_residual: the scale of the last BatchNorm of each residual block starts at 0 instead
-            of 1 (ResNets): SimSiam, SimCLR, BYOL and MoCo v3 do so, MoCo v1 and v2, SwAV and SupCon do
-            not.
+            of 1 (ResNets): SimSiam, SimCLR, BYOL, MoCo v3 and SupCon's TensorFlow code do so, MoCo v1
+            and v2, SwAV and SupCon's PyTorch code do not.
 
     Returns:
         The network, images (B, 3, H, W) to features (B, D), and D.

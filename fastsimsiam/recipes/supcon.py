@@ -1,4 +1,8 @@
-"""Recipes of supervised contrastive learning: Khosla et al., arXiv 2004.11362."""
+"""Recipes of supervised contrastive learning: Khosla et al., arXiv 2004.11362.
+
+Published linear top-1 is of the authors' own probes: RMSProp on ImageNet, SGD on CIFAR-10.
+`fastsimsiam linear` is SimSiam's probe, by LARS.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +17,10 @@ from fastsimsiam.recipes.base import CIFAR10, IMAGENET, IMAGENETTE, IMAGEWOOF, R
 def imagenet_350ep() -> Config:
     """SupCon on ImageNet, 350 epochs, batch 6144.
 
-    It needs several GPUs: the loss compares the images of a batch, so parts cannot be accumulated. Two
-    deviations: the views are SimCLR's, in place of AutoAugment, for which there is no published score;
-    and features are not normalized before the head.
+    It needs several GPUs: the loss compares the images of a batch, so parts cannot be accumulated.
+    Deviations: the views are SimCLR's, in place of AutoAugment, for which there is no published score;
+    features are not normalized before the head; the head's layer has a bias; its weights start as
+    torch's do, not with a standard deviation of 0.01.
     Command: torchrun --nproc-per-node 8 -m fastsimsiam pretrain supcon-imagenet-350ep
         --data IMAGENET --out DIR
     Source: the paper's TensorFlow code (google-research, supcon/scripts): LARS, learning rate
@@ -85,7 +90,10 @@ def cifar10_1000ep() -> Config:
     """SupCon on CIFAR-10, ResNet-50 with the CIFAR stem, 1000 epochs, batch 1024, SGD.
 
     Pixels are normalized by CIFAR-10's own constants, as in the paper's code, which also multiplies the
-    loss by temperature / 0.07.
+    loss by temperature / 0.07. The learning rate differs from that code's by up to 0.0053: there the
+    cosine runs over all 1000 epochs, here over the 990 after the warm-up (in epoch 506, counted from 1,
+    0.2455 there, 0.2503 here); step i of the n warm-up steps is at i / n of the rise there, at
+    i / (n - 1) here. There the last, incomplete batch of an epoch is used, here it is left out.
     Command: fastsimsiam pretrain supcon-cifar10-1000ep --data CIFAR10 --out DIR
     Source: the paper's PyTorch code (HobbitLong/SupContrast), README and main_supcon.py.
     Expected: linear 96.0 %. Published, not measured here.

@@ -15,6 +15,10 @@ class SimCLRConfig(MethodConfig):
 
     temperature: float = 0.1
     """Divides the similarities; 0.5 on CIFAR-10."""
+    loss_scale: float = 1.0
+    """Factor of the loss, a mean over all views; 2 in the official code, which adds the means over the
+    first and over the second views. LARS weighs it against the weight decay; the lr of SGD is bound to
+    it."""
     projector_layers: int = 2
     """Linear layers of the projector; 3 in SimCLRv2."""
     hidden_dim: int | None = None
@@ -24,6 +28,7 @@ class SimCLRConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         require_within("method.temperature", self.temperature, 1e-3, 1e3)
+        require_within("method.loss_scale", self.loss_scale, 1e-6, 1e6)
         require_within("method.projector_layers", self.projector_layers, 1, 100)
         if self.hidden_dim is not None:
             require_within("method.hidden_dim", self.hidden_dim, 1, 2**17)
