@@ -7,13 +7,13 @@ have twice its share. BatchNorm's parameters, which LARS does not adapt, would t
 What differs from that code, without a published effect:
 - Color jitter is torchvision's. There brightness is an offset (a factor since SimCLRv2), contrast keeps
   the mean of each channel.
-- Bicubic crops are antialiased, and there are 10 tries to place one, not 100. Blur repeats the edges of
-  an image, which is padded by zeros there.
+- Bicubic crops are antialiased, and there are 10 tries to place one; there 100, for one that covers at
+  least 0.1 of the image. Blur repeats the edges of an image, which is padded by zeros there.
 - The weights of convolutions start as torchvision's.
 - The learning rate is applied after the momentum, not inside of it, and the first of n steps of the
   warm-up has 1 / n of its peak, not 0.
 
-Published linear top-1 is of SimCLR's own probe: SGD, learning rate 0.1 per 256 images, 90 epochs.
+Published linear top-1 on ImageNet is of SimCLR's own probe: SGD, 0.1 per 256 images, 90 epochs.
 `fastsimsiam linear` is SimSiam's probe, by LARS.
 """
 
