@@ -18,7 +18,7 @@ def fill(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.BatchNorm1d(6))
-    config = MoCoConfig(projection_dim=5, queue_size=20, bn_splits=2, symmetric="sum")
+    config = MoCoConfig(projection_dim=5, queue_size=20, bn_group_size=2, symmetric="sum")
     method = MoCo(backbone, 6, config)
     expected = method.queue.keys.clone()
     for step in range(STEPS):

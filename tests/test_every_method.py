@@ -26,7 +26,7 @@ from fastsimsiam.train.pretrain import pretrain
 
 # A recipe for each method, and what makes its heads small.
 HEADS = "--method.hidden-dim 32 --method.projection-dim 16"
-QUEUE = f"{HEADS} --method.queue-size 40 --method.bn-splits 2"
+QUEUE = f"{HEADS} --method.queue-size 40 --method.bn-group-size 4"
 RUNS = {
     "byol": f"byol-imagenette {HEADS} --accumulate 2",
     "byol-no-momentum": f"byol-no-momentum-imagenette {HEADS}",

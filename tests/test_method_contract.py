@@ -58,7 +58,7 @@ def seeded(make: Callable[[], Method]) -> Callable[[], Method]:
 def moco(**options: object) -> MoCo:
     """A small MoCo with fixed weights."""
     torch.manual_seed(0)
-    small = {"projection_dim": 8, "queue_size": 20, "bn_splits": 2}
+    small = {"projection_dim": 8, "queue_size": 20, "bn_group_size": 4}
     return MoCo(backbone(), 12, MoCoConfig(**(small | options)))
 
 

@@ -129,7 +129,7 @@ class Encoder(nn.Sequential):
 def moco(**options: object) -> MoCo:
     """A small MoCo whose target is another network than the online one."""
     torch.manual_seed(0)
-    small = {"projection_dim": 6, "queue_size": 20, "bn_splits": 2}
+    small = {"projection_dim": 6, "queue_size": 20, "bn_group_size": 4}
     method = MoCo(Encoder(), 12, MoCoConfig(**(small | options)))
     with torch.no_grad():
         for number, parameter in enumerate(method.target.parameters()):
@@ -169,7 +169,7 @@ def test_the_loss_is_of_queries_keys_and_the_queue_before_them(symmetric: str) -
     np.testing.assert_array_equal(method.queue.keys.double(), queue)
     # Keys enter behind the loss, both sets in the symmetric case, in the order of the images.
     method.after_part()
-    new = k[1] if symmetric == "off" else np.concatenate([k[1], k[0]])
+    new = k[1] if symmetric == "off" else np.concatenate([k[0], k[1]])
     np.testing.assert_allclose(method.queue.keys[: len(new)], new, atol=1e-6)
     np.testing.assert_array_equal(method.queue.keys[len(new) :].double(), queue[len(new) :])
     assert method.queue.pointer == len(new)
@@ -177,12 +177,12 @@ def test_the_loss_is_of_queries_keys_and_the_queue_before_them(symmetric: str) -
 
 def test_keys_see_groups_of_the_shuffled_batch() -> None:
     """Keys, image by image, of a network that is called once per group."""
-    views, method = some_views(12), moco(bn_splits=3)
+    views, method = some_views(12), moco(bn_group_size=4)
     method.before_step(at(5))
     order = permutation(method.shuffle_seed, 12, 1)
     assert order.tolist() != list(range(12))
     method(views, LABELS)
-    reference = moco(bn_splits=1)
+    reference = moco(bn_group_size=0)
     for group in range(3):
         images = order[4 * group : 4 * group + 4]
         keys = F.normalize(reference.target(views[1][images]), dim=1)
@@ -264,16 +264,16 @@ def moved_together(make: Callable[[], MoCo], steps: int, *, ordered: bool = Fals
 
 
 def test_plain_batch_norm_leaks_and_split_and_shuffled_does_not() -> None:
-    assert moved_together(lambda: moco(bn_splits=1), 1) > 0.99
+    assert moved_together(lambda: moco(bn_group_size=0), 1) > 0.99
     # Groups without a shuffle leak as much, and so does a shuffle without groups.
-    assert moved_together(lambda: moco(bn_splits=4), 1, ordered=True) > 0.99
+    assert moved_together(lambda: moco(bn_group_size=4), 1, ordered=True) > 0.99
     # Of the 3 other images in a group of 4, 3 / 15 are by chance in the key's group as well.
-    assert moved_together(lambda: moco(bn_splits=4), 12) < 0.35
+    assert moved_together(lambda: moco(bn_group_size=4), 12) < 0.35
 
 
 def test_a_shuffle_within_one_group_changes_nothing() -> None:
     """Why the published code needs several GPUs, or groups."""
-    method = moco(bn_splits=1)
+    method = moco(bn_group_size=0)
     view = some_views()[1]
     order = permutation(torch.tensor(7), 8)
     shuffled = method.target(view[order])[torch.argsort(order)]
@@ -339,7 +339,7 @@ def test_one_graph_serves_all_steps() -> None:
 def config(tiny_config: Config) -> Config:
     """12 steps of MoCo v2; 40 keys are no multiple of a batch of 16."""
     made = catalogue.recipe("moco-v2-imagenette").method
-    method = replace(made, hidden_dim=32, projection_dim=16, queue_size=40, bn_splits=4)
+    method = replace(made, hidden_dim=32, projection_dim=16, queue_size=40, bn_group_size=4)
     return replace(tiny_config, method=method)
 
 
@@ -382,21 +382,21 @@ def test_a_checkpoint_is_evaluated_as_plain_batch_norm(config: Config) -> None:
 
 
 def test_a_batch_that_the_groups_cannot_share_is_refused_in_a_line(config: Config) -> None:
-    for batch, parts, splits in ((12, 1, 8), (16, 2, 8), (36, 2, 4), (13, 1, 2), (8, 1, 8)):
-        method = replace(config.method, bn_splits=splits)
+    for batch, parts, size in ((12, 1, 8), (16, 2, 8), (36, 2, 4), (13, 1, 2), (8, 1, 8)):
+        method = replace(config.method, bn_group_size=size)
         asked = replace(config, batch_size=batch, method=method)
-        with pytest.raises(UserError, match=f"--method.bn-splits is {splits}, but the ") as caught:
+        with pytest.raises(UserError, match=f"--method.bn-group-size is {size}, but ") as caught:
             MoCo.check_batch(asked, batch // parts)
         text = str(caught.value)
         advised = int(text.split("give --batch-size ")[1].split(",")[0])
         assert advised % parts == 0
         MoCo.check_batch(replace(asked, batch_size=advised), advised // parts)
-        if "or --method.bn-splits " in text:
+        if "or --method.bn-group-size " in text:
             fewer = int(text.rpartition(" ")[2])
-            assert 1 < fewer < splits
-            fitting = replace(asked, method=replace(method, bn_splits=fewer))
+            assert 1 < fewer <= size
+            fitting = replace(asked, method=replace(method, bn_group_size=fewer))
             MoCo.check_batch(fitting, batch // parts)
-    MoCo.check_batch(replace(config, method=replace(config.method, bn_splits=1)), 13)
+    MoCo.check_batch(replace(config, method=replace(config.method, bn_group_size=0)), 13)
     shared = replace(config, accumulate=2, batch_size=24)
     with pytest.raises(UserError, match="the 6 images that a device has at a time"):
         require_possible(shared, CPU, 2)
@@ -408,7 +408,7 @@ def test_it_is_refused_on_the_command_line_before_the_run(
     command = f"pretrain moco-v2-imagenette --data {config.data} --out {config.out} --device cpu"
     assert main([*command.split(), "--batch-size", "100"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "give --batch-size 104, or --method.bn-splits 5" in line
+    assert "give --batch-size 128, or --method.bn-group-size 25" in line
     assert not config.out.exists()
 
 
@@ -417,7 +417,7 @@ def test_wrong_options_are_refused() -> None:
         ("queue_size", 0),
         ("temperature", 0.0),
         ("momentum", 1.5),
-        ("bn_splits", 0),
+        ("bn_group_size", 1),
         ("projector_layers", 0),
         ("hidden_dim", 0),
     ):
@@ -454,11 +454,17 @@ def test_recipes_are_the_published_settings() -> None:
     cifar = catalogue.recipe("moco-cifar10-200ep-symmetric")
     assert cifar.optimizer.lr * 512 / 256 == 0.06
     assert cifar.method == MoCoConfig(
-        projector_layers=1, temperature=0.1, momentum=0.99, queue_size=4096, symmetric="sum"
+        projector_layers=1,
+        temperature=0.1,
+        momentum=0.99,
+        queue_size=4096,
+        symmetric="sum",
+        bn_group_size=64,
     )
-    names = [name for name in catalogue.RECIPES if name.startswith("moco-")]
-    for name in names:
-        made = catalogue.recipe(name)
+    every = [catalogue.recipe(name) for name in catalogue.RECIPES]
+    ours = [made for made in every if isinstance(made.method, MoCoConfig)]
+    assert len(ours) > 5
+    for made in ours:
         MoCo.check_batch(made, made.batch_size)
 
 

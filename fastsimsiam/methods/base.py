@@ -116,6 +116,16 @@ class Method(nn.Module, ABC):
         """
 
     @classmethod
+    def batch_norm_images(cls, config: Config, images: int) -> int:
+        """Number of images whose BatchNorm statistics are taken together on a device, while training.
+
+        Args:
+            config: of the run, with the method's own config.
+            images: per forward pass on one device.
+        """
+        return images
+
+    @classmethod
     def large_views(cls, view_sizes: tuple[int, ...]) -> tuple[int, ...]:
         """Numbers of the views that show whole images, as opposed to the small crops of multi-crop.
 

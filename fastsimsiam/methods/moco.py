@@ -52,7 +52,8 @@ class MoCo(Method):
         """
         super().__init__()
         self.config = config
-        split_batch_norm(backbone, config.bn_splits)
+        if config.bn_group_size:
+            split_batch_norm(backbone, config.bn_group_size)
         self.backbone = backbone
         hidden = [config.hidden_dim or feature_dim] * (config.projector_layers - 1)
         self.projector = mlp(
@@ -73,7 +74,7 @@ class MoCo(Method):
         directions = [(0, 1)] if self.config.symmetric == "off" else [(0, 1), (1, 0)]
         queries = [_unit(self.projector(self.backbone(views[view]))) for view, _ in directions]
         keys = [self._keys(views[view], view) for _, view in directions]
-        self.fresh_keys = torch.cat(keys)  # for `after_part`
+        self.fresh_keys = torch.cat(keys[::-1])  # in the order of the views, for `after_part`
         pairs = [
             queue_info_nce(query, key, self.queue.keys, temperature=self.config.temperature)
             for query, key in zip(queries, keys, strict=True)
@@ -87,7 +88,7 @@ class MoCo(Method):
 
     def _keys(self, view: Tensor, number: int) -> Tensor:
         """The target's unit vectors (B, D) of a view; they pass through BatchNorm in another order."""
-        if self.config.bn_splits == 1:
+        if self.config.bn_group_size == 0:
             return _unit(self.target(view))
         order = permutation(self.shuffle_seed, len(view), number)
         return _unit(self.target(view[order]))[torch.argsort(order)]
@@ -112,23 +113,28 @@ class MoCo(Method):
 
     @classmethod
     def check_batch(cls, config: Config, images: int) -> None:
-        """Refuses a batch that cannot be split into equal groups of two images or more.
+        """Refuses a batch that is not two or more groups, among which keys can be shuffled.
 
         Raises:
             UserError: names the options to change.
         """
         assert isinstance(config.method, MoCoConfig)
-        splits = config.method.bn_splits
-        if splits == 1 or (images % splits == 0 and images >= 2 * splits):
+        size = config.method.bn_group_size
+        if size == 0 or (images % size == 0 and images > size):
             return
-        enough = max(2, -(-images // splits)) * splits * (config.batch_size // images)
-        fitting = [n for n in range(2, splits) if images % n == 0 and images >= 2 * n]
-        other = f", or --method.bn-splits {fitting[-1]}" if fitting else ""
+        enough = max(2, -(-images // size)) * size * (config.batch_size // images)
+        fitting = [n for n in range(2, min(size, images // 2) + 1) if images % n == 0]
+        other = f", or --method.bn-group-size {fitting[-1]}" if fitting else ""
         raise UserError(
-            f"--method.bn-splits is {splits}, but the {images} images that a device has at a time "
-            f"cannot be split into {splits} equal groups of two or more: give --batch-size "
-            f"{enough}{other}"
+            f"--method.bn-group-size is {size}, but the {images} images that a device has at a time "
+            f"are not two or more groups of that size: give --batch-size {enough}{other}"
         )
+
+    @classmethod
+    def batch_norm_images(cls, config: Config, images: int) -> int:
+        """The size of a group."""
+        assert isinstance(config.method, MoCoConfig)
+        return config.method.bn_group_size or images
 
     @classmethod
     def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:

@@ -1,6 +1,7 @@
 """MoCo v3 for ResNets: Chen, Xie and He, arXiv 2104.02057."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -62,9 +63,9 @@ class MoCoV3(Method):
         return [ParameterGroup(parameters=[p for module in online for p in module.parameters()])]
 
     def before_step(self, at: Progress) -> None:
-        """Takes the momentum of this step."""
+        """Takes the momentum of the next step, at whose start the authors move the target."""
         if self.config.momentum_schedule == "cosine":
-            self._momentum = cosine_tau(self.config.momentum, at)
+            self._momentum = cosine_tau(self.config.momentum, replace(at, step=at.step + 1))
 
     def after_step(self) -> None:
         """Moves the target towards the online network."""

@@ -16,13 +16,13 @@ class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
     """What both layers below do; keys and values of the state are those of BatchNorm.
 
     Attributes:
-        num_groups: parts of the batch, consecutive and of equal size, with statistics of their own.
+        group_size: consecutive images whose statistics are taken together, N / G.
     """
 
-    num_groups: int
+    group_size: int
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalizes (N, C, ...); while training, N must be a multiple of the number of groups.
+        """Normalizes (N, C, ...); while training, N must be a multiple of the size of a group.
 
         The running statistics move once, by the mean over the groups of their means and of their
         unbiased variances.
@@ -32,13 +32,13 @@ class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
+        num_groups, rest = divmod(len(input), self.group_size)
+        assert rest == 0
         if torch.compiler.is_compiling():
-            output, mean, var = _normalized(
-                input, self.weight, self.bias, self.num_groups, self.eps
-            )
+            output, mean, var = _normalized(input, self.weight, self.bias, num_groups, self.eps)
         else:
             output, mean, var = _Normalize.apply(
-                input, self.weight, self.bias, self.num_groups, self.eps
+                input, self.weight, self.bias, num_groups, self.eps
             )
         with torch.no_grad():
             self._move_running_statistics(mean, var)
@@ -54,9 +54,9 @@ class _SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.num_batches_tracked.add_(1)
 
     def extra_repr(self) -> str:
-        """Shows the number of groups, too."""
+        """Shows the size of the groups, too."""
         plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{plain}, num_groups={self.num_groups}"
+        return f"{plain}, group_size={self.group_size}"
 
 
 class SplitBatchNorm1d(_SplitBatchNorm, nn.BatchNorm1d):
@@ -73,24 +73,22 @@ _SPLIT: dict[type[nn.Module], type[_SplitBatchNorm]] = {
 }
 
 
-def split_batch_norm(module: nn.Module, num_groups: int) -> None:
+def split_batch_norm(module: nn.Module, group_size: int) -> None:
     """Gives every BatchNorm of a module statistics of groups of the batch, in place.
 
     The state dict stays that of BatchNorm, and so does evaluation.
 
     Args:
         module: the network.
-        num_groups: number of consecutive parts of the batch; 1 leaves the layers alone.
+        group_size: consecutive images whose statistics are taken together.
     """
-    if num_groups == 1:
-        return
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             # A layer of another kind would let query and key share statistics, unnoticed.
             assert type(layer) in _SPLIT, type(layer)
             assert layer.track_running_stats
             layer.__class__ = _SPLIT[type(layer)]
-            layer.num_groups = num_groups  # type: ignore[assignment]
+            layer.group_size = group_size  # type: ignore[assignment]
 
 
 class _Normalize(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """MoCo's recipes, v1 and v2: He et al., arXiv 1911.05722, and Chen et al., arXiv 2003.04297.
 
 Published runs on ImageNet took the statistics of BatchNorm on 8 GPUs, of 32 images each; here one GPU
-does so in 8 groups. No score of this has been published for ImageNet.
+does so in groups of 32. No score of this has been published for ImageNet.
 
 Published linear top-1 is of MoCo's own probe: SGD, learning rate 30, 100 epochs. `fastsimsiam linear`
 is SimSiam's probe, by LARS.
@@ -109,7 +109,12 @@ def _cifar10(epochs: int, *, symmetric: Literal["off", "sum"]) -> Config:
         views=(view, view),
         normalize=NormalizeConfig(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
         method=MoCoConfig(
-            projector_layers=1, temperature=0.1, momentum=0.99, queue_size=4096, symmetric=symmetric
+            projector_layers=1,
+            temperature=0.1,
+            momentum=0.99,
+            queue_size=4096,
+            symmetric=symmetric,
+            bn_group_size=64,
         ),
         optimizer=OptimizerConfig(lr=0.03, weight_decay=5e-4),
         knn=KnnConfig(crop_fraction=1.0),

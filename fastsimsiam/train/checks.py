@@ -125,9 +125,18 @@ def inexact_resume(
     if before in (None, num_processes):
         return None
     resumed = f"the checkpoint is of {before} process(es), and {num_processes} go on with it"
-    if device.type == "cuda" and find_method(config.method).sync_batch_norm:
+    method = find_method(config.method)
+    if device.type == "cuda" and method.sync_batch_norm:
         return f"{resumed}: their sums are rounded otherwise, so the run is not exact to the bit"
-    was, now = (config.batch_size // (n * config.accumulate) for n in (before, num_processes))
+    was, now = (
+        method.batch_norm_images(config, config.batch_size // (n * config.accumulate))
+        for n in (before, num_processes)
+    )
+    if was == now:
+        return (
+            f"{resumed}: the batches are the same, but BatchNorm's groups of {now} hold other images, "
+            f"so the run is not that of {before} process(es)"
+        )
     return (
         f"{resumed}: the batches are the same, but BatchNorm takes its statistics of {now} images "
         f"instead of {was}, so the run is not that of {before} process(es)"

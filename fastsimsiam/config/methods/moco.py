@@ -28,18 +28,19 @@ class MoCoConfig(MethodConfig):
     symmetric: Literal["off", "sum", "mean"] = "off"
     """off: the first view is the query, the second the key. sum, mean: each view is both, and the two
     losses are added, or averaged; twice the work of off."""
-    bn_splits: int = 8
-    """Groups of a device's batch with BatchNorm statistics of their own, among which keys are shuffled;
-    published: 32 images each. 1: plain BatchNorm, by which query and key share statistics."""
+    bn_group_size: int = 32
+    """Images whose BatchNorm statistics are taken together; keys are shuffled among such groups.
+    Published: 32, on each of 8 GPUs. 0: all images of a device, so that query and key share them."""
 
     def __post_init__(self) -> None:
         for name, most in (
             ("projector_layers", 100),
             ("projection_dim", 2**17),
             ("queue_size", 2**30),
-            ("bn_splits", 2**20),
         ):
             require_within(f"method.{name}", getattr(self, name), 1, most)
+        if self.bn_group_size != 0:
+            require_within("method.bn_group_size", self.bn_group_size, 2, 2**20)
         if self.hidden_dim is not None:
             require_within("method.hidden_dim", self.hidden_dim, 1, 2**17)
         require_within("method.temperature", self.temperature, 1e-3, 1e3)
