@@ -23,6 +23,7 @@ from fastsimsiam.cli import COMMANDS, main
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.evaluate import knn as module
+from fastsimsiam.recipes import catalogue
 from fastsimsiam.system.files import require_replaceable, require_writable, written_whole
 from fastsimsiam.system.json_text import to_json
 
@@ -34,11 +35,15 @@ OF_OTHER_PROGRAMS = {"--always", "--dirty", "--query-gpu", "--nproc-per-node", "
 
 @cache
 def options(command: str) -> frozenset[str]:
-    """Every option of a command, as its help lists them."""
-    argv = [command, "demo"] if command == "pretrain" else [command]
+    """Every option of a command, as its help lists them; of pretrain, those of all methods."""
+    # A recipe of each method.
+    recipes = {type(recipe.make().method): name for name, recipe in catalogue.RECIPES.items()}
+    names = [[name] for name in recipes.values()] if command == "pretrain" else [[]]
     printed = StringIO()
-    with redirect_stdout(printed), suppress(SystemExit):
-        main([*argv, "--help"])
+    with redirect_stdout(printed):
+        for name in names:
+            with suppress(SystemExit):
+                main([command, *name, "--help"])
     return frozenset(OPTION.findall(printed.getvalue())) | {"--recipe"}
 
 
