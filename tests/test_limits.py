@@ -9,7 +9,7 @@ import pytest
 
 from fastsimsiam.cli import main
 from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
-from fastsimsiam.config.methods import SimSiamConfig
+from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
@@ -35,22 +35,31 @@ def numbers(config: object, prefix: str = "--") -> Iterator[tuple[str, int]]:
             yield option, 2
 
 
-OPTIONS = sorted(numbers(catalogue.recipe("imagenette")))
+def options() -> Iterator[tuple[str, str, int]]:
+    """Every option with a recipe that has it: of each method its own, and once what all share."""
+    recipes = {type(catalogue.recipe(name).method): name for name in catalogue.RECIPES}
+    for name in (recipes | {SimSiamConfig: "imagenette"}).values():
+        for option, count in sorted(numbers(catalogue.recipe(name))):
+            if name == "imagenette" or option.startswith("--method."):
+                yield name, option, count
+
+
+OPTIONS = list(options())
 
 
 def test_all_numbers_are_tried() -> None:
     assert len(OPTIONS) > 35
-    assert {"--seed", "--optimizer.lr", "--knn.k", "--views.1.area", "--method.projector-dim"} <= {
-        option for option, _ in OPTIONS
-    }
+    tried = {option for _, option, _ in OPTIONS}
+    assert {"--seed", "--optimizer.lr", "--knn.k", "--views.1.area"} <= tried
+    assert {"--method.projector-dim", "--method.queue-size"} <= tried
 
 
-@pytest.mark.parametrize(("option", "count"), OPTIONS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("recipe", "option", "count"), OPTIONS, ids=lambda value: str(value))
 def test_an_absurd_number_is_one_line(
-    option: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: str, option: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for value in ABSURD:
-        argv = ["pretrain", "imagenette", "--out", str(tmp_path / "run"), "--data", str(tmp_path)]
+        argv = ["pretrain", recipe, "--out", str(tmp_path / "run"), "--data", str(tmp_path)]
         assert main([*argv, option, *[value] * count]) == 2, value
         (line,) = capsys.readouterr().err.splitlines()
         name = option.removeprefix("--").rpartition(".")[2]
@@ -84,4 +93,4 @@ def test_what_is_usual_is_within_all_limits() -> None:
     for name in catalogue.RECIPES:
         config = catalogue.recipe(name)
         assert isinstance(config, Config)
-        assert isinstance(config.method, SimSiamConfig)
+        assert isinstance(config.method, MethodConfig)
