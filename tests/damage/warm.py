@@ -96,7 +96,7 @@ class Warm:
 
     def close(self) -> None:
         """Ends the server."""
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=PATIENCE)
 
 
 def _die_at_change(number: int | None, watched: Sequence[str], tally: str) -> None:
