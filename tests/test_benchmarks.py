@@ -24,6 +24,7 @@ COMMANDS = {
     "forecast",
     "loader",
     "loss_curves",
+    "methods",
     "render",
     "small_maps",
     "stem",
