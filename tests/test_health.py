@@ -2,21 +2,22 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import tiny_backbone  # noqa: F401
 import torch
 from PIL import Image
 
 from fastsimsiam.commands.pretrain import _arguments
 from fastsimsiam.config.run import Config
 from fastsimsiam.loaders.base import Batch
-from fastsimsiam.methods.base import Method
+from fastsimsiam.methods.base import Method, Progress
 from fastsimsiam.methods.byol import BYOL, BYOLNoMomentum
 from fastsimsiam.methods.moco import MoCo
 from fastsimsiam.methods.moco_v3 import MoCoV3
-from fastsimsiam.methods.registry import find_method
+from fastsimsiam.methods.registry import build_method, find_method
 from fastsimsiam.methods.simclr import SimCLR
 from fastsimsiam.methods.simsiam import SimSiam
 from fastsimsiam.methods.supcon import SupCon
@@ -127,6 +128,31 @@ def test_lines_without_a_spread_have_no_warning(method: type[Method]) -> None:
     assert method.warning({"loss": -5.0, "contrast_accuracy": 0.0}, 32) is None
     assert method.warning({}, 32) is None
     assert not method.told_apart({}, 32)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_black_images_are_told_by_every_method(recipe: str) -> None:
+    config = catalogue.recipe(recipe)
+    small = {"hidden_dim": 32, "projection_dim": 16, "projector_dim": 32, "queue_size": 64}
+    known = {f.name for f in fields(config.method)}
+    options = {name: value for name, value in small.items() if name in known}
+    if "bn_group_size" in known:
+        options["bn_group_size"] = 4
+    made = build_method(
+        replace(config, arch="two_layers", method=replace(config.method, **options))
+    )
+    black = torch.zeros(8, 3, 32, 32)
+    labels = torch.arange(8) % 2
+    for step in range(3):
+        with torch.no_grad():
+            made.before_step(Progress(step=step, steps_per_epoch=4, total_steps=8))
+        loss, metrics = made((black, black), labels)
+        made.after_part()
+        with torch.no_grad():
+            made.after_step()
+        values = {"loss": float(loss.detach()), **{k: float(v) for k, v in metrics.items()}}
+        (line,) = Health(type(made), 8).warnings(step, values, (), last=False)
+        assert line.startswith("all images get the same output (std*sqrt(D) 0.000")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
