@@ -252,8 +252,29 @@ def test_a_collapse_names_the_options_of_the_method(kind: type[Method], healthy:
     assert "has collapsed" in told
     assert "method.temperature" in told
     assert "optimizer.lr" in told
-    # Sixteen images behind a BatchNorm may be close to one another and still be told apart.
-    assert SimCLR.warning({"loss": 1.0, "collapse_std": 0.6, "contrast_accuracy": 0.9}, 16) is None
+
+
+def test_simclr_compares_with_the_level_of_chance() -> None:
+    """Among 128 views of 64 images it is 1 / 127: three times that is more than chance."""
+
+    def warning(accuracy: float, std: float = 0.25) -> str | None:
+        metrics = {"loss": 4.8, "collapse_std": std, "contrast_accuracy": accuracy}
+        return SimCLR.warning(metrics, 64)
+
+    assert warning(1 / 127) is not None
+    assert warning(0.03) is None
+    assert warning(1 / 127, std=0.27) is None  # 3 / sqrt(128) is 0.265
+
+
+def test_supcon_logs_the_accuracy_of_guessing() -> None:
+    """Five, one, one and one of the images are of one class each; of two equal halves it is a half."""
+    metrics = supcon()(some_views(), torch.tensor([0, 1, 0, 2, 0, 0, 3, 0]))[1]
+    assert metrics["chance_accuracy"].item() == pytest.approx((25 + 3) / 64)
+    halves = {"collapse_std": 0.005, "loss": 5.0, "chance_accuracy": 0.5}
+    assert SupCon.warning({**halves, "contrast_accuracy": 0.6}, 64) is not None
+    assert SupCon.warning({**halves, "contrast_accuracy": 0.8}, 64) is None
+    many = {**halves, "chance_accuracy": 0.001}
+    assert SupCon.warning({**many, "contrast_accuracy": 0.05}, 64) is None
 
 
 def test_options_out_of_range_are_one_line() -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import save_run
 
 from fastsimsiam.cli import main
 from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.methods import BYOLConfig, MethodConfig, MoCoConfig, SimCLRConfig
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.evaluate import inspect as inspect_module
@@ -24,6 +26,8 @@ from fastsimsiam.evaluate.collapse import (
     uniformity,
 )
 from fastsimsiam.evaluate.inspect import describe_std, format_report, inspect
+from fastsimsiam.methods.base import Method
+from fastsimsiam.methods.registry import build_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.train.pretrain import pretrain
 
@@ -136,6 +140,54 @@ def test_the_first_two_large_views_are_inspected(
     result = inspect(tiny_config.out, tiny_config.data, options=options)
     assert plans[0].specs == tuple(views[view] for view in inspected)
     assert result.h.alignment is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "spread", "word"),
+    [
+        (MoCoConfig(queue_size=8, projector_layers=1, bn_group_size=0), 1.0, "h"),
+        (MoCoConfig(queue_size=8, projector_layers=1, bn_group_size=0), 0.05, "h"),
+        (MoCoConfig(queue_size=8, projector_layers=1, bn_group_size=0), 0.0, "collapsed"),
+        (BYOLConfig(hidden_dim=32), 0.3, "h"),
+        (BYOLConfig(hidden_dim=32), 0.05, "collapsed"),  # its loss keeps nothing apart
+        (SimCLRConfig(), 0.0, "collapsed"),
+    ],
+)
+def test_h_is_judged_where_no_norm_keeps_z_apart(
+    method: MethodConfig,
+    spread: float,
+    word: str,
+    tiny_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Projections around an offset: close together and told apart, or equal."""
+
+    def built(config: Config) -> Method:
+        made = build_method(config)
+
+        def offset(module: torch.nn.Module, args: object, out: torch.Tensor) -> torch.Tensor:
+            centered = F.normalize(out - out.mean(dim=0), dim=1)
+            return centered * spread + out.shape[1] ** -0.5
+
+        assert isinstance(made.projector, torch.nn.Sequential)
+        made.projector.register_forward_hook(offset)
+        return made
+
+    alike = ViewSpec(
+        area=(0.9, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0
+    )
+    config = replace(tiny_config, method=method, views=(alike, alike))
+    save_run(config)
+    monkeypatch.setattr(inspect_module, "build_method", built)
+    options = EvalOptions(device="cpu", precision="fp32")
+    result = inspect(config.out, config.data, options=options)
+    assert result.z is not None
+    assert (result.z.std < 0.1) == (spread < 0.1)
+    if word == "h":
+        assert result.diagnosis.startswith(describe_std(result.h.std))
+        assert "judged by h" in result.diagnosis
+    else:
+        assert result.diagnosis.startswith(word)
 
 
 def test_weights_without_a_projector_have_no_z(

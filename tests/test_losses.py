@@ -67,5 +67,8 @@ def test_collapse_is_told_at_any_batch_size() -> None:
         normed = torch.nn.BatchNorm1d(32, affine=False)(z)
         figure = collapse_std(normed).item()
         assert figure == pytest.approx(2 / batch**0.5, rel=0.1)
-        assert figure < collapse_threshold(batch) < 0.8
+        assert figure < collapse_threshold(batch) <= 0.5
     assert collapse_threshold(4096) == 0.1
+    assert collapse_threshold(144) == 0.25
+    # Of nine healthy outputs the figure is about 0.95.
+    assert all(collapse_threshold(rows) == 0.5 for rows in (2, 9, 16))

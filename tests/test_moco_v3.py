@@ -48,7 +48,7 @@ def test_the_loss_and_its_gradient_are_the_papers(
     query, keys = rng.normal(size=(batch, 16)), rng.normal(size=(num_keys, 16))
     tensor = torch.tensor(query, dtype=torch.float32, requires_grad=True)
     options = {"temperature": temperature, "first": first}
-    loss = batch_info_nce(tensor, torch.tensor(keys), **options)
+    loss, _ = batch_info_nce(tensor, torch.tensor(keys), **options)
     loss.backward()
     assert loss.item() == pytest.approx(naive_loss(query, keys, **options), abs=1e-6)
     expected = numeric_gradient(lambda moved: naive_loss(moved, keys, **options), query)
@@ -64,9 +64,9 @@ def test_the_loss_and_its_gradient_are_the_papers(
 
 def test_half_precision_changes_nothing_but_the_inputs() -> None:
     query, keys = torch.randn(16, 64).bfloat16(), torch.randn(16, 64).bfloat16()
-    expected = batch_info_nce(query.float(), keys.float(), temperature=0.1)
+    expected, _ = batch_info_nce(query.float(), keys.float(), temperature=0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = batch_info_nce(query, keys, temperature=0.1)
+        loss, _ = batch_info_nce(query, keys, temperature=0.1)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected)
 
@@ -94,8 +94,17 @@ def test_equal_outputs_have_the_loss_of_a_guess() -> None:
     method.backbone = nn.Flatten()
     method.projector = method.predictor = nn.Identity()
     method.target = TargetNetwork(method.backbone, method.projector)
-    loss, _ = method((torch.ones(6, 4), torch.ones(6, 4)), LABELS)
+    loss, metrics = method((torch.ones(6, 4), torch.ones(6, 4)), LABELS)
     assert loss.item() == pytest.approx(4 * 0.5 * math.log(6), abs=1e-6)
+    told = MoCoV3.warning({"loss": loss.item(), **{k: v.item() for k, v in metrics.items()}}, 6)
+    assert told is not None
+
+
+def test_accuracy_is_the_share_of_nearest_keys_that_are_their_own() -> None:
+    keys = torch.eye(4)
+    query = torch.tensor([[3.0, 1, 0, 0], [1, 2, 0, 0], [0, 0, 1, 2]])  # the last finds the fourth
+    assert batch_info_nce(query, keys, temperature=1.0)[1] == pytest.approx(2 / 3)
+    assert batch_info_nce(query[2:], keys, temperature=1.0, first=3)[1] == 1.0
 
 
 def test_no_gradient_reaches_the_target_and_it_follows() -> None:
@@ -154,6 +163,9 @@ def test_a_collapse_is_told_with_the_options_to_change() -> None:
     assert told is not None
     assert "--optimizer.lr" in told
     assert MoCoV3.warning({"loss": 18.0, "collapse_std": 0.9}, 256) is None
+    apart = {"loss": 10.0, "collapse_std": 0.15, "contrast_accuracy": 0.3}
+    assert MoCoV3.warning(apart, 256) is None
+    assert MoCoV3.warning({**apart, "contrast_accuracy": 1 / 256}, 256) is not None
 
 
 def test_the_online_network_is_evaluated(tiny_config: Config) -> None:

@@ -401,7 +401,7 @@ def test_images_that_are_told_apart_have_no_equal_outputs(tmp_path: Path) -> Non
     """Without a BatchNorm in the head, healthy networks begin with a small spread."""
     for name, values, state in (
         ("a", {}, "collapsed"),
-        ("b", {"contrast_accuracy": 0.9}, "half collapsed"),
+        ("b", {"contrast_accuracy": 0.9}, "healthy"),
         ("c", {"contrast_accuracy": 0.001, "loss": -0.95}, "collapsed"),  # the method says so
     ):
         lines = [line(1, collapse_std=0.05, **values)]
@@ -415,7 +415,25 @@ def test_a_small_batch_has_a_higher_collapse_threshold(tmp_path: Path) -> None:
         folder = fake_run(tmp_path / name, config, [line(1, collapse_std=0.26, loss=loss)])
         run = read_runs([folder])[0]
         assert diagnosis(run)[0] == state
-        assert "below 0.38 is collapsed at batch 64" in diagnosis(run)[1]
+        told = "below 0.38 is collapsed at batch 64" in diagnosis(run)[1]
+        assert told == (state == "collapsed")  # 0.26 is below 0.38
+
+
+def test_methods_that_compare_images_are_judged_by_what_they_find(tmp_path: Path) -> None:
+    for name, recipe, values, state in (
+        ("a", "moco-v2-imagenette", {"collapse_std": 0.07, "contrast_accuracy": 0.9}, "healthy"),
+        ("b", "moco-v2-imagenette", {"collapse_std": 0.07, "contrast_accuracy": 0.0}, "collapsed"),
+        ("c", "moco-v2-imagenette", {"collapse_std": 0.0, "contrast_accuracy": 1.0}, "collapsed"),
+        ("d", "moco-v2-imagenette", {"collapse_std": float("nan")}, "unknown"),
+        ("e", "supcon-imagenette", {"collapse_std": 0.3, "contrast_accuracy": 0.9}, "healthy"),
+        ("f", "simclr-imagenette", {"collapse_std": 0.1, "contrast_accuracy": 0.0}, "collapsed"),
+        ("g", "simclr-imagenette", {"collapse_std": 0.9, "contrast_accuracy": 0.0}, "healthy"),
+    ):
+        run = read_runs([fake_run(tmp_path / name, catalogue.recipe(recipe), [line(1, **values)])])
+        got, sentence = diagnosis(run[0])
+        assert got == state, name
+        if state == "healthy" and values["contrast_accuracy"]:
+            assert sentence == "healthy: images are told apart (contrast_accuracy 0.90)"
 
 
 def test_metrics_of_other_methods_have_small_charts(tmp_path: Path) -> None:

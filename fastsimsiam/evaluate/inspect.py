@@ -1,12 +1,13 @@
 """`fastsimsiam inspect`: whether a representation is healthy or has collapsed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.evaluation import INSPECT_IMAGES, EvalOptions
@@ -17,7 +18,8 @@ from fastsimsiam.evaluate.collapse import CollapseMetrics, collapse_metrics
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.evaluate.features import intact_batches
 from fastsimsiam.evaluate.finite import require_finite_features, require_finite_weights
-from fastsimsiam.methods.collapse import COLLAPSED_STD
+from fastsimsiam.methods.collapse import COLLAPSED_STD, EQUAL_STD, above_chance
+from fastsimsiam.methods.losses import nt_xent
 from fastsimsiam.methods.registry import build_method, find_method
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.checkpoint import load
@@ -25,6 +27,8 @@ from fastsimsiam.runs.fit import require_fit
 from fastsimsiam.system.progress import ImageProgress
 
 _BATCH = 128
+_COMPARED = 1024
+"""Images that are compared with one another."""
 _WEAK_STD = 0.5
 """Below it, features of different images differ less than they should."""
 
@@ -36,7 +40,8 @@ class InspectResult:
     Attributes:
         h: metrics of the backbone's features.
         z: metrics of the projector's outputs; None for weights without a projector, which a note says.
-        diagnosis: a sentence on `z`, or on `h` where there is no `z`.
+        diagnosis: a sentence on `z`, or on `h` where there is no `z`, or no BatchNorm after it: then a
+            healthy network may have a `z` of small spread.
         checkpoint: the file or folder that was inspected.
         step: optimizer steps of the checkpoint; None where the file does not record them.
         data: the data set.
@@ -91,14 +96,20 @@ def inspect(
     if images < 2:
         raise UserError(f"--images is {images}: give 2 or more")
     with open_eval_context(checkpoint, data, options or EvalOptions(), need_val=False) as context:
-        metrics = {
-            name: collapse_metrics(one, other)
-            for name, (one, other) in _features(context, images).items()
-        }
+        features, normed = _features(context, images)
+        metrics = {name: collapse_metrics(one, other) for name, (one, other) in features.items()}
+        diagnosis = describe_std(metrics["z" if normed else "h"].std)
+        if "z" in features and not normed:
+            config = context.pretrained.config or context.config
+            closer = find_method(config.method).compares_images and _told_apart(*features["z"])
+            if metrics["z"].std < (EQUAL_STD if closer else COLLAPSED_STD):
+                diagnosis = describe_std(0.0)
+            else:
+                diagnosis += " (judged by h: no BatchNorm keeps up the spread of z)"
         return InspectResult(
             h=metrics["h"],
             z=metrics.get("z"),
-            diagnosis=describe_std(metrics.get("z", metrics["h"]).std),
+            diagnosis=diagnosis,
             checkpoint=Path(checkpoint),
             step=context.pretrained.step,
             data=Path(data),
@@ -116,8 +127,23 @@ def describe_std(std: float) -> str:
     return "healthy: outputs are spread over the sphere"
 
 
-def _features(context: EvalContext, images: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Features (N, D) of two views, by name: `h`, and `z` where there is a projector."""
+def _told_apart(z: Tensor, other_view: Tensor) -> bool:
+    """Whether images are nearest to their own other view, more often than by chance.
+
+    Args:
+        z: projections (N, D).
+        other_view: (N, D), those of another view of the same images.
+    """
+    some = min(len(z), _COMPARED)
+    _, accuracy = nt_xent(z[:some], other_view[:some], temperature=1.0)
+    return above_chance({"contrast_accuracy": float(accuracy)}, 1.0 / (2 * some - 1))
+
+
+def _features(context: EvalContext, images: int) -> tuple[dict[str, tuple[Tensor, Tensor]], bool]:
+    """Features (N, D) of two views, by name, and whether a BatchNorm is the last layer of `z`.
+
+    The names are `h`, and `z` where there is a projector.
+    """
     storage, loader = context.splits[context.eval_split], context.loader(context.eval_split)
     count = min(images, len(storage))
     if count < 2:
@@ -161,7 +187,7 @@ def _features(context: EvalContext, images: int) -> dict[str, tuple[Tensor, Tens
     whole = {name: (torch.cat(one), torch.cat(other)) for name, (one, other) in features.items()}
     finite = all(bool(torch.isfinite(side).all()) for sides in whole.values() for side in sides)
     require_finite_features(finite, context.pretrained.backbone, context.pretrained.path)
-    return whole
+    return whole, projector is not None and isinstance([*projector.modules()][-1], _BatchNorm)
 
 
 def _two_views(config: Config) -> tuple[ViewSpec, ...]:
@@ -175,7 +201,7 @@ def _two_views(config: Config) -> tuple[ViewSpec, ...]:
     return tuple(config.views[view] for view in first_two)
 
 
-def _projector(context: EvalContext) -> Callable[[Tensor], Tensor] | None:
+def _projector(context: EvalContext) -> nn.Module | None:
     """The trained projector, if the checkpoint is of this package and its method has one."""
     pretrained = context.pretrained
     if pretrained.config is None or not pretrained.whole_method:

@@ -37,7 +37,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fastsimsiam.config.run import Config
-from fastsimsiam.methods.collapse import collapse_warning
+from fastsimsiam.methods.collapse import above_chance, collapse_warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,8 @@ class Method(nn.Module, ABC):
         sync_batch_norm: with several GPUs, BatchNorm layers take their statistics over all of them.
         whole_batch: the loss compares the images of a batch with one another, so that accumulating
             it over parts of a batch would be another loss; `accumulate` above 1 is refused.
+        compares_images: the loss keeps different images apart, so that outputs that are close together
+            and told apart are no collapse.
         needs_labels: the loss compares labels; a data set of fewer than two classes is refused.
         num_views: number of views that the loss is defined for; None: two or more.
         joint_views: all views go through the network as one batch: they are of one size.
@@ -99,6 +101,7 @@ class Method(nn.Module, ABC):
     backbone: nn.Module
     sync_batch_norm: ClassVar[bool] = True
     whole_batch: ClassVar[bool] = False
+    compares_images: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     num_views: ClassVar[int | None] = None
     joint_views: ClassVar[bool] = False
@@ -190,3 +193,13 @@ class Method(nn.Module, ABC):
             batch_size: images per forward pass on one device, of which metrics are computed.
         """
         return collapse_warning(metrics, batch_size)
+
+    @classmethod
+    def told_apart(cls, metrics: Mapping[str, float], batch_size: int) -> bool:
+        """Whether the network tells images apart: its outputs are not equal, however close they are.
+
+        Args:
+            metrics: see `warning`; `contrast_accuracy` says it. False without it.
+            batch_size: see `warning`.
+        """
+        return above_chance(metrics, 1.0 / batch_size)

@@ -1,5 +1,6 @@
 """BYOL: Grill et al., "Bootstrap Your Own Latent", arXiv 2006.07733."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 
@@ -160,7 +161,5 @@ def _head(inputs: int, config: BYOLConfig | BYOLNoMomentumConfig) -> nn.Sequenti
 
 
 def _collapse(metrics: Mapping[str, float], batch_size: int, advice: str) -> str | None:
-    collapsed = collapse_warning(metrics, batch_size)
-    if collapsed is None or metrics["loss"] >= _COLLAPSED_LOSS:
-        return None
-    return f"{collapsed}. {advice}"
+    confirmed = metrics.get("loss", math.inf) < _COLLAPSED_LOSS
+    return collapse_warning(metrics, batch_size, advice, confirmed=confirmed)

@@ -38,7 +38,9 @@ def normalized_distance(p: Tensor, z: Tensor) -> Tensor:
         return (_unit(p.float()) - _unit(z.float())).square().sum(dim=1).mean()
 
 
-def batch_info_nce(query: Tensor, keys: Tensor, *, temperature: float, first: int = 0) -> Tensor:
+def batch_info_nce(
+    query: Tensor, keys: Tensor, *, temperature: float, first: int = 0
+) -> tuple[Tensor, Tensor]:
     """Mean over the batch of the cross-entropy of each query's key among all keys, in float32.
 
     Args:
@@ -48,12 +50,14 @@ def batch_info_nce(query: Tensor, keys: Tensor, *, temperature: float, first: in
         first: row of the first query's key; those of the other queries follow.
 
     Returns:
-        A scalar, ln N where all similarities are equal; arXiv 2104.02057, equation 1.
+        The loss, a scalar, ln N where all similarities are equal; arXiv 2104.02057, equation 1. And the
+        share of queries whose most similar key is their own.
     """
     with torch.autocast(query.device.type, enabled=False):
         similarity = F.normalize(query.float(), dim=1) @ F.normalize(keys.float(), dim=1).T
         own = torch.arange(first, first + len(query), device=query.device)
-        return F.cross_entropy(similarity / temperature, own)
+        hits = similarity.detach().argmax(dim=1) == own
+        return F.cross_entropy(similarity / temperature, own), hits.float().mean()
 
 
 def _unit(x: Tensor) -> Tensor:

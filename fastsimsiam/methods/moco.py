@@ -7,6 +7,7 @@ them. This holds for each device alone, so that with several no image has to tra
 same size make the same statistics as one device with the whole batch.
 """
 
+import math
 import random
 from collections.abc import Mapping
 
@@ -18,16 +19,13 @@ from fastsimsiam.config.methods import MoCoConfig
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.methods.base import Method, ParameterGroup, Progress
-from fastsimsiam.methods.collapse import COLLAPSED_STD, collapse_std
+from fastsimsiam.methods.collapse import COLLAPSED_STD, above_chance, collapse_std, collapse_warning
 from fastsimsiam.methods.losses import queue_info_nce
 from fastsimsiam.methods.queue import KeyQueue
 from fastsimsiam.methods.shuffle import permutation
 from fastsimsiam.methods.target import TargetNetwork
 from fastsimsiam.models.heads import mlp
 from fastsimsiam.models.split_batch_norm import split_batch_norm
-
-_CHANCE = 0.01
-"""Accuracy of a query that finds its key among those of the queue no better than by chance."""
 
 
 class MoCo(Method):
@@ -39,6 +37,7 @@ class MoCo(Method):
 
     sync_batch_norm = False  # it would undo the groups
     num_views = 2
+    compares_images = True
 
     shuffle_seed: Tensor
 
@@ -143,15 +142,18 @@ class MoCo(Method):
         The spread alone says little: without a BatchNorm in the head, fresh networks begin with a
         small one, while each image is still nearest to itself.
         """
-        std, accuracy = metrics["collapse_std"], metrics["contrast_accuracy"]
-        if std >= COLLAPSED_STD or accuracy >= _CHANCE:
-            return None
-        return (
-            "the network has collapsed: all images get the same output (std*sqrt(D) "
-            f"{std:.3f}, healthy is about 1; loss {metrics['loss']:.3f}), and the share of images that "
-            f"are told from those of the queue is {accuracy:.3f}. Check that method.momentum is high, "
-            "and that lr and weight decay are not."
+        small = metrics.get("collapse_std", math.inf) < COLLAPSED_STD
+        return collapse_warning(
+            metrics,
+            batch_size,
+            "Raise --method.momentum towards 1, or lower --optimizer.lr or --optimizer.weight-decay.",
+            confirmed=small and not cls.told_apart(metrics, batch_size),
         )
+
+    @classmethod
+    def told_apart(cls, metrics: Mapping[str, float], batch_size: int) -> bool:
+        """See `Method.told_apart`; among the keys of a queue chance is next to nothing."""
+        return above_chance(metrics, 0.0)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastsimsiam.config.methods import MoCoV3Config
 from fastsimsiam.methods.base import Method, ParameterGroup, Progress
-from fastsimsiam.methods.collapse import collapse_std, collapse_warning
+from fastsimsiam.methods.collapse import LOWER_RATE, collapse_std, collapse_warning
 from fastsimsiam.methods.gather import gather, rank
 from fastsimsiam.methods.losses import batch_info_nce
 from fastsimsiam.methods.target import TargetNetwork, cosine_tau
@@ -23,6 +23,7 @@ class MoCoV3(Method):
 
     whole_batch = True
     num_views = 2
+    compares_images = True
 
     def __init__(self, backbone: nn.Module, feature_dim: int, config: MoCoV3Config) -> None:
         """Builds the heads and the target network, which starts as a copy.
@@ -44,7 +45,10 @@ class MoCoV3(Method):
     def forward(
         self, views: tuple[Tensor, ...], labels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Method.forward`; metrics: collapse_std of the first view's online projection.
+        """See `Method.forward`.
+
+        Metrics: collapse_std of the first view's online projection; contrast_accuracy, the share of
+        predictions that are nearer to the target's projection of their image than to any other.
 
         The loss is the sum of both directions, each times 2 * temperature: 4 * temperature * ln(batch
         size) where all similarities are equal.
@@ -53,9 +57,12 @@ class MoCoV3(Method):
         keys = [gather(self.target(view)) for view in views]
         queries = [self.predictor(projection) for projection in z]
         temperature, first = self.config.temperature, rank() * len(z[0])
-        loss = batch_info_nce(queries[0], keys[1], temperature=temperature, first=first)
-        loss = loss + batch_info_nce(queries[1], keys[0], temperature=temperature, first=first)
-        return loss * (2.0 * temperature), {"collapse_std": collapse_std(z[0])}
+        one, found = batch_info_nce(queries[0], keys[1], temperature=temperature, first=first)
+        other, too = batch_info_nce(queries[1], keys[0], temperature=temperature, first=first)
+        return (one + other) * (2.0 * temperature), {
+            "collapse_std": collapse_std(z[0]),
+            "contrast_accuracy": (found + too) / 2.0,
+        }
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The online network; the target is not trained."""
@@ -73,11 +80,6 @@ class MoCoV3(Method):
 
     @classmethod
     def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:
-        """A collapsed network has a small spread; its loss is that of equal similarities."""
-        collapsed = collapse_warning(metrics, batch_size)
-        if collapsed is None:
-            return None
-        return (
-            f"{collapsed}. Lower --optimizer.lr, lengthen --optimizer.warmup-epochs, or lower "
-            "--method.temperature."
-        )
+        """A collapsed network has a small spread, and finds images no better than by chance."""
+        confirmed = not cls.told_apart(metrics, batch_size)
+        return collapse_warning(metrics, batch_size, LOWER_RATE, confirmed=confirmed)

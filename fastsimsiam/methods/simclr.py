@@ -7,14 +7,12 @@ from torch import Tensor, nn
 
 from fastsimsiam.config.methods import SimCLRConfig
 from fastsimsiam.methods.base import Method, ParameterGroup
-from fastsimsiam.methods.collapse import collapse_std, collapse_warning
+from fastsimsiam.methods.collapse import LOWER_RATE, above_chance, collapse_std, collapse_warning
 from fastsimsiam.methods.losses import nt_xent
 from fastsimsiam.models.heads import mlp
 
 _INITIAL_STD = 0.01
 """Standard deviation of the head's initial weights."""
-_RECOGNIZED = 0.5
-"""A network that finds more of the other views has not collapsed."""
 
 
 class SimCLR(Method):
@@ -25,6 +23,7 @@ class SimCLR(Method):
     """
 
     num_views = 2
+    compares_images = True
     joint_views = True
     whole_batch = True
 
@@ -69,11 +68,11 @@ class SimCLR(Method):
 
     @classmethod
     def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:
-        """A collapsed network has a small spread, and does not find the other view."""
-        collapsed = collapse_warning(metrics, batch_size)
-        if collapsed is None or metrics.get("contrast_accuracy", 0.0) > _RECOGNIZED:
-            return None
-        return (
-            f"{collapsed}. Check that optimizer.lr and optimizer.weight_decay are not too high, that "
-            "optimizer.warmup_epochs is long enough, and that method.temperature is below 1."
-        )
+        """A collapsed network has a small spread, and finds the other view no better than by chance."""
+        confirmed = not cls.told_apart(metrics, batch_size)
+        return collapse_warning(metrics, 2 * batch_size, LOWER_RATE, confirmed=confirmed)
+
+    @classmethod
+    def told_apart(cls, metrics: Mapping[str, float], batch_size: int) -> bool:
+        """See `Method.told_apart`; a view is one of 2B, and is not compared with itself."""
+        return above_chance(metrics, 1.0 / (2 * batch_size - 1))

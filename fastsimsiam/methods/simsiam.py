@@ -68,10 +68,10 @@ class SimSiam(Method):
     @classmethod
     def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:
         """A collapsed network has a small spread and a loss near its minimum, -1."""
-        collapsed = collapse_warning(metrics, batch_size)
-        if collapsed is None or metrics["loss"] >= _COLLAPSED_LOSS:
-            return None
-        return (
-            f"{collapsed}. Check that stop_gradient is on, the predictor is trained and its lr is "
-            "constant, and that lr and weight decay are not too high."
+        return collapse_warning(
+            metrics,
+            batch_size,
+            "Pass --method.stop-gradient on, --method.predictor mlp and --method.predictor-lr "
+            "constant, or lower --optimizer.lr or --optimizer.weight-decay.",
+            confirmed=metrics.get("loss", 0.0) < _COLLAPSED_LOSS,
         )

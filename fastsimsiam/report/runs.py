@@ -221,22 +221,25 @@ def diagnosis(run: Run) -> tuple[str, str]:
     metrics = {name: value for name, value in trained[-1].items() if is_number(value)}
     # Metrics are computed per forward pass. The run does not record its number of processes.
     batch = run.config.batch_size // run.config.accumulate
-    warning = find_method(run.config.method).warning(metrics, batch)
+    method = find_method(run.config.method)
+    warning = method.warning(metrics, batch)
     std = metrics.get("collapse_std")
-    if warning and (std is None or std >= collapse_threshold(batch)):
+    limit = collapse_threshold(batch * (len(run.config.views) if method.joint_views else 1))
+    if warning and (std is None or std >= limit):
         return "warning", warning.rstrip(".")
+    if not warning and method.told_apart(metrics, batch):
+        accuracy = metrics["contrast_accuracy"]
+        return "healthy", f"healthy: images are told apart (contrast_accuracy {accuracy:.2f})"
     if std is None:
         return "unknown", "no diagnosis: the method logs no collapse metric"
+    metric = f"the last std of z/|z| times \u221aD is {std:.2f}; 1 is healthy"
     if warning:
         text = describe_std(0.0)
-    elif "contrast_accuracy" in metrics:  # images that are told apart have no equal outputs
+        metric += f", below {limit:.2f} is collapsed at batch {batch}"
+    elif "contrast_accuracy" in metrics:  # the method says that it has not collapsed
         text = describe_std(max(std, COLLAPSED_STD))
     else:
         text = describe_std(std)
-    metric = (
-        f"the last std of z/|z| times \u221aD is {std:.2f}; 1 is healthy, below "
-        f"{collapse_threshold(batch):.2f} is collapsed at batch {batch}"
-    )
     return text.partition(":")[0], f"{text} ({metric})"
 
 

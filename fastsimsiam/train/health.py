@@ -5,12 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fastsimsiam.loaders.base import Batch
 from fastsimsiam.methods.base import Method
-from fastsimsiam.methods.collapse import COLLAPSED_STD
+from fastsimsiam.methods.collapse import COLLAPSED_STD, EQUAL_STD, equal_outputs
 
 _PATIENCE = 100
 """Steps after which outputs that are nearly equal are told: some networks begin so."""
-_EQUAL_STD = 1e-3
-"""Outputs of no network with fresh weights are as equal as this."""
 
 
 class Health:
@@ -43,7 +41,8 @@ class Health:
 
     def _collapse(self, step: int, metrics: Mapping[str, float], last: bool) -> str | None:
         std = metrics.get("collapse_std", math.inf)
-        before, equal = self._equal_since, std < COLLAPSED_STD
+        told_apart = self._method.told_apart(metrics, self._batch_size)
+        before, equal = self._equal_since, std < (EQUAL_STD if told_apart else COLLAPSED_STD)
         self._equal_since = (step if before is None else before) if equal else None
         if not math.isfinite(std):
             return None
@@ -51,12 +50,9 @@ class Health:
         if told_by_method or not equal:
             return told_by_method
         steps = 0 if before is None else step - before
-        if std >= _EQUAL_STD and steps < _PATIENCE and not (last and steps):
+        if std >= EQUAL_STD and steps < _PATIENCE and not (last and steps):
             return None
-        return (
-            f"all images get the same output (std*sqrt(D) {std:.3f}, healthy is about 1; loss "
-            f"{metrics['loss']:.3f}): the network has collapsed, or the images are all alike."
-        )
+        return equal_outputs(metrics)
 
     def _is_new(self, what: str) -> bool:
         new = what not in self._told
