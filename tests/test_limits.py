@@ -9,7 +9,7 @@ import pytest
 
 from fastsimsiam.cli import main
 from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
-from fastsimsiam.config.methods import SimSiamConfig
+from fastsimsiam.config.methods import MethodConfig
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import catalogue
@@ -84,4 +84,4 @@ def test_what_is_usual_is_within_all_limits() -> None:
     for name in catalogue.RECIPES:
         config = catalogue.recipe(name)
         assert isinstance(config, Config)
-        assert isinstance(config.method, SimSiamConfig)
+        assert isinstance(config.method, MethodConfig)
