@@ -43,6 +43,37 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["recipes", "imagenett"], "no recipe 'imagenett': did you mean imagenette"),
         (["recipes", "x"], "no recipe 'x': fastsimsiam recipes lists all"),
         (["pretrain", "imagenette", "--profile", "-1"], "--profile is -1: give 0 or more"),
+        (
+            ["pretrain", "simsiam"],
+            "no recipe 'simsiam': give one of imagenet-100ep, imagenet-100ep-bs256, cifar10-800ep,",
+        ),
+        (["pretrain", "moco"], "no recipe 'moco': give one of moco-v1-imagenet-200ep, moco-v2-"),
+        (
+            ["pretrain", "moco-v1"],
+            "no recipe 'moco-v1': give one of moco-v1-imagenet-200ep, moco-v1-imagenette\n",
+        ),
+        (
+            "pretrain byol-imagenette --method.momentun 0.9".split(),
+            "--method.momentun, 0.9; the options of byol are --method.tau-base, "
+            "--method.tau-schedule, --method.hidden-dim, --method.projection-dim; see ",
+        ),
+        (
+            "pretrain byol-imagenette --method.tau-bas 0.9".split(),
+            "--method.tau-bas, 0.9; did you mean --method.tau-base?; see ",
+        ),
+        (
+            "pretrain moco-v2-imagenette --method.symmetric on".split(),
+            "error: --method.symmetric is on: give off, sum or mean; see ",
+        ),
+        (
+            "pretrain imagenette --optimizer.trust 0.02".split(),
+            "optimizer.trust is 0.02: optimizer sgd does not use it: give lars or larc, or leave it",
+        ),
+        (
+            "pretrain moco-v1-imagenet-200ep --epochs 100".split(),
+            "error: --optimizer.milestones 120 160 are not within --epochs 100: "
+            "give --optimizer.milestones 60 80\n",
+        ),
         (["pretrain", "imagenot"], "no recipe 'imagenot': did you mean imagenette"),
         (["pretrain", "imagenette", "--epoch", "5"], "Unrecognized options: --epoch"),
         (["pretrain", "imagenette", "--epochs", "five"], "--epochs"),
@@ -78,7 +109,7 @@ def test_wrong_input_is_one_line(
     argv = [argument.format(images=class_folders) for argument in argv]
     if "cuda" in argv:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert message in fails(capsys, *argv)
+    assert message in f"{fails(capsys, *argv)}\n"
 
 
 @pytest.mark.parametrize(
@@ -237,6 +268,8 @@ def test_recipes_are_described_with_source_score_and_time(
             ["simsiam"],
             [n for n, r in catalogue.RECIPES.items() if r.make().method.name == "simsiam"],
         ),
+        (["moco-v1"], ["moco-v1-imagenet-200ep", "moco-v1-imagenette"]),
+        (["imagenet-100ep"], ["imagenet-100ep"]),
         (list(catalogue.RECIPES), list(catalogue.RECIPES)),
     ):
         assert main(["recipes", *argv]) == 0

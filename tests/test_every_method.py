@@ -26,11 +26,12 @@ from fastsimsiam.train.pretrain import pretrain
 
 # A recipe for each method, and what makes its heads small.
 HEADS = "--method.hidden-dim 32 --method.projection-dim 16"
-QUEUE = f"{HEADS} --method.queue-size 40 --method.bn-group-size 4"
+KEYS = "--method.queue-size 40 --method.bn-group-size 4"
+QUEUE = f"{HEADS} {KEYS}"
 RUNS = {
     "byol": f"byol-imagenette {HEADS} --accumulate 2",
     "byol-no-momentum": f"byol-no-momentum-imagenette {HEADS}",
-    "moco-v1": f"moco-v1-imagenette {QUEUE}",
+    "moco-v1": f"moco-v1-imagenette --method.projection-dim 16 {KEYS} --optimizer.milestones 1",
     "moco-v2": f"moco-v2-imagenette {QUEUE} --accumulate 2",
     "moco-v2-symmetric": f"moco-v2-imagenette {QUEUE} --method.symmetric mean",
     "moco-v3": f"moco-v3-imagenette {HEADS}",

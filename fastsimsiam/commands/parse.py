@@ -1,6 +1,7 @@
 """Command-line arguments to dataclasses, by tyro; and what several commands write."""
 
 import contextlib
+import dataclasses
 import io
 import re
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import tyro
 
 from fastsimsiam.config import renamed
+from fastsimsiam.config.methods import MethodConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.system.files import require_writable, written_whole
 from fastsimsiam.system.json_text import to_json
@@ -22,6 +24,9 @@ _RENAMED_VALUES: Mapping[str, Mapping[str, str]] = {
     "--loader": renamed.LOADERS,
     "--compile": renamed.COMPILE,
 }
+
+_CHOICE = re.compile(r"invalid choice '(.*)' for argument '(--[\w.-]+)'\. Expected one of \((.*)\)")
+"""What tyro says of a value that is none of an option's choices."""
 
 
 def parse(
@@ -47,7 +52,7 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        reason = _renamed(argv) or _one_line(printed.getvalue())
+        reason = _renamed(argv) or _one_line(printed.getvalue(), default)
         raise UserError(f"{reason}; see {prog} --help") from None
     json_file: Path | None = getattr(parsed, "json", None)
     for holder in (parsed, getattr(parsed, "config", None)):
@@ -75,14 +80,40 @@ def _renamed(argv: list[str]) -> str | None:
     return None
 
 
-def _one_line(box: str) -> str:
+def _one_line(box: str, default: Any) -> str:
     """The message in a box of tyro's: its first part, and the names of options it suggests."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    first, _, rest = "\n".join(lines).partition("\n───")
-    text = " ".join(first.split())
+    if "╭" not in box:  # an ASCII terminal: the title is a line, with a rule below
+        lines = lines[2:]
+    first, _, rest = re.sub(r"^[─-]{3,}$", "\f", "\n".join(lines), flags=re.M).partition("\f")
+    text = " ".join(first.split()).removesuffix(".")
+    if choice := _CHOICE.fullmatch(text):
+        value, option, listed = choice.groups()
+        *others, last = re.findall(r"'([^']*)'", listed)
+        return f"{option} is {value}: give {', '.join(others)} or {last}"
     near = list(dict.fromkeys(re.findall(r"^--[\w.-]+", rest, flags=re.MULTILINE)))
     near = [name for name in near if f"{name}:" not in text]  # the option itself, of a wrong value
-    return f"{text}; did you mean {' or '.join(near[:3])}?" if near else text
+    if near:
+        return f"{text}; did you mean {' or '.join(near[:3])}?"
+    return f"{text}{_options_beside(text, default)}"
+
+
+def _options_beside(text: str, default: Any) -> str:
+    """The options of the group that an unknown one names, such as `--method.`; empty for none."""
+    unknown = re.match(r"Unrecognized options: --([\w.-]+)\.", text)
+    if not unknown:
+        return ""
+    group: Any = getattr(default, "config", default)
+    for part in unknown[1].split("."):
+        if isinstance(group, tuple):
+            group = dict(enumerate(group)).get(int(part)) if part.isdecimal() else None
+        else:
+            group = getattr(group, part.replace("-", "_"), None)
+    if not dataclasses.is_dataclass(group):
+        return ""
+    names = [field.name.replace("_", "-") for field in dataclasses.fields(group)]
+    owner = group.name if isinstance(group, MethodConfig) else unknown[1]
+    return f"; the options of {owner} are {', '.join(f'--{unknown[1]}.{name}' for name in names)}"
 
 
 def write_json(path: Path, content: object) -> None:

@@ -7,7 +7,7 @@ import tyro
 
 from fastsimsiam.commands.parse import parse
 from fastsimsiam.recipes import catalogue
-from fastsimsiam.recipes.listing import by_method, listing
+from fastsimsiam.recipes.listing import listing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class _Recipes:
     """Arguments of `recipes`."""
 
     which: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = ()
-    """Recipes, or methods, to describe: command, source, expected score and time."""
+    """Recipes, methods, or beginnings of names, to describe: command, source, expected score, time."""
     names: bool = False
     """Print only the names."""
 
@@ -24,11 +24,10 @@ def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
     about = "Lists the recipes by method, or describes some."
     arguments = parse(_Recipes, argv, "fastsimsiam recipes", about=about)
-    groups = by_method(catalogue.RECIPES)
     chosen = {
         name: catalogue.find(name)
         for word in arguments.which
-        for name in groups.get(word, {word: None})
+        for name in catalogue.meant(word) or [word]
     }
     if arguments.names:
         print("\n".join(chosen or catalogue.RECIPES))

@@ -10,6 +10,7 @@ from fastsimsiam.config.fields import (
     Switch,
     require,
     require_checked,
+    require_choices,
     require_gray16_max,
     require_within,
 )
@@ -52,6 +53,7 @@ class EvalOptions:
     """Loader threads; None: one per CPU core of this process."""
 
     def __post_init__(self) -> None:
+        require_choices("--", self)
         if self.image_size is not None:
             require_within("--image-size", self.image_size, 1, MOST_PIXELS)
         if self.crop_fraction is not None:
@@ -85,6 +87,7 @@ class LinearConfig:
     """Seed of the weights, the order and the crops."""
 
     def __post_init__(self) -> None:
+        require_choices("--", self)
         require_within("--epochs", self.epochs, 1, MOST_EPOCHS)
         require_within("--batch-size", self.batch_size, 1, 10**7)
         require_within("--lr", self.lr, 1e-12, 1e6)

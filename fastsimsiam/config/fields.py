@@ -1,7 +1,9 @@
 """What the fields of all configs share: switches, neutral fields, and checks of ranges."""
 
-from dataclasses import field
-from typing import Annotated, Any
+import types
+import typing
+from dataclasses import field, fields
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -75,6 +77,65 @@ def require_within(
     enough = value > least if above else value >= least
     fix = f"give more than {text(least)}" if above else f"give {text(least)} or more"
     require(enough, key, text(value), fix)
+
+
+_CHOICES: dict[type, dict[str, tuple[object, ...]]] = {}
+"""What `_choices` has found, by class: annotations are slow to read, and views are made often."""
+
+
+def _choices(kind: type) -> dict[str, tuple[object, ...]]:
+    """The fields of a dataclass that take a few values alone, and these values."""
+    if kind in _CHOICES:
+        return _CHOICES[kind]
+    hints = typing.get_type_hints(kind)
+    found = _CHOICES[kind] = {}
+    for item in fields(kind):
+        hint = hints[item.name]
+        optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        parts = typing.get_args(hint) if optional else (hint,)
+        values: list[object] = []
+        for part in parts:
+            if typing.get_origin(part) is Literal:
+                values += typing.get_args(part)
+            elif part is bool:
+                values += [True, False]
+            elif part is types.NoneType:
+                values.append(None)
+            else:
+                break  # takes other values, too
+        else:
+            found[item.name] = tuple(values)
+    return found
+
+
+def require_choices(owner: str, config: object) -> None:
+    """Refuses a value of a `Literal` or a switch that is none of its choices; nothing else would.
+
+    Args:
+        owner: what stands before a field's name in the message, such as `method.`; with `--` fields are
+            written as options.
+        config: a dataclass.
+
+    Raises:
+        UserError: names the field, its value and the choices.
+    """
+    for name, choices in _choices(type(config)).items():
+        value = getattr(config, name)
+        # By type, too: 1 is no switch, though it is equal to True.
+        if any((type(value), value) == (type(known), known) for known in choices):
+            continue
+        *others, last = map(repr, choices)
+        key = f"--{name.replace('_', '-')}" if owner == "--" else f"{owner}{name}"
+        require(False, key, repr(value), f"give {', '.join(others)} or {last}")
+
+
+def require_used(key: str, value: object, default: object, used: bool, fix: str) -> None:
+    """Refuses an option that is set where nothing reads it.
+
+    Raises:
+        UserError: names the option, its value, and what to do.
+    """
+    require(used or value == default, key, value, f"{fix}, or leave it out")
 
 
 def require_checked(on_bad_image: str, check_images: bool) -> None:

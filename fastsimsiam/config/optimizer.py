@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fastsimsiam.config.fields import MOST_EPOCHS, Switch, require, require_within
+from fastsimsiam.config.fields import (
+    MOST_EPOCHS,
+    Switch,
+    require,
+    require_choices,
+    require_used,
+    require_within,
+)
 
 OptimizerName = Literal["sgd", "lars", "larc", "adamw"]
 
@@ -44,11 +51,17 @@ class OptimizerConfig:
     """Learning rate at the end of the cosine, over the largest."""
 
     def __post_init__(self) -> None:
+        require_choices("optimizer.", self)
         # In float32, in which it is applied, a smaller one changes no weight.
         require_within("optimizer.lr", self.lr, 1e-12, 1e6)
         require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "give 0 to below 1")
         require(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "give 0 to below 1")
         require_within("optimizer.trust", self.trust, 1e-9, 1e3)
+        adaptive, adam = self.name in ("lars", "larc"), self.name == "adamw"
+        fix = f"optimizer {self.name} does not use it: give lars or larc"
+        require_used("optimizer.trust", self.trust, OptimizerConfig.trust, adaptive, fix)
+        fix = f"optimizer {self.name} does not use it: give adamw"
+        require_used("optimizer.beta2", self.beta2, OptimizerConfig.beta2, adam, fix)
         require_within("optimizer.weight_decay", self.weight_decay, 0, 1e6)
         require_within("optimizer.warmup_epochs", self.warmup_epochs, 0, MOST_EPOCHS)
         require_within("optimizer.warmup_start_factor", self.warmup_start_factor, 0, 1)

@@ -18,12 +18,14 @@ from fastsimsiam.config.fields import (
     neutral,
     require,
     require_checked,
+    require_choices,
     require_gray16_max,
     require_within,
 )
 from fastsimsiam.config.methods import MethodConfig, SimSiamConfig
 from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.views import NormalizeConfig, ViewSpec
+from fastsimsiam.errors import UserError
 
 CompileName = Literal["auto", "step", "color", "off"]
 LoaderName = Literal["auto", "cpu", "nvjpeg", "dali", "ffcv", "resident", "reference"]
@@ -84,6 +86,7 @@ class DaliConfig:
     """Share of the images that the GPU's hardware JPEG decoder takes, where there is one."""
 
     def __post_init__(self) -> None:
+        require_choices("dali.", self)
         require_within("dali.prefetch", self.prefetch, 1, 1_000)
         require_within("dali.hw_decoder_load", self.hw_decoder_load, 0, 1)
 
@@ -94,6 +97,9 @@ class CpuConfig:
 
     crops: Literal["host", "device"] = "host"
     """Where crops are cut. device: on the GPU, to which whole frames are copied."""
+
+    def __post_init__(self) -> None:
+        require_choices("cpu.", self)
 
 
 _LARGEST = {
@@ -178,6 +184,7 @@ class Config:
     """Options of the loader dali."""
 
     def __post_init__(self) -> None:
+        require_choices("--", self)
         for name, most in _LARGEST.items():
             value = getattr(self, name)
             if value is not None:
@@ -192,3 +199,30 @@ class Config:
         require_within("--seed", self.seed, 0, 2**63 - 1)
         require_gray16_max(self.gray16_max)
         require_checked(self.on_bad_image, self.check_images)
+
+
+def require_schedule_within(config: Config) -> None:
+    """Refuses a warm-up or milestones beyond the run: the learning rate would not rise or fall.
+
+    For runs that start. Configs that are stored may have such a schedule, and are read.
+
+    Raises:
+        UserError: says what to give: milestones in the same proportion, the last one at 4/5 of the run;
+            a warm-up of a tenth of it.
+    """
+    epochs, warmup = config.epochs, config.optimizer.warmup_epochs
+    milestones = config.optimizer.milestones
+    if milestones and milestones[-1] >= epochs:
+        scaled = {max(1, 4 * epochs * epoch // (5 * milestones[-1])) for epoch in milestones}
+        fitting = [str(epoch) for epoch in sorted(scaled) if epoch < epochs]
+        listed = " ".join(map(str, milestones))
+        fix = " ".join(["--optimizer.milestones", *fitting])
+        raise UserError(
+            f"--optimizer.milestones {listed} {'is' if len(milestones) == 1 else 'are'} not within "
+            f"--epochs {epochs}: give {fix if fitting else f'--optimizer.decay cosine {fix}'}"
+        )
+    if warmup >= epochs:
+        raise UserError(
+            f"--optimizer.warmup-epochs {warmup:g} is not within --epochs {epochs}: "
+            f"give --optimizer.warmup-epochs {epochs / 10:g}"
+        )

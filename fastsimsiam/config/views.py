@@ -8,6 +8,7 @@ from fastsimsiam.config.fields import (
     MOST_PIXELS,
     Switch,
     require,
+    require_choices,
     require_probability,
     require_within,
 )
@@ -74,6 +75,7 @@ class ViewSpec:
     """Probability of inverting the levels from 128 up."""
 
     def __post_init__(self) -> None:
+        require_choices("views.", self)
         require_probability("views", self, "flip", "jitter", "grayscale", "blur", "solarize")
         if self.size is not None:
             require_within("views.size", self.size, 1, MOST_PIXELS)

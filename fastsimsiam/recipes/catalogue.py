@@ -9,12 +9,21 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.recipes import byol, moco, moco_v3, simclr, simsiam, supcon
 from fastsimsiam.recipes.base import Recipe
+from fastsimsiam.recipes.listing import by_method
 
 _FILES = (simsiam, byol, moco, moco_v3, simclr, supcon)
 RECIPES: dict[str, Recipe] = {
     recipe.make().recipe: recipe for file in _FILES for recipe in file.RECIPES
 }
 """Every recipe by the name that the command line takes."""
+
+
+def meant(word: str) -> list[str]:
+    """Names of recipes: the one that a word names, those of a method, or those that begin with it."""
+    if word in RECIPES:
+        return [word]
+    of_method = by_method(RECIPES).get(word, {})
+    return list(of_method) or [name for name in RECIPES if name.startswith(f"{word}-")]
 
 
 def find(name: str) -> Recipe:
@@ -24,6 +33,8 @@ def find(name: str) -> Recipe:
         UserError: there is no such recipe.
     """
     if name not in RECIPES:
+        if several := meant(name):
+            raise UserError(f"there is no recipe {name!r}: give one of {', '.join(several)}")
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.5)
         near = near or [known for known in RECIPES if name and name in known][:3]
         hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from signal import Signals
 
-from fastsimsiam.config.run import Config
+from fastsimsiam.config.run import Config, require_schedule_within
 from fastsimsiam.evaluate.knn import KnnEvaluator, build_knn
 from fastsimsiam.loaders.dark_gray import dark_gray_warning
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
@@ -64,6 +64,8 @@ def pretrain(config: Config, *, resume: Resume = False, profile: int = 0) -> Sum
     with told_by_the_first():
         device, _ = choose_device(config.device)
         require_possible(config, device, read_launch().size)
+        if not (resume and CheckpointStore(config.out, config.checkpoint.keep).paths()):
+            require_schedule_within(config)
     with join(device.type) as world, catch_signals() as interrupt, ExitStack() as opened:
         # The first that is entered is the last that is left.
         closing_ends = opened.enter_context(_last_resort(interrupt))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fastsimsiam.config.fields import require_choices
+
 _KINDS: dict[str, type["MethodConfig"]] = {}
 
 
@@ -10,11 +12,16 @@ _KINDS: dict[str, type["MethodConfig"]] = {}
 class MethodConfig:
     """Base of all methods' options; each subclass gives itself a `name` of its own.
 
+    Literals and switches are checked here; a subclass with a `__post_init__` calls this one first.
+
     Attributes:
         name: identifies the class in checkpoints; unique.
     """
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        require_choices("method.", self)
 
     def __init_subclass__(cls) -> None:
         """Makes the name known to `by_name`; a class that is defined again replaces itself."""

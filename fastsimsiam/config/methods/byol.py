@@ -29,6 +29,7 @@ class BYOLConfig(MethodConfig):
     """Width of projections and predictions."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_within("method.tau_base", self.tau_base, 0, 1)
         _require_widths(self)
 
@@ -50,6 +51,7 @@ class BYOLNoMomentumConfig(MethodConfig):
     """Width of projections and predictions."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("predictor_lr_factor", "projector_lr_factor"):
             require_within(f"method.{name}", getattr(self, name), 0, 1e6)
         _require_widths(self)

@@ -25,6 +25,7 @@ class MoCoV3Config(MethodConfig):
     """Width of projections and predictions."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_within("method.temperature", self.temperature, 1e-3, 1e3)
         require_within("method.momentum", self.momentum, 0, 1)
         for name in ("hidden_dim", "projection_dim"):

@@ -31,6 +31,7 @@ class SimSiamConfig(MethodConfig):
     """Width of the predictor's hidden layer."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, most in (
             ("projector_layers", 100),
             ("projector_dim", 2**17),
