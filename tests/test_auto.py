@@ -8,6 +8,7 @@ import torch
 from conftest import CPU, require
 from small_places import exit_code, files_of_at_most
 
+from fastsimsiam.config.methods import MoCoConfig
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders import registry
@@ -66,7 +67,11 @@ def folder(class_folders: Path) -> Storage:
 def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
     monkeypatch.setattr(auto, "why_compile_fails", lambda _: None)
     assert auto.choose_compile(config, 10_000, GPU)[0] == "step"
-    assert auto.choose_compile(config, 10_000, GPU, num_processes=2)[0] == "color"
+    compiled, why = auto.choose_compile(config, 10_000, GPU, num_processes=2)
+    assert (compiled, "SyncBatchNorm" in why) == ("color", True)
+    moco = replace(config, method=MoCoConfig())  # without SyncBatchNorm
+    compiled, why = auto.choose_compile(moco, 10_000, GPU, num_processes=2)
+    assert (compiled, why) == ("color", "compiling the step is not measured yet with several GPUs")
     assert auto.choose_compile(config, 10_000, CPU)[0] == "color"
     assert auto.choose_compile(config, 10, CPU) == ("off", "a short run on a CPU")
     few = replace(config, max_steps=3)

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_every_method import config_of
 from throwaway_method import throwaway
 
 from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig
+from fastsimsiam.methods.registry import build_method
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.folder import claimed
 from fastsimsiam.train.pretrain import pretrain
@@ -109,6 +111,68 @@ def test_a_queue_is_the_same_on_all_ranks_and_resumes_to_the_bit(
     assert resumed["pointer"] == 3 * 16 % 40  # the keys of both ranks
     for name, value in expected.items():
         assert torch.equal(resumed[name], value), name
+
+
+METHODS_OF_TWO_RANKS = """
+import json, os, sys
+sys.path.insert(0, TESTS)
+import tiny_backbone
+import torch
+from fastsimsiam.config.stored import from_dict
+from fastsimsiam.train.pretrain import pretrain
+from fastsimsiam.train.trainer import Trainer
+fit = Trainer.fit
+def fit_and_keep(self, *options):
+    number = fit(self, *options)
+    torch.save(self.method.state_dict(), self.config.out / f"rank{os.environ['RANK']}.pt")
+    return number
+Trainer.fit = fit_and_keep
+for stored in json.loads(sys.argv[1]):
+    pretrain(from_dict(stored))
+"""
+
+
+def test_every_kind_of_method_is_the_same_on_all_ranks(class_folders: Path, tmp_path: Path) -> None:
+    """Queue, target and online weights; BatchNorm's running statistics are each rank's own."""
+    from fastsimsiam.config.stored import to_dict
+
+    configs = {
+        name: replace(
+            config_of(name, class_folders, tmp_path / name), accumulate=1, max_steps=3, workers=1
+        )
+        for name in ("moco-v2", "simclr", "moco-v3", "byol")
+    }
+    script = tmp_path / "run.py"
+    script.write_text(METHODS_OF_TWO_RANKS.replace("TESTS", repr(str(Path(__file__).parent))))
+    done = subprocess.run(
+        [*TORCHRUN, str(script), json.dumps([to_dict(config) for config in configs.values()])],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for name, config in configs.items():
+        first, second = (torch.load(config.out / f"rank{rank}.pt") for rank in range(2))
+        stored = load(CheckpointStore(config.out, 1).paths()[-1])
+        assert (stored.step, stored.ranks) == (3, 2), name
+        fresh = build_method(config).state_dict()
+        own = []
+        for key, value in first.items():
+            assert torch.equal(stored.method[key], value), (name, key)
+            if "running_" in key:
+                own.append(torch.equal(second[key], value))
+            else:
+                assert torch.equal(second[key], value), (name, key)
+        assert own, name
+        assert not all(own), name  # the ranks had other images
+        parts = ["backbone.conv1.weight", "projector.0.weight"]
+        if name != "simclr":
+            parts += [f"target.{part}" for part in parts]
+        if name == "moco-v2":
+            parts += ["queue.keys"]
+            assert stored.method["queue.pointer"] == 3 * 32 % 40  # of both ranks and views
+        for part in parts:
+            assert not torch.equal(first[part], fresh[part]), (name, part)
 
 
 def test_a_folder_in_use_is_refused_on_all_ranks(tiny_config: Config, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from small_places import files_of_at_most
 
 from fastsimsiam.cli import main
+from fastsimsiam.config.methods import MoCoConfig
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.doctor import doctor as doctor_module
 from fastsimsiam.doctor.diagnosis import Measurements, advice, bottleneck, forecast, parts_allow
@@ -359,6 +360,18 @@ def short_run(class_folders: Path, **changes: object) -> Config:
 def test_a_run_shorter_than_its_measurement_has_a_forecast(class_folders: Path) -> None:
     report = diagnose(short_run(class_folders, knn=KnnConfig(every_epochs=0)), minutes=0.02)
     assert report.forecast.train == pytest.approx(2 * 48 / report.measurements.train)
+
+
+def test_a_batch_is_halved_to_no_size_that_the_method_refuses(class_folders: Path) -> None:
+    """MoCo needs two groups: of 16 images here, 32 by default."""
+    moco = MoCoConfig(hidden_dim=16, projection_dim=8, queue_size=64, bn_group_size=16)
+    config = replace(short_run(class_folders), arch="two_layers", method=moco, batch_size=64)
+    storage = open_split(class_folders, "train")
+    assert doctor_module._measured_batch(config, 64, storage, 1e-6) == 32
+    default = replace(config, method=replace(moco, bn_group_size=32))
+    assert doctor_module._measured_batch(default, 64, storage, 1e-6) == 64
+    with pytest.raises(UserError, match=r"^--method.bn-group-size is 32, but the 32 images[^\n]*$"):
+        diagnose(replace(default, batch_size=32))
 
 
 def test_a_run_that_pretrain_refuses_has_no_forecast(class_folders: Path) -> None:

@@ -106,10 +106,18 @@ def test_any_command_tells_too_little_memory(
 
 
 def test_little_room_on_the_disk_is_told(tmp_path: Path) -> None:
-    assert little_room(torch.nn.Linear(10, 10), tmp_path) is None
+    assert little_room(torch.nn.Linear(10, 10), "sgd", tmp_path) is None
     with torch.device("meta"):
-        huge = torch.nn.Linear(2**24, 2**24)
-    assert "two checkpoints take about" in str(little_room(huge, tmp_path))
+        method = torch.nn.Linear(10**8, 10**7, bias=False)  # 4e15 bytes
+        target = torch.nn.Linear(10**8, 10**7, bias=False).requires_grad_(False)
+        method.register_module("target", target)
+        method.register_buffer("queue", torch.zeros(10**7, 10**7))  # 4e14 bytes
+        method.register_buffer("scratch", torch.zeros(10**8, 10**8), persistent=False)
+    # Weights and the optimizer's numbers of each; the target and the queue once.
+    for optimizer, copies in (("sgd", 2), ("lars", 2), ("larc", 2), ("adamw", 3)):
+        need = 2 * (copies * 4e6 + 4e6 + 4e5)
+        told = f"two checkpoints take about {need:.2f} GB"
+        assert told in str(little_room(method, optimizer, tmp_path))
 
 
 def test_a_resume_on_another_number_of_processes_is_told(tiny_config: Config) -> None:

@@ -22,6 +22,7 @@ from fastsimsiam.evaluate.pretrained import load_backbone
 from fastsimsiam.methods.registry import METHODS
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
+from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.train.pretrain import pretrain
 
 # A recipe for each method, and what makes its heads small.
@@ -86,6 +87,29 @@ def test_it_compiles_whole_without_recompiling(
         traces.append(losses(config))
     # Of so few images training soon amplifies rounding to the size of the loss.
     assert traces[1][:4] == pytest.approx(traces[0][:4], rel=2e-3, abs=2e-3)
+
+
+@pytest.mark.skipif(why_compile_fails("cpu") is not None, reason="cannot compile for a CPU")
+def test_inductor_computes_what_eager_does(class_folders: Path, tmp_path: Path) -> None:
+    """MoCo with groups, shuffled keys and a queue; `aot_eager` above generates no code.
+
+    Without the color, which test_trainer.py compiles with SimSiam and takes most of the time.
+    """
+    torch._dynamo.reset()
+    traces = []
+    for compiled in (False, True):
+        out = tmp_path / ("compiled" if compiled else "eager")
+        made, recorder = trainer(replace(config_of("moco-v2", class_folders, out), max_steps=3))
+        if compiled:
+            made.method.compile(fullgraph=True, dynamic=False, backend="inductor")
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            made.fit()
+        recorder.close()
+        made.loader.close()
+        assert made.step == 3
+        traces.append(losses(made.config))
+    assert len(traces[0]) == 3
+    assert traces[1] == pytest.approx(traces[0], rel=2e-3, abs=2e-3)
 
 
 @pytest.fixture(scope="module")

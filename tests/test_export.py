@@ -22,6 +22,7 @@ from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.config.views import IMAGENET, NormalizeConfig
 from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.evaluate.inspect import inspect
 from fastsimsiam.evaluate.knn import knn
 from fastsimsiam.evaluate.linear_probe import linear
@@ -230,6 +231,43 @@ def test_values_given_to_export_are_those_of_the_file(tiny_config: Config, tmp_p
         main(["export", str(tiny_config.out), str(tmp_path / "y.safetensors"), *argv[2:-1], "0"])
         == 2
     )
+
+
+def test_weights_of_others_are_scored_with_the_normalization_that_is_given(
+    tiny_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Features of a run on pixels from 0 to 1, and of its weights in a file that records nothing."""
+    plain = NormalizeConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    save_run(replace(tiny_config, normalize=plain))
+    own = load_pretrained(tiny_config.out)
+    file = tmp_path / "foreign.pth"
+    torch.save(own.backbone.state_dict(), file)
+    same = replace(
+        ON_CPU, arch="tiny_resnet", image_size=own.image_size, crop_fraction=own.crop_fraction
+    )
+    given = replace(same, mean=plain.mean, std=plain.std)
+    features = {}
+    for name, path, options in (
+        ("run", tiny_config.out, ON_CPU),
+        ("given", file, given),
+        ("assumed", file, same),
+    ):
+        with open_eval_context(path, tiny_config.data, options) as context:
+            features[name] = torch.cat([f for f, _ in context.features("val")])
+        noted = f"note: {file} records no normalization of the images: ImageNet's is taken"
+        assert (noted in capsys.readouterr().err) == (name == "assumed"), name
+    assert torch.equal(features["given"], features["run"])
+    assert not torch.allclose(features["assumed"], features["run"], atol=1e-3)
+    # Exported, they need not be given again.
+    out = tmp_path / "x.safetensors"
+    argv = ["export", str(file), str(out), "--arch", "tiny_resnet"]
+    assert main([*argv, *"--mean 0 0 0 --std 1 1 1".split()]) == 0
+    assert (load_pretrained(out).normalize, load_pretrained(out).assumed) == (plain, False)
+    assert "records no normalization" not in capsys.readouterr().err
+    assert main([*argv, *"--mean 0 0 0".split()]) == 2
+    assert "--mean is given without --std: give both" in capsys.readouterr().err
+    assert main([*argv, *"--mean 0 0 0 --std 1 1 0".split()]) == 2
+    assert "--std is 0" in capsys.readouterr().err
 
 
 def test_onnx_holds_what_changes_a_score(tiny_config: Config, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import tiny_backbone  # noqa: F401 (registers tiny_resnet)
 import torch
 import torchvision
 from conftest import CPU, require
+from test_every_method import RUNS, config_of
 
 from fastsimsiam.config.optimizer import OptimizerConfig, OptimizerName
 from fastsimsiam.config.run import CompileName, Config, CpuConfig
@@ -106,19 +107,35 @@ def test_decoding_waits_for_kernels_that_use_its_memory() -> None:
 def test_no_sync_and_no_recompile_between_log_steps(
     gpu_config: Config, loader: str, compiled: CompileName
 ) -> None:
+    assert_no_sync_and_no_recompile(gpu_config, loader, compiled)
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("compiled", ["color", "step"])
+def test_no_sync_and_no_recompile_of_any_method(
+    gpu_config: Config, name: str, compiled: CompileName
+) -> None:
+    """Also of the hooks: targets move, keys enter the queue."""
+    config = config_of(name, gpu_config.data, gpu_config.out)
+    config = replace(config, device="cuda", precision="bf16", log_every=100)
+    assert_no_sync_and_no_recompile(config, "cpu", compiled)
+
+
+def assert_no_sync_and_no_recompile(config: Config, loader: str, compiled: CompileName) -> None:
+    """Six steps, of which the first two compile."""
     device = torch.device("cuda", 0)
-    storage = open_split(gpu_config.data, "train")
+    storage = open_split(config.data, "train")
     source = build_loader(
         loader, storage, LoaderOptions(device=device, workers=2, on_bad_image="error")
     )
-    recorder = Recorder(gpu_config)
+    recorder = Recorder(config)
     torch._dynamo.reset()
     made = build_trainer(
-        gpu_config,
+        config,
         storage,
         source,
         evaluators=[],
-        store=CheckpointStore(gpu_config.out, 1),
+        store=CheckpointStore(config.out, 1),
         recorder=recorder,
         device=device,
         dtype=torch.bfloat16,

@@ -20,7 +20,7 @@ from fastsimsiam.methods.registry import METHODS, build_method, register_method
 
 pytestmark = pytest.mark.throughput
 LIMITS = thresholds()
-IMAGES = 16
+IMAGES = 64
 SHARE = 0.01
 NAMES = [config.name for config in METHODS if config.__module__.startswith("fastsimsiam.")]
 

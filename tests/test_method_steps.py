@@ -17,7 +17,9 @@ from throwaway_method import Throwaway, throwaway
 from benchmarks import method_steps, render, step
 from benchmarks.method_steps import Passes, analyze, count_passes, measure, recipe_of, table
 from benchmarks.step_variants import VARIANTS, Step
+from fastsimsiam.config.run import Config
 from fastsimsiam.config.views import ViewSpec
+from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.registry import METHODS
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.recipes.base import DIGITS, IMAGENET, Recipe
@@ -38,7 +40,7 @@ SMALL = argparse.Namespace(arch="tiny_resnet", image_size=32, batch_size=16)
 
 @pytest.mark.parametrize("name", [config.name for config in METHODS if config.name in WORK])
 def test_the_network_work_of_each_method(name: str) -> None:
-    passes = count_passes(recipe_of(name, "tiny_resnet", 32, 16))
+    passes = count_passes(recipe_of(name, "tiny_resnet", 32, 64))
     assert (passes.forward, passes.backward) == pytest.approx(WORK[name])
     assert passes.work == passes.forward + 2 * passes.backward
 
@@ -157,6 +159,23 @@ def test_the_command_measures_a_method(tmp_path: object) -> None:
     assert len(result["samples"]["simsiam"][0]["step_seconds"]) == 2
 
 
+def test_passes_are_counted_of_no_more_images_than_the_method_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted: list[int] = []
+    built = method_steps.build_method
+
+    def build(config: Config) -> Method:
+        method = built(config)
+        method.register_forward_pre_hook(lambda _, inputs: counted.append(len(inputs[1])))
+        return method
+
+    monkeypatch.setattr(method_steps, "build_method", build)
+    for name in ("simsiam", "moco"):
+        count_passes(recipe_of(name, "two_layers", 32, 256))
+    assert counted == [16, 64]  # MoCo needs two groups of 32
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -178,6 +197,14 @@ def test_wrong_arguments_are_refused(
     with pytest.raises(SystemExit):
         step.main()
     assert message in capsys.readouterr().err
+
+
+def test_a_batch_that_a_method_cannot_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", "step --method simsiam moco --batch-size 32".split())
+    with pytest.raises(
+        SystemExit, match="--batch-size 32 is none that moco can use: give a larger"
+    ):
+        step.main()
 
 
 def test_all_methods_are_listed_with_the_baseline_first() -> None:

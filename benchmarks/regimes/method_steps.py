@@ -29,6 +29,7 @@ from fastsimsiam.methods.registry import METHODS, build_method
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.recipes.base import IMAGENET
 from fastsimsiam.system.device import choose_dtype
+from fastsimsiam.train.checks import accepts_batch
 
 BASELINE = "simsiam"
 """The method with whose step the others are compared."""
@@ -36,6 +37,7 @@ MEASURED_VARIANTS = ("eager", "compiled")
 """Variants of the step that hold for every method."""
 _WARM_UP = 3
 _COUNTED_IMAGES = 16
+"""So many images are enough to count passes, or the next double number that the method accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,10 @@ def count_passes(config: Config) -> Passes:
     for module in method.modules():
         if type(module) is type(method.backbone):
             module.register_forward_hook(count)
-    images = min(config.batch_size, _COUNTED_IMAGES)
+    images = _COUNTED_IMAGES
+    while images < config.batch_size and not accepts_batch(config, images):
+        images *= 2
+    images = min(images, config.batch_size)
     views = tuple(
         torch.randn(images, 3, size, size) for size in view_sizes(config.views, config.image_size)
     )
@@ -227,6 +232,13 @@ def table(result: dict[str, Any]) -> str:
 def run(args: argparse.Namespace, variant: str) -> None:
     """Measures the methods of `--method`, each in fresh processes, and writes the result."""
     names = method_names() if "all" in args.method else list(dict.fromkeys(args.method))
+    for name in names:
+        config = recipe_of(name, args.arch, args.image_size, args.batch_size)
+        if not accepts_batch(config, args.batch_size):
+            raise SystemExit(
+                f"--batch-size {args.batch_size} is none that {name} can use: give a larger power of "
+                f"two, or a --method without {name}"
+            )
     argv = to_argv(args, ("arch", "image_size", "batch_size", "steps"))
     argv += ["--only", variant, "--method", *args.method]
     samples, failed = run_all("benchmarks.step", names, args.repeats, argv)

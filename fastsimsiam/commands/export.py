@@ -29,6 +29,11 @@ class _Export:
     crop_fraction: float | None = None
     """Side of the centered square to evaluate on, over the image's shorter side; None: as in training,
     else 0.875."""
+    mean: tuple[float, float, float] | None = None
+    """Subtracted from red, green and blue in [0, 1]; None: as recorded with the weights, or ImageNet's.
+    Given together with std."""
+    std: tuple[float, float, float] | None = None
+    """Divides red, green and blue after that; None: as mean."""
 
 
 def run(argv: list[str]) -> int:
@@ -45,6 +50,8 @@ def run(argv: list[str]) -> int:
         stem=arguments.stem,
         image_size=arguments.image_size,
         crop_fraction=arguments.crop_fraction,
+        mean=arguments.mean,
+        std=arguments.std,
     ):
         print(printable(file))
     return 0

@@ -15,6 +15,8 @@ from fastsimsiam.config.fields import (
     require_within,
 )
 from fastsimsiam.config.run import DeviceName, KnnConfig, LoaderName, OnBadImage, PrecisionName
+from fastsimsiam.config.views import Channels, NormalizeConfig
+from fastsimsiam.errors import UserError
 
 Stem = Literal["imagenet", "cifar"]
 Split = Literal["train", "val"]
@@ -22,6 +24,24 @@ KNN_K = tuple(sorted(KnnConfig.k))
 """Numbers of neighbors of `knn` by default: those of the evaluation in training."""
 INSPECT_IMAGES = 5000
 """Largest number of images of `inspect` by default."""
+
+
+def normalization(mean: Channels | None, std: Channels | None) -> NormalizeConfig | None:
+    """The normalization that `--mean` and `--std` give; None without them.
+
+    Raises:
+        UserError: one is missing, or a value is out of range.
+    """
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        given, missing = ("--mean", "--std") if std is None else ("--std", "--mean")
+        raise UserError(f"{given} is given without {missing}: give both")
+    for value in mean:
+        require_within("--mean", value, -100, 100)
+    for value in std:
+        require_within("--std", value, 1e-3, 1e3)
+    return NormalizeConfig(mean=mean, std=std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +52,11 @@ class EvalOptions:
     """Side of the crops in pixels; None: as in training, or 224."""
     crop_fraction: float | None = None
     """Side of the centered square over the image's shorter side; None: as in training, or 0.875."""
+    mean: Channels | None = None
+    """Subtracted from red, green and blue in [0, 1]; None: as recorded with the weights, or ImageNet's.
+    With std 1 1 1, 0 0 0 leaves pixels as they are. Given together with std."""
+    std: Channels | None = None
+    """Divides red, green and blue after that; None: as mean."""
     arch: str | None = None
     """torchvision's name of the network, for weights of other packages; None: detected, for ResNets."""
     stem: Stem | None = None
@@ -58,6 +83,7 @@ class EvalOptions:
             require_within("--image-size", self.image_size, 1, MOST_PIXELS)
         if self.crop_fraction is not None:
             require_within("--crop-fraction", self.crop_fraction, 0, 1, above=True)
+        normalization(self.mean, self.std)
         if self.workers is not None:
             require_within("--workers", self.workers, 1, MOST_WORKERS)
         if self.gray16_max is not None:

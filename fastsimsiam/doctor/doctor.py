@@ -31,7 +31,7 @@ from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import available_memory, host_memory, num_cores, num_workers
 from fastsimsiam.system.shared_cores import SharedCores
 from fastsimsiam.train.auto import Chosen, choose_all
-from fastsimsiam.train.checks import require_labels, require_possible
+from fastsimsiam.train.checks import accepts_batch, require_labels, require_possible
 
 _SHARES = {
     "storage": 0.1,
@@ -128,11 +128,15 @@ def _open_synthetic(config: Config) -> tuple[Storage, int]:
 def _measured_batch(config: Config, size: int, train: Storage, seconds: float) -> int:
     """Halves the batch size until the given time has room for many steps.
 
-    Tries the smallest size first: the rate of a small batch says little of that of a large one.
+    Tries the smallest size first: the rate of a small batch says little of that of a large one. The
+    method has to accept it.
     """
     sizes = [size]
     while sizes[0] > 2 * _PROBE_BATCH and sizes[0] % 2 == 0:
-        sizes.insert(0, sizes[0] // 2)
+        half = sizes[0] // 2
+        if not accepts_batch(config, half):
+            break
+        sizes.insert(0, half)
     for smaller, larger in itertools.pairwise(sizes):
         if larger / smaller * _step_seconds(config, smaller, train) > _LONGEST_STEP * seconds:
             return smaller

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.config.evaluation import EvalOptions, Split
+from fastsimsiam.config.evaluation import EvalOptions, Split, normalization
 from fastsimsiam.config.run import Config
 from fastsimsiam.evaluate.features import Features, center_plan, centered_features, extract
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
@@ -167,6 +167,7 @@ def open_eval_context(
         stem=options.stem,
         image_size=options.image_size,
         crop_fraction=options.crop_fraction,
+        normalize=normalization(options.mean, options.std),
     )
     require_image_size(pretrained.arch, pretrained.image_size, stem=pretrained.stem)
     config = replace(
@@ -216,7 +217,7 @@ def open_eval_context(
         dtype=dtype,
         open_loader=lambda storage: build_loader(name, storage, loader_options),
     )
-    for note in pretrained.notes:
+    for note in (*pretrained.notes, *pretrained.notes_on_images):
         context.warn(note)
     try:
         with memory_told("this data set", "stop other programs that use it"):

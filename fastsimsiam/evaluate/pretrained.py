@@ -41,6 +41,8 @@ class PretrainedBackbone:
         step: optimizer steps of the training; None if the file does not record them.
         config: the training's configuration; None for weights of other packages.
         whole_method: whether the file is a checkpoint, which holds the projector too.
+        assumed: whether `normalize` is ImageNet's for want of another: the file is of another package
+            and records none.
         notes: what the user should know about the choice of the weights.
     """
 
@@ -55,7 +57,18 @@ class PretrainedBackbone:
     step: int | None
     config: Config | None
     whole_method: bool = False
+    assumed: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def notes_on_images(self) -> tuple[str, ...]:
+        """What to know before images are given to the backbone."""
+        if not self.assumed:
+            return ()
+        return (
+            f"{self.path} records no normalization of the images: ImageNet's is taken; pass --mean and "
+            "--std if the weights were trained with another",
+        )
 
     def record(self) -> dict[str, Any]:
         """What changes a score, as plain values, for files that are made with these weights."""
@@ -77,6 +90,7 @@ def load_pretrained(
     stem: Stem | None = None,
     image_size: int | None = None,
     crop_fraction: float | None = None,
+    normalize: NormalizeConfig | None = None,
 ) -> PretrainedBackbone:
     """Loads a backbone and its metadata.
 
@@ -86,6 +100,7 @@ def load_pretrained(
         image_size: side of the images in pixels; None: that of the training, else 224.
         crop_fraction: side of the centered square over the image's shorter side; None: that of the
             training, else 0.875.
+        normalize: normalization of the images; None: as recorded with the weights, else ImageNet's.
 
     Raises:
         UserError: there is no such file, it is damaged, its keys are not those of the network, or its
@@ -104,7 +119,9 @@ def load_pretrained(
             if loaded.whole_method:  # no run saves such weights
                 raise DamagedCheckpointError(str(error)) from error
             raise
-        return loaded
+        if normalize is None:
+            return loaded
+        return replace(loaded, normalize=normalize, assumed=False)
 
     if not path.is_dir():
         return load(path)
@@ -131,7 +148,7 @@ def _load_file(
     found = find_backbone(
         content, path, arch=arch, stem=stem or recorded.stem, recorded=recorded.arch
     )
-    return _make(
+    loaded = _make(
         found.arch,
         found.stem,
         found.weights,
@@ -141,6 +158,8 @@ def _load_file(
         crop_fraction=crop_fraction,
         notes=found.notes,
     )
+    # The first versions of this package recorded none, and always had ImageNet's.
+    return replace(loaded, assumed=not (recorded.normalize or metadata.get("fastsimsiam")))
 
 
 def _is_checkpoint(content: Mapping[str, Any]) -> bool:

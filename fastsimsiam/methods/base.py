@@ -9,11 +9,12 @@ needs tensors of the batch (the keys of a queue, say) finds them where `forward`
 attribute: those of the latest part.
 
 With several ranks, `forward` receives this rank's share of the batch. A loss that compares images
-gathers them itself, by gather.py. Buffers must be equal on all ranks, since checkpoints hold those of
-rank 0.
+gathers them itself, by gather.py. Buffers must be equal on all ranks, BatchNorm's statistics excepted,
+since checkpoints hold those of rank 0.
 
     class Example(Method):
-        whole_batch = True                                  # its loss compares the images of a batch
+        whole_batch = True  # its loss compares the images of a batch
+        num_views = 2  # and is defined for two views of each
 
         def __init__(self, backbone, feature_dim, config):
             super().__init__()
@@ -21,9 +22,9 @@ rank 0.
             self.projector = nn.Linear(feature_dim, config.projector_dim)
 
         def forward(self, views, labels):
-            z = [self.projector(self.backbone(view)) for view in views]
-            loss, _ = nt_xent(*z, temperature=0.1)
-            return loss, {"collapse_std": collapse_std(z[0])}
+            first, second = (self.projector(self.backbone(view)) for view in views)
+            loss, accuracy = nt_xent(first, second, temperature=0.1)
+            return loss, {"collapse_std": collapse_std(first), "contrast_accuracy": accuracy}
 
         def parameter_groups(self):
             return [ParameterGroup(parameters=list(self.parameters()))]
@@ -82,7 +83,7 @@ class Method(nn.Module, ABC):
 
     It is constructed as `Method(backbone, feature_dim, config)`, after torch's generator was seeded: a
     network with fresh weights, the number of its features, and the method's config. A target network is
-    a deepcopy of the backbone with `requires_grad_(False)`.
+    a `methods.target.TargetNetwork`, called `target`.
 
     Attributes:
         backbone: images (B, 3, H, W) to features (B, D); what evaluation and export use: always the
@@ -155,7 +156,10 @@ class Method(nn.Module, ABC):
         Returns:
             The scalar float32 loss, and scalar metrics for the log, without gradients and with the same
             names at every step. `loss`, `epoch`, `lr`, `images_per_second` and `data_wait` are taken;
-            `collapse_std` (1 healthy, 0 collapsed) is drawn and watched.
+            `collapse_std` (1 healthy, 0 collapsed) is drawn and watched. `contrast_accuracy`, the share
+            of images that are told from the others, is read beside it by `health` and the report: a
+            network that tells images apart has not collapsed. A name that ends in `accuracy` is of a
+            share from 0 to 1, and is drawn in per cent.
         """
 
     @abstractmethod
@@ -163,7 +167,11 @@ class Method(nn.Module, ABC):
         """All trained parameters, each in one group."""
 
     def before_step(self, at: Progress) -> None:
-        """Prepares an optimizer step: writes what depends on the step into tensors on the device.
+        """Prepares an optimizer step.
+
+        What `forward` reads and depends on the step goes into tensors on the device, written in place:
+        a new number of the host would compile the graph once more. A number that only hooks read, such
+        as the momentum of a target network, stays on the host.
 
         Called outside of the compiled graph, without gradients; must not wait for the device.
 

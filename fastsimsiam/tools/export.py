@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.config.evaluation import Stem
+from fastsimsiam.config.evaluation import Stem, normalization
 from fastsimsiam.config.stored import to_dict
-from fastsimsiam.config.views import NormalizeConfig
+from fastsimsiam.config.views import Channels, NormalizeConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.evaluate.recorded import as_text
@@ -41,6 +41,8 @@ def export(
     stem: Stem | None = None,
     image_size: int | None = None,
     crop_fraction: float | None = None,
+    mean: Channels | None = None,
+    std: Channels | None = None,
 ) -> tuple[Path, Path]:
     """Writes a backbone and its model card.
 
@@ -58,6 +60,8 @@ def export(
         image_size: side of the images in pixels; None: that of the training, else 224.
         crop_fraction: side of the centered square over the image's shorter side; None: that of the
             training, else 0.875.
+        mean, std: normalization of pixels in [0, 1]; None: as recorded with the weights, else
+            ImageNet's.
 
     Returns:
         The file and its card, FILE.md.
@@ -72,9 +76,14 @@ def export(
     require_writable(out, "DST")
     require_writable(card_file, "card")
     pretrained = load_pretrained(
-        Path(checkpoint), arch=arch, stem=stem, image_size=image_size, crop_fraction=crop_fraction
+        Path(checkpoint),
+        arch=arch,
+        stem=stem,
+        image_size=image_size,
+        crop_fraction=crop_fraction,
+        normalize=normalization(mean, std),
     )
-    for note in pretrained.notes:
+    for note in (*pretrained.notes, *pretrained.notes_on_images):
         print(f"note: {note}", file=sys.stderr)
     require_image_size(pretrained.arch, pretrained.image_size, stem=pretrained.stem)
     card = model_card(pretrained, out, format)

@@ -7,6 +7,7 @@ import torch
 from fastsimsiam.config.run import CompileName, Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.registry import choose_loader
+from fastsimsiam.methods.registry import find_method
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.device import choose_device, choose_dtype
@@ -29,8 +30,8 @@ def choose_compile(
     Raises:
         UserError: what is asked for cannot work here.
     """
-    # torch's SyncBatchNorm picks rows by a mask, a shape that no whole graph can hold.
-    # Without it, compiling a step inside DistributedDataParallel is not measured yet.
+    # torch's SyncBatchNorm picks rows by a mask, a shape that no whole graph can hold. For methods
+    # without it, compiling a step inside DistributedDataParallel is not measured yet.
     several_gpus = device.type == "cuda" and num_processes > 1
     problem = why_compile_fails(device.type)
     if config.compile != "auto":
@@ -46,7 +47,9 @@ def choose_compile(
     if problem:
         return "off", f"to compile, {problem}"
     if several_gpus:
-        return "color", "SyncBatchNorm of several GPUs breaks the graph of the step"
+        if find_method(config.method).sync_batch_norm:
+            return "color", "SyncBatchNorm of several GPUs breaks the graph of the step"
+        return "color", "compiling the step is not measured yet with several GPUs"
     if device.type == "cuda":
         return "step", "it pays on a GPU"
     planned = config.epochs * images

@@ -2,16 +2,20 @@
 
 import os
 import shutil
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fastsimsiam.config.optimizer import OptimizerName
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.views import view_sizes
 from fastsimsiam.errors import UserError
 from fastsimsiam.methods.registry import check_method, find_method
 from fastsimsiam.models.image_size import require_image_size
+from fastsimsiam.optim.build import STATE
 from fastsimsiam.runs.checkpoint import Checkpoint
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.text import printable
@@ -34,6 +38,21 @@ def require_possible(config: Config, device: torch.device, num_processes: int = 
         option = "--image-size" if config.views[view].size is None else f"--views.{view}.size"
         if size not in view_sizes(config.views[:view], config.image_size):  # each size once
             require_image_size(config.arch, size, stem=config.stem, option=option)
+
+
+def accepts_batch(config: Config, images: int) -> bool:
+    """Whether the method can use this many images in a forward pass on one device.
+
+    Args:
+        config: of a run; its batch size is left aside.
+        images: per forward pass.
+    """
+    config = replace(config, batch_size=images, accumulate=1)
+    try:
+        find_method(config.method).check_batch(config, images)
+    except UserError:
+        return False
+    return True
 
 
 def require_labels(config: Config, storage: Storage) -> None:
@@ -100,21 +119,29 @@ def require_writable(out: Path) -> None:
         ) from error
 
 
-def little_room(method: nn.Module, out: Path) -> str | None:
+def little_room(method: nn.Module, optimizer: OptimizerName, out: Path) -> str | None:
     """A sentence if a disk has no room for two checkpoints: one is kept while the next is written.
 
     Args:
-        method: what is saved, with its momentum.
+        method: what is saved: parameters, those of a target network too, and buffers, such as a queue.
+        optimizer: its state is saved too, of the trained parameters.
         out: the run's folder.
     """
-    parameters = sum(p.numel() * p.element_size() for p in method.parameters())
-    need, free = 2 * 2 * parameters, shutil.disk_usage(out).free
+    per_weight = len(STATE[optimizer] - {"step"})  # "step" is one number
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    checkpoint = _size(method.state_dict().values()) + per_weight * _size(trained)
+    need, free = 2 * checkpoint, shutil.disk_usage(out).free
     if free >= need:
         return None
     return (
         f"{out} has {free / 1e9:.2f} GB of free space, and two checkpoints take about "
         f"{need / 1e9:.2f} GB: make room"
     )
+
+
+def _size(tensors: Iterable[torch.Tensor]) -> int:
+    """Number of bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def inexact_resume(

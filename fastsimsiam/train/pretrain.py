@@ -146,7 +146,7 @@ def _prepare(
     _announce(trainer, train)
     warnings = [inexact_resume(config, checkpoint, chosen.device, world.size)] if checkpoint else []
     if world.is_main:
-        warnings.append(little_room(trainer.method, config.out))
+        warnings.append(little_room(trainer.method, config.optimizer.name, config.out))
     for warning in filter(None, warnings):
         recorder.say(f"WARNING: {warning}")
     return trainer, loaders, train
