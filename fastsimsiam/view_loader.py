@@ -10,7 +10,7 @@ from torch import Tensor
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.fields import require_gray16_max
 from fastsimsiam.config.run import GRAY16_MAX, DeviceName, LoaderName, OnBadImage
-from fastsimsiam.config.views import IMAGENET, NormalizeConfig, ViewSpec
+from fastsimsiam.config.views import IMAGENET_PIXELS, NormalizeConfig, ViewSpec
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.registry import build_loader, choose_loader
@@ -44,7 +44,7 @@ class Loader:
         batch_size: int,
         image_size: int = 224,
         views: Sequence[ViewSpec] = (ViewSpec(), ViewSpec()),
-        normalize: NormalizeConfig = IMAGENET,
+        normalize: NormalizeConfig = IMAGENET_PIXELS,
         split: str = "train",
         seed: int = 0,
         loader: LoaderName = "auto",

@@ -17,7 +17,7 @@ from benchmarks.augment import half_products
 from fastsimsiam.augment import photometric as photometric_module
 from fastsimsiam.augment.blur import blur_by_products, blur_by_shifts, gaussian_weights
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.config.views import IMAGENET, NormalizeConfig, ViewSpec
+from fastsimsiam.config.views import IMAGENET_PIXELS, NormalizeConfig, ViewSpec
 from fastsimsiam.loaders.reference_loader import photometric_with_pil
 from fastsimsiam.plan.views import ViewTable, draw_views, without_photometric
 from fastsimsiam.system.compiler import why_compile_fails
@@ -45,7 +45,7 @@ def photos_or_textures(request: pytest.FixtureRequest) -> list[Image.Image]:
 
 def levels(view: Tensor) -> Tensor:
     """A normalized view (N, 3, S, S) back in gray levels: (N, S, S, 3) in [0, 255]."""
-    std, mean = torch.tensor(IMAGENET.std), torch.tensor(IMAGENET.mean)
+    std, mean = torch.tensor(IMAGENET_PIXELS.std), torch.tensor(IMAGENET_PIXELS.mean)
     return (view.permute(0, 2, 3, 1) * std + mean) * 255
 
 
@@ -258,7 +258,7 @@ def test_views_of_several_sizes_come_out_in_order() -> None:
     assert all(view.dtype == torch.bfloat16 for view in views)
     assert all(view.is_contiguous(memory_format=torch.channels_last) for view in views)
     exact = Photometric(specs, (8, 16, 8))(crops, photometric)
-    std, mean = torch.tensor(IMAGENET.std), torch.tensor(IMAGENET.mean)
+    std, mean = torch.tensor(IMAGENET_PIXELS.std), torch.tensor(IMAGENET_PIXELS.mean)
     back = (exact[2].permute(0, 2, 3, 1) * std + mean) * 255
     torch.testing.assert_close(back, crops[0][:, 1].float(), atol=1e-2, rtol=0)
 

@@ -175,7 +175,7 @@ def test_learning_rates_of_the_heads_have_their_factors() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BYOLConfig(tau_base=1.5), "method.tau_base is 1.5: give 1 or less"),
+        (lambda: BYOLConfig(momentum=1.5), "method.momentum is 1.5: give 1 or less"),
         (lambda: BYOLConfig(hidden_dim=0), "method.hidden_dim is 0: give 1 or more"),
         (
             lambda: BYOLNoMomentumConfig(predictor_lr_factor=-1.0),
@@ -198,7 +198,7 @@ def test_a_collapse_is_told_with_the_options_to_change() -> None:
     collapsed = {"loss": 0.02, "collapse_std": 0.05}
     told = BYOL.warning(collapsed, 256)
     assert told is not None
-    assert "--method.tau-base" in told
+    assert "--method.momentum" in told
     told = BYOLNoMomentum.warning(collapsed, 256)
     assert told is not None
     assert "--method.predictor-lr-factor" in told
@@ -212,7 +212,7 @@ def config(tiny_config: Config) -> Config:
     """BYOL in 12 steps of two parts of 8 images each."""
     return replace(
         tiny_config,
-        method=BYOLConfig(tau_base=0.5, hidden_dim=32, projection_dim=16),
+        method=BYOLConfig(momentum=0.5, hidden_dim=32, projection_dim=16),
         optimizer=OptimizerConfig(lr=0.2),
         views=catalogue.recipe("byol-imagenette").views,
         accumulate=2,

@@ -53,13 +53,13 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
             "no recipe 'moco-v1': give one of moco-v1-imagenet-200ep, moco-v1-imagenette\n",
         ),
         (
-            "pretrain byol-imagenette --method.momentun 0.9".split(),
-            "--method.momentun, 0.9; the options of byol are --method.tau-base, "
-            "--method.tau-schedule, --method.hidden-dim, --method.projection-dim; see ",
+            "pretrain byol-imagenette --method.tau 0.9".split(),
+            "--method.tau, 0.9; the options of byol are --method.momentum, "
+            "--method.momentum-schedule, --method.hidden-dim, --method.projection-dim; see ",
         ),
         (
-            "pretrain byol-imagenette --method.tau-bas 0.9".split(),
-            "--method.tau-bas, 0.9; did you mean --method.tau-base?; see ",
+            "pretrain byol-imagenette --method.momentun 0.9".split(),
+            "--method.momentun, 0.9; did you mean --method.momentum?; see ",
         ),
         (
             "pretrain moco-v2-imagenette --method.symmetric on".split(),

@@ -66,8 +66,8 @@ class OfAUser(MethodConfig):
             "method.symmetric is False: give 'off', 'sum' or 'mean'",
         ),
         (
-            lambda: BYOLConfig(tau_schedule="Cosine"),
-            "method.tau_schedule is 'Cosine': give 'cosine' or 'constant'",
+            lambda: BYOLConfig(momentum_schedule="Cosine"),
+            "method.momentum_schedule is 'Cosine': give 'cosine' or 'constant'",
         ),
         (lambda: MoCoV3Config(momentum_schedule="no"), "method.momentum_schedule is 'no': give"),
         (lambda: SimSiamConfig(predictor=None), "method.predictor is None: give 'mlp', 'none' or"),

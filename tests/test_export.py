@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastsimsiam.cli import main
 from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
 from fastsimsiam.config.run import Config, KnnConfig
-from fastsimsiam.config.views import IMAGENET, NormalizeConfig
+from fastsimsiam.config.views import IMAGENET_PIXELS, NormalizeConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.evaluate.inspect import inspect
@@ -305,18 +305,18 @@ def test_a_file_of_an_earlier_version_has_the_default_values(
         save_file(state, tmp_path / "old.safetensors", metadata=metadata | more)
         loaded = load_pretrained(tmp_path / "old.safetensors")
         assert (loaded.arch, loaded.image_size, loaded.crop_fraction) == ("tiny_resnet", 224, 0.875)
-        assert loaded.normalize == IMAGENET
+        assert loaded.normalize == IMAGENET_PIXELS
 
 
 def test_a_file_of_another_package_is_normalized_as_it_records(tmp_path: Path) -> None:
     state = torchvision.models.resnet18().state_dict()
     for metadata, expected in (
-        ({}, IMAGENET),
+        ({}, IMAGENET_PIXELS),
         (
             {"mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"},
             NormalizeConfig(mean=(0.5,) * 3, std=(0.5,) * 3),
         ),
-        ({"mean": "of the training set", "std": "[0.5, 0.5, 0.5]"}, IMAGENET),
+        ({"mean": "of the training set", "std": "[0.5, 0.5, 0.5]"}, IMAGENET_PIXELS),
     ):
         save_file(state, tmp_path / "other.safetensors", metadata={"format": "pt"} | metadata)
         assert load_pretrained(tmp_path / "other.safetensors").normalize == expected

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import CPU
 from torch import nn
 
-from fastsimsiam.config.views import IMAGENET
+from fastsimsiam.config.views import IMAGENET_PIXELS
 from fastsimsiam.evaluate import neighbors
 from fastsimsiam.evaluate.features import center_plan, extract
 from fastsimsiam.evaluate.knn import usable_k
@@ -92,7 +92,9 @@ def test_features_are_in_order_and_the_network_is_unchanged(class_folders: objec
         "cpu", storage, LoaderOptions(device=CPU, workers=2, on_bad_image="error")
     )
     plan = center_plan(storage, 16, 0.875)
-    found = extract(backbone, loader, plan, constants=IMAGENET, device=CPU, dtype=torch.float32)
+    found = extract(
+        backbone, loader, plan, constants=IMAGENET_PIXELS, device=CPU, dtype=torch.float32
+    )
     feature, label = found.unit, found.label
     loader.close()
     assert feature.shape == (96, 4)

@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import fastsimsiam
 from fastsimsiam.config.evaluation import EvalOptions, LinearConfig
 from fastsimsiam.config.run import Config, KnnConfig
-from fastsimsiam.config.views import IMAGENET, NormalizeConfig, ViewSpec
+from fastsimsiam.config.views import IMAGENET_PIXELS, NormalizeConfig, ViewSpec
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.evaluate.features import center_plan
@@ -64,7 +64,7 @@ def watched() -> Iterator[Seen]:
         hook.remove()
 
 
-@pytest.fixture(params=[NONE, IMAGENET], ids=["none", "imagenet"])
+@pytest.fixture(params=[NONE, IMAGENET_PIXELS], ids=["none", "imagenet"])
 def run(request: pytest.FixtureRequest, tiny_config: Config) -> Config:
     return replace(tiny_config, normalize=request.param)
 
@@ -126,7 +126,9 @@ def test_features_are_those_of_pixels_as_they_are(tiny_config: Config, tmp_path:
     loader.close()
     pixels = batch.crops[0][:, 0].permute(0, 3, 1, 2).float() / 255
     backbone = load_pretrained(config.out).backbone
-    std, mean = (torch.tensor(c)[:, None, None] for c in (IMAGENET.std, IMAGENET.mean))
+    std, mean = (
+        torch.tensor(c)[:, None, None] for c in (IMAGENET_PIXELS.std, IMAGENET_PIXELS.mean)
+    )
     with torch.no_grad():
         torch.testing.assert_close(stored, backbone(pixels), atol=1e-5, rtol=1e-4)
         assert (stored - backbone((pixels - mean) / std)).abs().max() > 0.1
@@ -162,7 +164,7 @@ def test_the_picture_of_views_is_in_their_own_colors(class_folders: Path, tmp_pa
         label=storage.label, sizes=storage.sizes, seed=1, specs=specs, image_size=192, batch_size=2
     )
     boxes = plan.rows(0, np.array(samples)).views.box
-    for constants in (IMAGENET, NONE):
+    for constants in (IMAGENET_PIXELS, NONE):
         file = tmp_path / "views.png"
         told = replace(config, normalize=constants)
         draw_views_grid(storage, samples, told, seed=1, out=file)

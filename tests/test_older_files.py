@@ -19,7 +19,7 @@ from PIL import Image
 import fastsimsiam
 from fastsimsiam.config.methods import SimSiamConfig
 from fastsimsiam.config.stored import differing_keys, from_dict, to_dict
-from fastsimsiam.config.views import IMAGENET
+from fastsimsiam.config.views import IMAGENET_PIXELS
 from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.plan.batches import CenterPlan
@@ -60,7 +60,7 @@ def test_an_old_checkpoint_has_todays_names(old_run: Path) -> None:
     assert [view.grayscale for view in config.views] == [0.3, 0.1]
     assert [view.interpolation for view in config.views] == ["bilinear"] * 2
     assert [view.grayscale_first for view in config.views] == [False] * 2
-    assert config.normalize == IMAGENET
+    assert config.normalize == IMAGENET_PIXELS
     assert config.method == SimSiamConfig(projector_layers=2, projector_dim=16, predictor_dim=8)
     assert differing_keys(from_dict(to_dict(config)), config) == []
 

@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from fastsimsiam.config.views import IMAGENET
+from fastsimsiam.config.views import IMAGENET_PIXELS
 
 
 def blur(image: Image.Image) -> Image.Image:
@@ -43,7 +43,7 @@ def color() -> Callable[[Image.Image], Tensor]:
             transforms.RandomApply([transforms.Lambda(blur)], p=0.5),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            transforms.Normalize(IMAGENET.mean, IMAGENET.std),
+            transforms.Normalize(IMAGENET_PIXELS.mean, IMAGENET_PIXELS.std),
         ]
     )
 

@@ -28,7 +28,7 @@ from benchmarks.harness import conclude, regime_parser, run_all, summary, to_arg
 from benchmarks.peers.official import color
 from fastsimsiam.augment import blur
 from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.config.views import IMAGENET
+from fastsimsiam.config.views import IMAGENET_PIXELS
 from fastsimsiam.doctor.measure import wait_for
 from fastsimsiam.doctor.synthetic import photograph
 from fastsimsiam.loaders.base import Batch, assemble
@@ -96,7 +96,7 @@ def torchvision(device: torch.device, image_size: int) -> Work:
             v2.RandomGrayscale(p=0.2),
             v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], p=0.5),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(IMAGENET.mean, IMAGENET.std),
+            v2.Normalize(IMAGENET_PIXELS.mean, IMAGENET_PIXELS.std),
         ]
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastsimsiam.augment.blur import gaussian_blur
 from fastsimsiam.augment.color import Planes, jitter, luma
-from fastsimsiam.config.views import IMAGENET, NormalizeConfig, ViewSpec
+from fastsimsiam.config.views import IMAGENET_PIXELS, NormalizeConfig, ViewSpec
 from fastsimsiam.loaders.base import size_groups
 
 _CPU_PIECE_PIXELS = 1 << 18
@@ -50,7 +50,7 @@ class Photometric(nn.Module):
         view_sizes: tuple[int, ...],
         dtype: torch.dtype = torch.float32,
         *,
-        normalize: NormalizeConfig = IMAGENET,
+        normalize: NormalizeConfig = IMAGENET_PIXELS,
     ) -> None:
         """Prepares the operations.
 

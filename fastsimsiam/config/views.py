@@ -35,8 +35,10 @@ class NormalizeConfig:
             require_within("normalize.std", value, 1e-3, 1e3)
 
 
-IMAGENET = NormalizeConfig()
+IMAGENET_PIXELS = NormalizeConfig()
 """ImageNet's mean and standard deviation."""
+CIFAR10_PIXELS = NormalizeConfig(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+"""Constants that MoCo's and SupContrast's code take for CIFAR-10."""
 
 
 @dataclass(frozen=True, kw_only=True)

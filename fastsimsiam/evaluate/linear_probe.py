@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import CACHED, EvalOptions, LinearConfig
-from fastsimsiam.config.views import IMAGENET
+from fastsimsiam.config.views import IMAGENET_PIXELS
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.evaluate.linear import (
@@ -281,7 +281,7 @@ def _identity(
     # Version 0.1.0 always cropped as in training, and shuffled cached features in another order.
     if options and options.crop_fraction is not None:
         identity["crop_fraction"] = options.crop_fraction
-    if context.pretrained.normalize != IMAGENET:  # earlier versions always had ImageNet's
+    if context.pretrained.normalize != IMAGENET_PIXELS:  # earlier versions always had ImageNet's
         identity["normalize"] = asdict(context.pretrained.normalize)
     return identity | ({"order": "epoch_order"} if cached else {})
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import Stem
 from fastsimsiam.config.run import Config, KnnConfig
-from fastsimsiam.config.views import IMAGENET, NormalizeConfig
+from fastsimsiam.config.views import IMAGENET_PIXELS, NormalizeConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.finite import NotFiniteError, require_finite_weights
 from fastsimsiam.evaluate.foreign import find_backbone, required_keys
@@ -239,7 +239,7 @@ def _make(
         feature_dim=feature_dim,
         image_size=image_size or recorded.image_size or Config.image_size,
         crop_fraction=crop_fraction or recorded.crop_fraction or KnnConfig.crop_fraction,
-        normalize=recorded.normalize or IMAGENET,
+        normalize=recorded.normalize or IMAGENET_PIXELS,
         path=path,
         step=recorded.step,
         config=recorded.config,

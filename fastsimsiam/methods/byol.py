@@ -78,7 +78,7 @@ class BYOL(_BYOL):
         super().__init__(backbone, feature_dim, config)
         self.config = config
         self.target = TargetNetwork(self.backbone, self.projector)
-        self._tau = config.tau_base
+        self._tau = config.momentum
 
     def targets(self, views: tuple[Tensor, ...], z: list[Tensor]) -> list[Tensor]:
         """The target network's projections (B, D) of each view."""
@@ -91,8 +91,8 @@ class BYOL(_BYOL):
 
     def before_step(self, at: Progress) -> None:
         """Takes the momentum of this step."""
-        if self.config.tau_schedule == "cosine":
-            self._tau = cosine_tau(self.config.tau_base, at)
+        if self.config.momentum_schedule == "cosine":
+            self._tau = cosine_tau(self.config.momentum, at)
 
     def after_step(self) -> None:
         """Moves the target towards the online network, once per step of the optimizer."""
@@ -104,7 +104,7 @@ class BYOL(_BYOL):
         return _collapse(
             metrics,
             batch_size,
-            "Raise --method.tau-base towards 1, or lower --optimizer.lr; with --optimizer.weight-decay "
+            "Raise --method.momentum towards 1, or lower --optimizer.lr; with --optimizer.weight-decay "
             "0 training may be unstable.",
         )
 

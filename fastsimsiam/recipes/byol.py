@@ -81,7 +81,7 @@ def imagenet_100ep() -> Config:
         (V2AI, batch 2048). Published, not measured here. BatchNorm saw larger batches there.
     Time: not measured yet.
     """
-    return _imagenet("byol-imagenet-100ep", BYOLConfig(tau_base=0.99), epochs=100, lr=0.45)
+    return _imagenet("byol-imagenet-100ep", BYOLConfig(momentum=0.99), epochs=100, lr=0.45)
 
 
 def imagenet_200ep() -> Config:
@@ -93,7 +93,7 @@ def imagenet_200ep() -> Config:
     Expected: linear top-1 71.8 %, kNN (k 20) 64.2 % (mmselfsup). Published, not measured here.
     Time: not measured yet.
     """
-    return _imagenet("byol-imagenet-200ep", BYOLConfig(tau_base=0.99), epochs=200, lr=0.3)
+    return _imagenet("byol-imagenet-200ep", BYOLConfig(momentum=0.99), epochs=200, lr=0.3)
 
 
 def imagenet_300ep() -> Config:
@@ -105,7 +105,7 @@ def imagenet_300ep() -> Config:
         (arXiv 2006.07733, table 16). Published, not measured here.
     Time: not measured yet.
     """
-    return _imagenet("byol-imagenet-300ep", BYOLConfig(tau_base=0.99), epochs=300, lr=0.3)
+    return _imagenet("byol-imagenet-300ep", BYOLConfig(momentum=0.99), epochs=300, lr=0.3)
 
 
 def no_momentum_imagenet_300ep() -> Config:
@@ -218,7 +218,7 @@ def no_momentum_imagenette() -> Config:
     return _ten_classes("byol-no-momentum-imagenette", "imagenette", method)
 
 
-_SMALL = BYOLConfig(tau_base=0.99, tau_schedule="constant", hidden_dim=1024)
+_SMALL = BYOLConfig(momentum=0.99, momentum_schedule="constant", hidden_dim=1024)
 """Heads and momentum of lightly's benchmarks of small networks."""
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from fastsimsiam.config.methods import MoCoConfig
 from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import Config, KnnConfig
-from fastsimsiam.config.views import NormalizeConfig, ViewSpec
+from fastsimsiam.config.views import CIFAR10_PIXELS, ViewSpec
 from fastsimsiam.recipes.base import CIFAR10, IMAGENET, IMAGENETTE, IMAGEWOOF, Recipe
 
 _V1_VIEW = ViewSpec(jitter=1.0, hue=0.4, grayscale_first=True, blur=0.0)
@@ -107,7 +107,7 @@ def _cifar10(epochs: int, *, symmetric: Literal["off", "sum"]) -> Config:
         stem="cifar",
         zero_init_residual=False,
         views=(view, view),
-        normalize=NormalizeConfig(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
+        normalize=CIFAR10_PIXELS,
         method=MoCoConfig(
             projector_layers=1,
             temperature=0.1,

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastsimsiam.config.methods import SupConConfig
 from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import Config, KnnConfig
-from fastsimsiam.config.views import NormalizeConfig, ViewSpec
+from fastsimsiam.config.views import CIFAR10_PIXELS, NormalizeConfig, ViewSpec
 from fastsimsiam.recipes.base import CIFAR10, IMAGENET, IMAGENETTE, IMAGEWOOF, Recipe
 
 
@@ -72,7 +72,7 @@ def _cifar10(name: str) -> Config:
         stem="cifar",
         zero_init_residual=False,
         views=(view, view),
-        normalize=NormalizeConfig(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
+        normalize=CIFAR10_PIXELS,
         method=SupConConfig(loss_scale=0.1 / 0.07),
         optimizer=OptimizerConfig(
             lr=0.5,

@@ -18,11 +18,11 @@ class BYOLConfig(MethodConfig):
 
     name: ClassVar[str] = "byol"
 
-    tau_base: float = 0.996
+    momentum: float = 0.996
     """Momentum of the target network at the first step; published: 0.996 for 1000 epochs, 0.99 for 100
     to 300, 0.97 for 40."""
-    tau_schedule: Literal["cosine", "constant"] = "cosine"
-    """cosine: the momentum rises to 1 by half a cosine. constant: it stays at `tau_base`."""
+    momentum_schedule: Literal["cosine", "constant"] = "cosine"
+    """cosine: the momentum rises to 1 by half a cosine. constant: it stays at `momentum`."""
     hidden_dim: int = 4096
     """Width of the hidden layers of projector and predictor."""
     projection_dim: int = 256
@@ -30,7 +30,7 @@ class BYOLConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_within("method.tau_base", self.tau_base, 0, 1)
+        require_within("method.momentum", self.momentum, 0, 1)
         _require_widths(self)
 
 
