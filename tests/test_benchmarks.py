@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import benchmarks
-from benchmarks import loader, loss_curves, render
+from benchmarks import loader, loss_curves, methods, render
 from benchmarks.harness import read_result
+from fastsimsiam.commands.pretrain import _arguments
+from fastsimsiam.config.run import require_schedule_within
+from fastsimsiam.train.checks import require_possible
 
 FOLDER = Path(benchmarks.__file__).parent
 ROOT = FOLDER.parent
@@ -120,3 +124,27 @@ def test_the_loss_curves_of_the_committed_result_are_drawn(tmp_path: Path) -> No
     result = read_result(FOLDER / "results" / "loss-by-loader.json")
     loss_curves.draw(result["curves"], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", methods.RUNS)
+def test_runs_of_all_methods_are_accepted(name: str) -> None:
+    run = methods.RUNS[name]
+    parsed = _arguments([run.recipe, *methods.flags_of(run, 6)])
+    assert parsed
+    require_schedule_within(parsed.config)
+    require_possible(parsed.config, torch.device("cpu"), 1)
+    assert parsed.config.epochs == round(6 / run.work)
+
+
+def test_the_table_and_the_picture_of_all_methods(tmp_path: Path) -> None:
+    metrics = [
+        {"step": 0, "knn_top1_k20": 30.0},
+        {"step": 5, "loss": 1.0, "collapse_std": 0.9, "images_per_second": 50.0},
+        {"step": 10, "loss": 0.5, "collapse_std": 0.8, "images_per_second": 60.0},
+        {"step": 10, "knn_top1_k20": 41.5},
+    ]
+    result = {"metrics": metrics, "seconds": 120, "minutes": 2.0, "config": {"epochs": 3}}
+    results = dict.fromkeys(("simsiam", "byol"), result)
+    assert "| BYOL | 30.0 % | 41.5 % | 3 | 55 | 2.0 |" in methods.table(results)
+    methods.draw(results, tmp_path / "methods.png")
+    assert (tmp_path / "methods.png").stat().st_size > 10_000

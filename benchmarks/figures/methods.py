@@ -22,10 +22,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness import fastsimsiam, write_result
 from benchmarks.training import result_of
+from fastsimsiam.recipes import catalogue
 
 FLAGS = (
     "--arch resnet18 --image-size 64 --batch-size 64 --optimizer.schedule step --knn.k 20 200 "
-    "--knn.every-epochs 1 --log-every 37 "
+    "--knn.every-epochs 2 --log-every 37 "
     "--views.0.blur-sigma 0.1 0.6 --views.1.blur-sigma 0.1 0.6"
 ).split()
 """A blur of the same size in an image of 64 instead of 224 pixels."""
@@ -39,17 +40,46 @@ class Run:
     Attributes:
         label: name in the table and the picture.
         recipe: the recipe that it is based on.
-        flags: what it changes, beyond `FLAGS`.
+        lr: learning rate; five times the recipe's, as the runs are short.
+        flags: what else it changes, beyond `FLAGS`.
         work: passes through networks per image, over SimSiam's (two forward, two backward).
     """
 
     label: str
     recipe: str
+    lr: float
     flags: str = ""
     work: float = 1.0
 
 
-RUNS = {"simsiam": Run("SimSiam", "imagenette", "--optimizer.lr 0.3")}
+_NO_MOMENTUM = "--method.predictor-lr-factor"
+RUNS = {
+    "simsiam": Run("SimSiam", "imagenette", 0.3),
+    "simclr": Run("SimCLR", "simclr-imagenette", 0.3),
+    "simclr-v2": Run("SimCLRv2", "simclr-imagenette", 0.3, "--method.projector-layers 3"),
+    "supcon": Run("SupCon", "supcon-imagenette", 0.3),
+    "byol": Run("BYOL", "byol-imagenette", 0.075, work=8 / 6),
+    "byol-no-momentum": Run(
+        "BYOL without momentum", "byol-no-momentum-imagenette", 0.075, f"{_NO_MOMENTUM} 10"
+    ),
+    "byol-no-momentum-1": Run(
+        "the same, predictor not faster", "byol-no-momentum-imagenette", 0.075, f"{_NO_MOMENTUM} 1"
+    ),
+    "moco-v1": Run("MoCo v1", "moco-v1-imagenette", 0.3, work=4 / 6),
+    "moco-v2": Run("MoCo v2", "moco-v2-imagenette", 0.3, "--method.symmetric off", 4 / 6),
+    "moco-v3": Run("MoCo v3", "moco-v3-imagenette", 0.075, work=8 / 6),
+}
+
+
+def flags_of(run: Run, epochs: int) -> list[str]:
+    """The options of a run whose networks do as much work as those of SimSiam in `epochs`."""
+    own = round(epochs / run.work)
+    flags = [*FLAGS, *run.flags.split(), "--optimizer.lr", str(run.lr), "--epochs", str(own)]
+    milestones = catalogue.recipe(run.recipe).optimizer.milestones
+    if milestones:
+        whole = catalogue.recipe(run.recipe).epochs
+        flags += ["--optimizer.milestones", *(str(round(m * own / whole)) for m in milestones)]
+    return flags
 
 
 def curve(result: Mapping[str, Any], key: str) -> tuple[list[float], list[float]]:
@@ -133,7 +163,7 @@ def main() -> None:
         file, out, run = args.results / f"{name}.json", args.out / name, RUNS[name]
         if file.exists():
             continue
-        flags = [*FLAGS, *run.flags.split(), "--epochs", str(round(args.epochs / run.work))]
+        flags = flags_of(run, args.epochs)
         fastsimsiam(
             "pretrain", run.recipe, "--data", args.data, "--out", out, *flags, "--resume", "auto"
         )

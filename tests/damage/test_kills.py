@@ -10,7 +10,7 @@ from pathlib import Path
 from damage.harness import LONG, Run, assert_as_whole, finish
 from damage.warm import Warm
 
-KILLS = 200 if LONG else 8
+KILLS = 200 if LONG else 6
 
 
 def moments(count: int, changes: int) -> Iterator[int]:
@@ -24,7 +24,7 @@ def test_a_run_killed_before_any_change_to_its_files_goes_on(
     """Each opening, renaming or removal of a file is a moment; the index and checkpoints included."""
     changes = whole.changes()
     assert changes > 30, "the moments are not counted"
-    for moment in moments(changes if LONG else 7, changes):
+    for moment in moments(changes if LONG else 5, changes):
         run = Run(tmp_path / f"at-{moment}", few_images)
         run.folder.mkdir()
         code = warm.run(run.command(), run.log, die_at=moment, **run.options())
