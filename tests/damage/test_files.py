@@ -15,7 +15,7 @@ from damage.mutate import mutated
 from damage.warm import Warm
 from fastsimsiam.evaluate.pretrained import load_backbone
 
-COUNT = 40 if LONG else 3
+COUNT = 40 if LONG else 2
 
 
 def assert_answered(code: int, log: Path, what: str) -> None:
