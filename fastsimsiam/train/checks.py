@@ -1,7 +1,7 @@
 """What can be said of a run before its first step."""
 
-import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -108,11 +108,11 @@ def require_writable(out: Path) -> None:
         UserError: the folder of checkpoints cannot be written.
     """
     folder = out / "checkpoints"
-    probe = folder / f".{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        # Without a name where the file system can: a process that dies here leaves nothing.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(
             f"cannot write checkpoints to {folder} ({error.strerror}): pass another --out"
