@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import save_run
 from damage_checkpoints import damage, intact
 
 from fastsimsiam.config.run import CheckpointConfig, Config
@@ -411,3 +412,10 @@ def test_the_checksums_of_a_file_are_written_whatever_torch_is_told(
         torch.serialization.set_crc32_options(True)
     with zipfile.ZipFile(tmp_path / "step-00000007.pt") as archive:
         assert all(record.CRC for record in archive.infolist() if record.file_size > 100)
+
+
+def test_resuming_removes_what_a_process_that_died_had_still_to_remove(tiny_config: Config) -> None:
+    paths = save_run(tiny_config, (1, 2, 3))
+    store = CheckpointStore(tiny_config.out, keep=2)
+    assert store.resume(print, lambda path, checkpoint: None) == paths[-1]
+    assert store.paths() == paths[1:]

@@ -181,6 +181,8 @@ class CheckpointStore:
     def resume(self, say: Say, check: Callable[[Path, Checkpoint], None]) -> Path:
         """Chooses the newest good checkpoint and sets the damaged ones aside; `say` is told of them.
 
+        Good ones beyond `keep` are removed, as after a save.
+
         Args:
             say: receives warnings.
             check: raises a `DamagedCheckpointError` for a checkpoint that a run cannot continue.
@@ -207,6 +209,10 @@ class CheckpointStore:
             newer = int(path.stem.partition("-")[2]) > int(good[0].stem.partition("-")[2])
             rest = f"; falling back to {good[0].name}" if newer else ""
             say(f"WARNING: {reason}; set aside as {_set_aside(path).name}{rest}")
+        # A process may have died between saving the newest and removing the oldest.
+        for old in good[self._keep :]:
+            if old in self._good:
+                old.unlink()
         return good[0]
 
     def _note_good(self, path: Path) -> None:
