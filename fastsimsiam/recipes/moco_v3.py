@@ -19,8 +19,8 @@ def imagenet_100ep() -> Config:
     The loss compares all images of a batch, so that parts of it cannot be accumulated. A smaller
     --batch-size fits one GPU; it has no published score.
 
-    Command: torchrun --nproc-per-node 8 -m fastsimsiam pretrain moco-v3-imagenet-100ep --data IMAGENET
-        --out DIR
+    Command:
+        torchrun --nproc-per-node 8 -m fastsimsiam pretrain moco-v3-imagenet-100ep --data DATA
     Source: arXiv 2104.02057, the ResNet-50 settings of its code for 100 epochs.
     Expected: linear top-1 68.9 % (its code release). Published, not measured here.
     Time: not measured yet.

@@ -91,8 +91,8 @@ def imagenet_100ep_bs4096() -> Config:
 
     It needs several GPUs: the loss compares the images of a batch, so parts cannot be accumulated.
     Pixels are not normalized, as in the official code.
-    Command: torchrun --nproc-per-node 8 -m fastsimsiam pretrain simclr-imagenet-100ep-bs4096
-        --data IMAGENET --out DIR
+    Command:
+        torchrun --nproc-per-node 8 -m fastsimsiam pretrain simclr-imagenet-100ep-bs4096 --data DATA
     Source: README of google-research/simclr before SimCLRv2 (commit 0075cc0): as in the paper 2 layers
         and weight decay 1e-6. Since then it has 3 layers and 1e-4, and reports the same figure.
     Expected: linear top-1 about 64.5 %; 64.6 % in the paper's table B.1. Published, not measured here.
@@ -110,8 +110,8 @@ def imagenet_100ep_3layers() -> Config:
 
     It needs several GPUs: the loss compares the images of a batch, so parts cannot be accumulated. All
     but the head is as in the SimCLR paper; the loss is its mean, as that code is not published.
-    Command: torchrun --nproc-per-node 8 -m fastsimsiam pretrain simclr-imagenet-100ep-3layers
-        --data IMAGENET --out DIR
+    Command:
+        torchrun --nproc-per-node 8 -m fastsimsiam pretrain simclr-imagenet-100ep-3layers --data DATA
     Source: arXiv 2011.10566, table 4 and appendix C ("SimCLR+").
     Expected: linear top-1 66.5 %; 68.3 % at 200 epochs, 69.8 % at 400, 70.4 % at 800. Published, not
         measured here.
@@ -130,8 +130,8 @@ def v2_imagenet_800ep() -> Config:
     It needs several GPUs: the loss compares the images of a batch, so parts cannot be accumulated. The
     optional memory of the paper, which was not released, is left out: its authors put its gain at 1 %.
     Pixels are not normalized, as in the official code.
-    Command: torchrun --nproc-per-node 8 -m fastsimsiam pretrain simclr-v2-imagenet-800ep
-        --data IMAGENET --out DIR
+    Command:
+        torchrun --nproc-per-node 8 -m fastsimsiam pretrain simclr-v2-imagenet-800ep --data DATA
     Source: arXiv 2006.10029, section 3: learning rate 0.1 * sqrt(batch), warm-up of 5 % of the epochs,
         weight decay 1e-4, 3 layers; README of google-research/simclr.
     Expected: linear top-1 71.7 %. Published, not measured here.

@@ -21,8 +21,8 @@ def imagenet_350ep() -> Config:
     Deviations: the views are SimCLR's, in place of AutoAugment, for which there is no published score;
     features are not normalized before the head; the head's layer has a bias; its weights start as
     torch's do, not with a standard deviation of 0.01.
-    Command: torchrun --nproc-per-node 8 -m fastsimsiam pretrain supcon-imagenet-350ep
-        --data IMAGENET --out DIR
+    Command:
+        torchrun --nproc-per-node 8 -m fastsimsiam pretrain supcon-imagenet-350ep --data DATA
     Source: the paper's TensorFlow code (google-research, supcon/scripts): LARS, learning rate
         0.4 * batch / 256, warm-up 12 epochs, weight decay 1e-3, head of one layer, loss times the
         temperature, pixels from -1 to 1.
