@@ -3,8 +3,12 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import Config
+from fastsimsiam.config.views import ViewSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +54,30 @@ class Recipe:
     def description(self) -> str:
         """The docstring of `make`."""
         return inspect.getdoc(self.make) or ""
+
+
+_LARGE_AREA = ViewSpec(area=(0.08, 1.0))
+
+
+def lightly_imagenette(name: str, data: str, **changes: Any) -> Config:
+    """A run in the setting that lightly's Imagenette benchmark has for all methods.
+
+    ResNet-18, 128 pixels, batch 256, 800 epochs, SGD; two views that show 0.08 to 1 of an image's area.
+
+    Args:
+        name: of the recipe.
+        data: folder of the data set below `data`, `imagenette` or `imagewoof`.
+        changes: fields of `Config`: the method, and what it does otherwise.
+    """
+    setting: dict[str, Any] = {
+        "data": Path("data") / data,
+        "out": Path("runs") / name,
+        "epochs": 800,
+        "batch_size": 256,
+        "image_size": 128,
+        "arch": "resnet18",
+        "zero_init_residual": False,
+        "views": (_LARGE_AREA, _LARGE_AREA),
+        "optimizer": OptimizerConfig(lr=0.06, weight_decay=5e-4),
+    }
+    return Config(recipe=name, **(setting | changes))

@@ -22,7 +22,14 @@ from fastsimsiam.config.methods import BYOLConfig, BYOLNoMomentumConfig, MethodC
 from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.config.views import ViewSpec
-from fastsimsiam.recipes.base import CIFAR10, IMAGENET, IMAGENETTE, IMAGEWOOF, Recipe
+from fastsimsiam.recipes.base import (
+    CIFAR10,
+    IMAGENET,
+    IMAGENETTE,
+    IMAGEWOOF,
+    Recipe,
+    lightly_imagenette,
+)
 
 
 def view_pair(
@@ -223,19 +230,8 @@ _SMALL = BYOLConfig(momentum=0.99, momentum_schedule="constant", hidden_dim=1024
 
 
 def _ten_classes(name: str, data: str, method: MethodConfig) -> Config:
-    return Config(
-        recipe=name,
-        data=Path("data") / data,
-        out=Path("runs") / name,
-        epochs=800,
-        batch_size=256,
-        image_size=128,
-        arch="resnet18",
-        zero_init_residual=False,
-        views=view_pair(),
-        method=method,
-        optimizer=OptimizerConfig(lr=0.06 / 4, weight_decay=4 * 5e-4),
-    )
+    optimizer = OptimizerConfig(lr=0.06 / 4, weight_decay=4 * 5e-4)
+    return lightly_imagenette(name, data, views=view_pair(), method=method, optimizer=optimizer)
 
 
 RECIPES = (

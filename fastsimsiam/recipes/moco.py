@@ -14,7 +14,14 @@ from fastsimsiam.config.methods import MoCoConfig
 from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.config.views import CIFAR10_PIXELS, ViewSpec
-from fastsimsiam.recipes.base import CIFAR10, IMAGENET, IMAGENETTE, IMAGEWOOF, Recipe
+from fastsimsiam.recipes.base import (
+    CIFAR10,
+    IMAGENET,
+    IMAGENETTE,
+    IMAGEWOOF,
+    Recipe,
+    lightly_imagenette,
+)
 
 _V1_VIEW = ViewSpec(jitter=1.0, hue=0.4, grayscale_first=True, blur=0.0)
 """Grayscale comes first, always followed by a strong jitter; no blur. v2's views are SimSiam's."""
@@ -156,15 +163,9 @@ def v1_imagenette() -> Config:
     Expected: no published figure for this setting. Not measured here.
     Time: not measured yet.
     """
-    return Config(
-        recipe="moco-v1-imagenette",
-        data=Path("data/imagenette"),
-        out=Path("runs/moco-v1-imagenette"),
-        epochs=800,
-        batch_size=256,
-        image_size=128,
-        arch="resnet18",
-        zero_init_residual=False,
+    return lightly_imagenette(
+        "moco-v1-imagenette",
+        "imagenette",
         views=(_V1_VIEW, _V1_VIEW),
         method=MoCoConfig(projector_layers=1, temperature=0.07, momentum=0.99, queue_size=4096),
         optimizer=OptimizerConfig(
@@ -174,22 +175,10 @@ def v1_imagenette() -> Config:
 
 
 def _v2_small(name: str, data: str) -> Config:
-    view = ViewSpec(area=(0.08, 1.0))
-    return Config(
-        recipe=name,
-        data=Path("data") / data,
-        out=Path("runs") / name,
-        epochs=800,
-        batch_size=256,
-        image_size=128,
-        arch="resnet18",
-        zero_init_residual=False,
-        views=(view, view),
-        method=MoCoConfig(
-            hidden_dim=2048, temperature=0.1, momentum=0.99, queue_size=4096, symmetric="mean"
-        ),
-        optimizer=OptimizerConfig(lr=0.06, weight_decay=5e-4),
+    method = MoCoConfig(
+        hidden_dim=2048, temperature=0.1, momentum=0.99, queue_size=4096, symmetric="mean"
     )
+    return lightly_imagenette(name, data, method=method)
 
 
 def v2_imagenette() -> Config:

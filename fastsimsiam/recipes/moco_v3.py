@@ -9,7 +9,7 @@ from pathlib import Path
 from fastsimsiam.config.methods import MoCoV3Config
 from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import Config
-from fastsimsiam.recipes.base import IMAGENET, IMAGENETTE, Recipe
+from fastsimsiam.recipes.base import IMAGENET, IMAGENETTE, Recipe, lightly_imagenette
 from fastsimsiam.recipes.byol import view_pair
 
 
@@ -54,15 +54,9 @@ def imagenette() -> Config:
     Expected: no published figure for this setting. Not measured here.
     Time: about that of byol-imagenette; not measured yet.
     """
-    return Config(
-        recipe="moco-v3-imagenette",
-        data=Path("data/imagenette"),
-        out=Path("runs/moco-v3-imagenette"),
-        epochs=800,
-        batch_size=256,
-        image_size=128,
-        arch="resnet18",
-        zero_init_residual=False,
+    return lightly_imagenette(
+        "moco-v3-imagenette",
+        "imagenette",
         views=view_pair(smallest_area=0.2),
         method=MoCoV3Config(hidden_dim=1024),
         optimizer=OptimizerConfig(lr=0.06 / 4, weight_decay=4 * 5e-4),

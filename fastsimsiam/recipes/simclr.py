@@ -24,7 +24,14 @@ from fastsimsiam.config.methods import SimCLRConfig
 from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.config.views import NormalizeConfig, ViewSpec
-from fastsimsiam.recipes.base import CIFAR10, IMAGENET, IMAGENETTE, IMAGEWOOF, Recipe
+from fastsimsiam.recipes.base import (
+    CIFAR10,
+    IMAGENET,
+    IMAGENETTE,
+    IMAGEWOOF,
+    Recipe,
+    lightly_imagenette,
+)
 
 _VIEW = ViewSpec(
     area=(0.08, 1.0), interpolation="bicubic", brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2
@@ -215,24 +222,6 @@ def cifar10_800ep() -> Config:
     )
 
 
-def _imagenette(name: str, data: str) -> Config:
-    """The setting of lightly's Imagenette benchmark."""
-    view = replace(_HALF_STRENGTH, interpolation="bilinear")
-    return Config(
-        recipe=name,
-        data=Path("data") / data,
-        out=Path("runs") / name,
-        epochs=800,
-        batch_size=256,
-        image_size=128,
-        arch="resnet18",
-        zero_init_residual=False,
-        views=(view, view),
-        method=SimCLRConfig(temperature=0.5),
-        optimizer=OptimizerConfig(lr=0.06, weight_decay=5e-4),
-    )
-
-
 def imagenette() -> Config:
     """SimCLR on Imagenette, ResNet-18, 128 pixels, 800 epochs, SGD.
 
@@ -245,7 +234,8 @@ def imagenette() -> Config:
         epochs; here on the central 0.875 of its sides). Published, not measured here.
     Time: 194 minutes for lightly on an RTX A6000; not measured yet.
     """
-    return _imagenette("simclr-imagenette", "imagenette")
+    method = SimCLRConfig(temperature=0.5)
+    return lightly_imagenette("simclr-imagenette", "imagenette", method=method)
 
 
 def imagewoof() -> Config:
@@ -256,7 +246,8 @@ def imagewoof() -> Config:
     Expected: no published figure for this setting. Not measured here.
     Time: about that of Imagenette; not measured yet.
     """
-    return _imagenette("simclr-imagewoof", "imagewoof")
+    method = SimCLRConfig(temperature=0.5)
+    return lightly_imagenette("simclr-imagewoof", "imagewoof", method=method)
 
 
 RECIPES = (

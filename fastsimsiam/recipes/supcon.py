@@ -11,7 +11,14 @@ from fastsimsiam.config.methods import SupConConfig
 from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.config.views import CIFAR10_PIXELS, NormalizeConfig, ViewSpec
-from fastsimsiam.recipes.base import CIFAR10, IMAGENET, IMAGENETTE, IMAGEWOOF, Recipe
+from fastsimsiam.recipes.base import (
+    CIFAR10,
+    IMAGENET,
+    IMAGENETTE,
+    IMAGEWOOF,
+    Recipe,
+    lightly_imagenette,
+)
 
 
 def imagenet_350ep() -> Config:
@@ -114,24 +121,6 @@ def cifar10_1000ep_r18() -> Config:
     return replace(_cifar10("supcon-cifar10-1000ep-r18"), arch="resnet18")
 
 
-def _imagenette(name: str, data: str) -> Config:
-    """SimCLR's setting on Imagenette with SupCon's temperature."""
-    view = ViewSpec(area=(0.08, 1.0))
-    return Config(
-        recipe=name,
-        data=Path("data") / data,
-        out=Path("runs") / name,
-        epochs=200,
-        batch_size=256,
-        image_size=128,
-        arch="resnet18",
-        zero_init_residual=False,
-        views=(view, view),
-        method=SupConConfig(),
-        optimizer=OptimizerConfig(lr=0.06, weight_decay=5e-4),
-    )
-
-
 def imagenette() -> Config:
     """SupCon on Imagenette, ResNet-18, 128 pixels, 200 epochs, SGD.
 
@@ -140,7 +129,7 @@ def imagenette() -> Config:
     Expected: no published figure for this setting. Not measured here.
     Time: not measured yet.
     """
-    return _imagenette("supcon-imagenette", "imagenette")
+    return lightly_imagenette("supcon-imagenette", "imagenette", epochs=200, method=SupConConfig())
 
 
 def imagewoof() -> Config:
@@ -151,7 +140,7 @@ def imagewoof() -> Config:
     Expected: no published figure for this setting. Not measured here.
     Time: about that of Imagenette; not measured yet.
     """
-    return _imagenette("supcon-imagewoof", "imagewoof")
+    return lightly_imagenette("supcon-imagewoof", "imagewoof", epochs=200, method=SupConConfig())
 
 
 RECIPES = (

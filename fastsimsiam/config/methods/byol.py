@@ -3,13 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fastsimsiam.config.fields import require_within
-from fastsimsiam.config.methods.base import MethodConfig
-
-
-def _require_widths(config: "BYOLConfig | BYOLNoMomentumConfig") -> None:
-    for name in ("hidden_dim", "projection_dim"):
-        require_within(f"method.{name}", getattr(config, name), 1, 2**17)
+from fastsimsiam.config.methods.base import MethodConfig, require_within_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +24,7 @@ class BYOLConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_within("method.momentum", self.momentum, 0, 1)
-        _require_widths(self)
+        require_within_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +45,4 @@ class BYOLNoMomentumConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("predictor_lr_factor", "projector_lr_factor"):
-            require_within(f"method.{name}", getattr(self, name), 0, 1e6)
-        _require_widths(self)
+        require_within_ranges(self)

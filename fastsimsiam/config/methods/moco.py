@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fastsimsiam.config.fields import require_used, require_within
-from fastsimsiam.config.methods.base import MethodConfig
+from fastsimsiam.config.fields import require_within
+from fastsimsiam.config.methods.base import MethodConfig, require_within_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +34,6 @@ class MoCoConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, most in (
-            ("projector_layers", 100),
-            ("projection_dim", 2**17),
-            ("queue_size", 2**30),
-        ):
-            require_within(f"method.{name}", getattr(self, name), 1, most)
+        require_within_ranges(self)
         if self.bn_group_size != 0:
             require_within("method.bn_group_size", self.bn_group_size, 2, 2**20)
-        if self.hidden_dim is not None:
-            require_within("method.hidden_dim", self.hidden_dim, 1, 2**17)
-            fix = "a projector of 1 layer has no hidden one: give projector_layers 2 or more"
-            require_used("method.hidden_dim", self.hidden_dim, None, self.projector_layers > 1, fix)
-        require_within("method.temperature", self.temperature, 1e-3, 1e3)
-        require_within("method.momentum", self.momentum, 0, 1)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fastsimsiam.config.fields import require_within
-from fastsimsiam.config.methods.base import MethodConfig
+from fastsimsiam.config.methods.base import MethodConfig, require_within_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,4 @@ class MoCoV3Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_within("method.temperature", self.temperature, 1e-3, 1e3)
-        require_within("method.momentum", self.momentum, 0, 1)
-        for name in ("hidden_dim", "projection_dim"):
-            require_within(f"method.{name}", getattr(self, name), 1, 2**17)
+        require_within_ranges(self)

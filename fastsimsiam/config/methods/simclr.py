@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fastsimsiam.config.fields import require_used, require_within
-from fastsimsiam.config.methods.base import MethodConfig
+from fastsimsiam.config.methods.base import MethodConfig, require_within_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +27,4 @@ class SimCLRConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_within("method.temperature", self.temperature, 1e-3, 1e3)
-        require_within("method.loss_scale", self.loss_scale, 1e-6, 1e6)
-        require_within("method.projector_layers", self.projector_layers, 1, 100)
-        if self.hidden_dim is not None:
-            require_within("method.hidden_dim", self.hidden_dim, 1, 2**17)
-            fix = "a projector of 1 layer has no hidden one: give projector_layers 2 or more"
-            require_used("method.hidden_dim", self.hidden_dim, None, self.projector_layers > 1, fix)
-        require_within("method.projection_dim", self.projection_dim, 1, 2**17)
+        require_within_ranges(self)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fastsimsiam.config.fields import Switch, require_within
-from fastsimsiam.config.methods.base import MethodConfig
+from fastsimsiam.config.fields import Switch
+from fastsimsiam.config.methods.base import MethodConfig, require_within_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,4 @@ class SimSiamConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, most in (
-            ("projector_layers", 100),
-            ("projector_dim", 2**17),
-            ("predictor_dim", 2**17),
-        ):
-            require_within(f"method.{name}", getattr(self, name), 1, most)
+        require_within_ranges(self)
