@@ -16,6 +16,7 @@ from fastsimsiam.config.methods import SimSiamConfig
 from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import CheckpointConfig, Config, KnnConfig
 from fastsimsiam.doctor.synthetic import textured_image
+from fastsimsiam.methods.base import Progress
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.runs.checkpoint import Checkpoint, CheckpointStore
@@ -28,6 +29,11 @@ def open_with_pil(file: Path | io.BytesIO) -> Image.Image:
     with Image.open(file) as image:
         turned = ImageOps.exif_transpose(image)
         return (turned.convert("RGBA") if turned.mode == "P" else turned).convert("RGB")
+
+
+def progress(step: int) -> Progress:
+    """A run of one step per epoch, at a step."""
+    return Progress(step=step, steps_per_epoch=1, total_steps=100)
 
 
 def require(name: str) -> None:

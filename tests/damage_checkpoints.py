@@ -25,6 +25,7 @@ from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.pretrained import load_pretrained
+from fastsimsiam.methods.base import Progress
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.optim.build import build_optimizer
 from fastsimsiam.runs.archive import DamagedCheckpointError
@@ -46,7 +47,7 @@ def intact(path: Path) -> bytes:
     optimizer = build_optimizer(method.parameter_groups(), OptimizerConfig(), cpu)
     sum(p.sum() for p in method.parameters()).backward()
     optimizer.set_lr(0.1, 0.1)
-    optimizer.step(0)
+    optimizer.step(Progress(step=0, steps_per_epoch=1, total_steps=1))
     save(
         path,
         Checkpoint(

@@ -29,6 +29,7 @@ from fastsimsiam.train.pretrain import pretrain
 HEADS = "--method.hidden-dim 32 --method.projection-dim 16"
 KEYS = "--method.queue-size 40 --method.bn-group-size 4"
 QUEUE = f"{HEADS} {KEYS}"
+SMALL_CROPS = " ".join(f"--views.{view}.size 16" for view in range(2, 8))
 RUNS = {
     "byol": f"byol-imagenette {HEADS} --accumulate 2",
     "byol-no-momentum": f"byol-no-momentum-imagenette {HEADS}",
@@ -39,6 +40,9 @@ RUNS = {
     "simclr": f"simclr-imagenette {HEADS}",
     "simsiam": "imagenette --method.projector-layers 2 --method.projector-dim 64",
     "supcon": f"supcon-imagenette {HEADS}",
+    "swav": f"swav-imagenette {HEADS} {SMALL_CROPS} --method.prototypes 20 --method.queue-size 40 "
+    "--method.queue-start-epoch 1 --method.freeze-prototypes-epochs 0.5 --optimizer.lr 0.0001",
+    "vi-simsiam": "vi-simsiam-imagenette --method.projector-layers 2 --method.projector-dim 64",
 }
 WITH_TARGET = {"byol", "moco-v1", "moco-v2", "moco-v2-symmetric", "moco-v3"}
 # The recipe's views and loss, on a tiny network; a low rate amplifies rounding little.

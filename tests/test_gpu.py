@@ -10,7 +10,7 @@ import simplejpeg
 import tiny_backbone  # noqa: F401 (registers tiny_resnet)
 import torch
 import torchvision
-from conftest import CPU, require
+from conftest import CPU, progress, require
 from test_every_method import RUNS, config_of
 
 from fastsimsiam.config.optimizer import OptimizerConfig, OptimizerName
@@ -182,7 +182,7 @@ def test_optimizers_read_nothing_and_agree_with_those_of_a_cpu(name: OptimizerNa
                 torch.cuda.set_sync_debug_mode("error")
             try:
                 optimizer.set_lr(0.1 / (1 + step), 0.1)
-                optimizer.step(step)
+                optimizer.step(progress(step))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         results.append([weight.detach().cpu() for weight in weights])

@@ -14,6 +14,8 @@ from fastsimsiam.config.methods import (
     SimCLRConfig,
     SimSiamConfig,
     SupConConfig,
+    SwAVConfig,
+    VISimSiamConfig,
 )
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.byol import BYOL, BYOLNoMomentum
@@ -23,6 +25,8 @@ from fastsimsiam.methods.moco_v3 import MoCoV3
 from fastsimsiam.methods.simclr import SimCLR
 from fastsimsiam.methods.simsiam import SimSiam
 from fastsimsiam.methods.supcon import SupCon
+from fastsimsiam.methods.swav import SwAV
+from fastsimsiam.methods.vi_simsiam import VISimSiam
 
 LABELS = torch.arange(8)
 SMALL = {"projector_layers": 2, "projector_dim": 24, "predictor_dim": 8}
@@ -86,6 +90,13 @@ METHODS: dict[str, Callable[[], Method]] = {
     "asymmetric": lambda: simsiam(symmetric=False),
     "hidden-bn": lambda: simsiam(projector_output_bn=False),
     "supcon": seeded(lambda: SupCon(backbone(), 12, SupConConfig(projection_dim=8))),
+    "swav": seeded(
+        lambda: SwAV(backbone(), 12, SwAVConfig(prototypes=20, queue_size=24, **NARROW))
+    ),
+    "vi-simsiam": seeded(lambda: VISimSiam(backbone(), 12, VISimSiamConfig(**SMALL))),
+    "vi-simsiam-fixed": seeded(
+        lambda: VISimSiam(backbone(), 12, VISimSiamConfig(kappa=9.0, **SMALL))
+    ),
 }
 
 

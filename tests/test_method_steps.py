@@ -33,6 +33,8 @@ WORK = {
     "byol-no-momentum": (2, 2),
     "moco": (2, 1),
     "moco-v3": (4, 2),
+    "swav": (2 + 6 * (14 / 32) ** 2,) * 2,
+    "vi-simsiam": (2, 2),
 }
 """Method -> forward and backward passes of an image: a backward pass costs as much as two forward."""
 SMALL = argparse.Namespace(arch="tiny_resnet", image_size=32, batch_size=16)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm.optim
 import torch
-from conftest import CPU
+from conftest import CPU, progress
 from test_resume import assert_same_state
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,7 +45,7 @@ def weights_and_groups() -> tuple[list[nn.Parameter], list[ParameterGroup]]:
     nn.init.zeros_(weights[3])
     return weights, [
         ParameterGroup(parameters=weights[:2]),
-        ParameterGroup(parameters=weights[2:4], lr_factor=2.0, frozen_steps=2),
+        ParameterGroup(parameters=weights[2:4], lr_factor=2.0, frozen_epochs=2),
         ParameterGroup(parameters=weights[4:5], constant_lr=True, decayed=False),
         ParameterGroup(parameters=weights[5:], adapted=False),
     ]
@@ -65,7 +65,7 @@ def train(optimizer: ScheduledOptimizer, weights: Sequence[nn.Parameter], steps:
         for weight, gradient in zip(weights, gradients(step), strict=True):
             weight.grad = torch.from_numpy(gradient).to(weight.dtype)
         optimizer.set_lr(*LR[step])
-        optimizer.step(step)
+        optimizer.step(progress(step))
         assert all(weight.grad is None for weight in weights)
 
 
@@ -96,7 +96,7 @@ def test_lars_equals_its_definition(name: Any, exclude: bool, beta: float) -> No
     for step, (scheduled, peak) in enumerate(LR):
         for number, gradient in enumerate(gradients(step)):
             group = groups[owner[number]]
-            if step < group.frozen_steps:
+            if step < group.frozen_epochs:
                 continue
             exempt = exclude and own[number].ndim <= 1
             decay = 0.1 if group.decayed and not exempt else 0.0
@@ -160,7 +160,7 @@ def test_adamw_equals_torchs_and_its_definition(exclude: bool) -> None:
     for step, (scheduled, peak) in enumerate(LR):
         for i, gradient in enumerate(gradients(step)):
             lr = (peak if owner[i].constant_lr else scheduled) * owner[i].lr_factor
-            frozen = step < owner[i].frozen_steps
+            frozen = step < owner[i].frozen_epochs
             twins[i].grad = None if frozen else torch.from_numpy(gradient)
             theirs.param_groups[i]["lr"] = lr
             if frozen:
@@ -289,7 +289,7 @@ def operations(name: Any, tensors: int) -> Counter[str]:
                 parameter.grad = torch.ones(2, 3)
         with Operations() as counted:
             optimizer.set_lr(0.1, 0.1)
-            optimizer.step(step)
+            optimizer.step(progress(step))
     return counted.counts
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import progress
 from torch import nn
 
 from fastsimsiam.config.optimizer import OptimizerConfig
@@ -191,7 +192,7 @@ def test_sgd_equals_its_definition_with_two_rates() -> None:
         sgd.set_lr(rate, 0.3)
         for weight in weights:
             weight.grad = torch.tensor([0.5])
-        sgd.step(0)
+        sgd.step(progress(0))
         for side, own in enumerate((rate, 0.3)):
             momentum[side] = 0.9 * momentum[side] + 0.5 + 0.1 * expected[side]
             expected[side] -= own * momentum[side]
@@ -208,7 +209,7 @@ def test_restored_sgd_still_follows_the_schedule() -> None:
     def advance(weight: nn.Parameter, sgd: ScheduledOptimizer, rate: float) -> None:
         sgd.set_lr(rate, 1.0)
         weight.grad = torch.tensor([0.5])
-        sgd.step(0)
+        sgd.step(progress(0))
 
     one, first = make()
     advance(one, first, 0.3)
@@ -223,7 +224,12 @@ def test_restored_sgd_still_follows_the_schedule() -> None:
 def flagged_groups() -> tuple[list[nn.Parameter], list[ParameterGroup]]:
     """Four equal weights: plain, not decayed, at ten times the lr, frozen for two steps."""
     weights = [nn.Parameter(torch.tensor([2.0])) for _ in range(4)]
-    flags: list[dict[str, Any]] = [{}, {"decayed": False}, {"lr_factor": 10.0}, {"frozen_steps": 2}]
+    flags: list[dict[str, Any]] = [
+        {},
+        {"decayed": False},
+        {"lr_factor": 10.0},
+        {"frozen_epochs": 2},
+    ]
     groups = [
         ParameterGroup(parameters=[weight], **flag)
         for weight, flag in zip(weights, flags, strict=True)
@@ -239,9 +245,9 @@ def test_sgd_heeds_decay_factor_and_freezing() -> None:
         sgd.set_lr(0.01, 1.0)
         for weight in weights:
             weight.grad = torch.tensor([0.5])
-        sgd.step(step)
+        sgd.step(progress(step))
         for number, group in enumerate(groups):
-            if step < group.frozen_steps:
+            if step < group.frozen_epochs:
                 continue  # neither the weight nor its momentum moves
             decay = 0.1 * expected[number] if group.decayed else 0.0
             momentum[number] = 0.9 * momentum[number] + 0.5 + decay

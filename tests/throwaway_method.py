@@ -37,8 +37,8 @@ class ThrowawayConfig(MethodConfig):
     """Temperature of the logits."""
     queue_size: int = 40
     """Keys in the queue; no multiple of the batch size."""
-    frozen_steps: int = 3
-    """Steps that the prototypes wait for."""
+    frozen_epochs: float = 0.5
+    """Epochs that the prototypes wait for."""
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "method.temperature", self.temperature, "give more than 0")
@@ -92,7 +92,7 @@ class Throwaway(Method):
                 parameters=prototypes,
                 decayed=False,
                 lr_factor=2.0,
-                frozen_steps=self.config.frozen_steps,
+                frozen_epochs=self.config.frozen_epochs,
             ),
         ]
 

@@ -120,7 +120,7 @@ class TorchSGD:
     def set_lr(self, lr: float, peak_lr: float) -> None:
         """Does nothing: the learning rate is constant."""
 
-    def step(self, step: int) -> None:
+    def step(self, at: Progress) -> None:
         """Updates the parameters and frees the gradients."""
         self._sgd.step()
         self._sgd.zero_grad(set_to_none=True)

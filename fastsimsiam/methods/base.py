@@ -52,7 +52,7 @@ class ParameterGroup:
         lr_factor: multiplies their learning rate, also a constant one.
         decayed: weight decay applies to them.
         adapted: lars and larc scale their updates by a ratio of norms; other optimizers never do.
-        frozen_steps: optimizer steps at the start of the run that leave them and their momentum alone.
+        frozen_epochs: first epochs of the run, which leave them and their momentum alone.
     """
 
     parameters: list[nn.Parameter]
@@ -60,7 +60,7 @@ class ParameterGroup:
     lr_factor: float = 1.0
     decayed: bool = True
     adapted: bool = True
-    frozen_steps: int = 0
+    frozen_epochs: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

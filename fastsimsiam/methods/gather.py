@@ -20,6 +20,11 @@ def rank() -> int:
     return 0 if _alone() else dist.get_rank()
 
 
+def world_size() -> int:
+    """Number of ranks; 1 without torch.distributed."""
+    return 1 if _alone() else dist.get_world_size()
+
+
 def gather(rows: Tensor) -> Tensor:
     """The rows (B, ...) of all ranks in their order, (ranks B, ...), without gradient."""
     rows = rows.detach()

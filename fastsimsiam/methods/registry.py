@@ -11,6 +11,8 @@ from fastsimsiam.config.methods import (
     SimCLRConfig,
     SimSiamConfig,
     SupConConfig,
+    SwAVConfig,
+    VISimSiamConfig,
 )
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.views import view_sizes
@@ -22,6 +24,8 @@ from fastsimsiam.methods.moco_v3 import MoCoV3
 from fastsimsiam.methods.simclr import SimCLR
 from fastsimsiam.methods.simsiam import SimSiam
 from fastsimsiam.methods.supcon import SupCon
+from fastsimsiam.methods.swav import SwAV
+from fastsimsiam.methods.vi_simsiam import VISimSiam
 from fastsimsiam.models.backbones import feature_extractor
 
 METHODS: dict[type[MethodConfig], type[Method]] = {
@@ -32,6 +36,8 @@ METHODS: dict[type[MethodConfig], type[Method]] = {
     SimCLRConfig: SimCLR,
     SimSiamConfig: SimSiam,
     SupConConfig: SupCon,
+    SwAVConfig: SwAV,
+    VISimSiamConfig: VISimSiam,
 }
 """A method is constructed from a backbone, the number of its features, and the method's config."""
 

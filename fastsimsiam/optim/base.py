@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from fastsimsiam.methods.base import ParameterGroup
+from fastsimsiam.methods.base import ParameterGroup, Progress
 
 
 class Optimizer(Protocol):
@@ -17,11 +17,11 @@ class Optimizer(Protocol):
             peak_lr: the schedule's largest, for groups with `constant_lr`.
         """
 
-    def step(self, step: int) -> None:
+    def step(self, at: Progress) -> None:
         """Applies the gradients and drops them.
 
         Args:
-            step: optimizer steps done before this one; decides what is frozen.
+            at: the run before this step; decides what is frozen.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -31,12 +31,12 @@ class Optimizer(Protocol):
         """Restores `state_dict`."""
 
 
-def drop_frozen_gradients(groups: Sequence[ParameterGroup], step: int) -> None:
+def drop_frozen_gradients(groups: Sequence[ParameterGroup], at: Progress) -> None:
     """Takes the gradients of groups that are still frozen.
 
     A learning rate of 0 would not do: momentum would gather, and let go when they thaw.
     """
     for group in groups:
-        if step < group.frozen_steps:
+        if at.step < group.frozen_epochs * at.steps_per_epoch:
             for parameter in group.parameters:
                 parameter.grad = None

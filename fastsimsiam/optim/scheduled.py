@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fastsimsiam.methods.base import ParameterGroup
+from fastsimsiam.methods.base import ParameterGroup, Progress
 from fastsimsiam.optim.base import drop_frozen_gradients
 
 
@@ -28,9 +28,9 @@ class ScheduledOptimizer:
         for group, tensor in zip(self._groups, self._lr, strict=True):
             tensor.fill_((peak_lr if group.constant_lr else lr) * group.lr_factor)
 
-    def step(self, step: int) -> None:
+    def step(self, at: Progress) -> None:
         """See `Optimizer.step`."""
-        drop_frozen_gradients(self._groups, step)
+        drop_frozen_gradients(self._groups, at)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 

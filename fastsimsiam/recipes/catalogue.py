@@ -7,11 +7,11 @@ from typing import Any
 
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
-from fastsimsiam.recipes import byol, moco, moco_v3, simclr, simsiam, supcon
+from fastsimsiam.recipes import byol, moco, moco_v3, simclr, simsiam, supcon, swav, vi_simsiam
 from fastsimsiam.recipes.base import Recipe
 from fastsimsiam.recipes.listing import by_method
 
-_FILES = (simsiam, byol, moco, moco_v3, simclr, supcon)
+_FILES = (simsiam, byol, moco, moco_v3, simclr, supcon, swav, vi_simsiam)
 RECIPES: dict[str, Recipe] = {
     recipe.make().recipe: recipe for file in _FILES for recipe in file.RECIPES
 }

@@ -78,7 +78,7 @@ def optimizer_step(
         for name, value in {"loss": loss, **metrics}.items():
             value = value.detach().float() * share
             means[name] = means[name] + value if name in means else value
-    optimizer.step(at.step)
+    optimizer.step(at)
     with torch.no_grad():
         method.after_step()
     after("update")

@@ -11,6 +11,8 @@ from fastsimsiam.config.methods.moco_v3 import MoCoV3Config
 from fastsimsiam.config.methods.simclr import SimCLRConfig
 from fastsimsiam.config.methods.simsiam import SimSiamConfig
 from fastsimsiam.config.methods.supcon import SupConConfig
+from fastsimsiam.config.methods.swav import SwAVConfig
+from fastsimsiam.config.methods.vi_simsiam import VISimSiamConfig
 
 __all__ = [
     "BYOLConfig",
@@ -21,5 +23,7 @@ __all__ = [
     "SimCLRConfig",
     "SimSiamConfig",
     "SupConConfig",
+    "SwAVConfig",
+    "VISimSiamConfig",
     "by_name",
 ]

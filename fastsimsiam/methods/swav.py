@@ -1,0 +1,163 @@
+"""SwAV: Caron et al., arXiv 2006.09882."""
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastsimsiam.config.methods import SwAVConfig
+from fastsimsiam.config.run import Config
+from fastsimsiam.config.views import view_sizes
+from fastsimsiam.errors import UserError
+from fastsimsiam.methods.base import Method, ParameterGroup, Progress
+from fastsimsiam.methods.collapse import collapse_std, collapse_warning
+from fastsimsiam.methods.gather import gather, rank, world_size
+from fastsimsiam.methods.losses import swapped_prediction
+from fastsimsiam.methods.prototypes import Prototypes, sinkhorn
+from fastsimsiam.methods.queue import KeyQueue
+from fastsimsiam.models.heads import mlp
+
+_CODED_VIEWS = 2
+"""The first views, of which codes are made; all others only predict them."""
+_UNIFORM = 0.999
+"""Entropy of predictions, over its largest, that fresh weights do not have."""
+
+
+class SwAV(Method):
+    """Predicts the code of one view, an assignment to prototypes, from the other views.
+
+    Views of one size go through the backbone as one batch, and all views through the projector:
+    BatchNorm sees them together. Codes are made without gradient.
+    """
+
+    whole_batch = True
+    compares_images = True
+
+    filled: Tensor
+    queue_used: Tensor
+
+    def __init__(self, backbone: nn.Module, feature_dim: int, config: SwAVConfig) -> None:
+        """Builds the head, the prototypes, and a queue for each view that is coded.
+
+        Args:
+            backbone: network from images to features (B, feature_dim).
+            feature_dim: number of the backbone's features.
+            config: options.
+        """
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        hidden = [config.hidden_dim or feature_dim] * (config.projector_layers - 1)
+        self.projector = mlp([feature_dim, *hidden, config.projection_dim], hidden_bias=True)
+        self.prototypes = Prototypes(config.prototypes, config.projection_dim)
+        self.queues = nn.ModuleList()
+        if config.queue_size is not None:
+            for _ in range(_CODED_VIEWS):
+                self.queues.append(KeyQueue(config.queue_size, config.projection_dim))
+            self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("queue_used", torch.zeros(()), persistent=False)
+        self._fills = False
+
+    def forward(
+        self, views: tuple[Tensor, ...], labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Method.forward`.
+
+        Metrics: collapse_std of the first view's projections; prediction_entropy, the mean entropy of
+        the predictions over ln K, 1 where they say nothing.
+        """
+        projections = self._project(views)
+        with torch.autocast(projections.device.type, enabled=False):
+            z = F.normalize(projections.float(), dim=2)
+            codes = torch.stack([self._codes(z, view) for view in range(_CODED_VIEWS)])
+            loss, entropy = swapped_prediction(self.prototypes(z), codes, self.config.temperature)
+        self.fresh_keys = z[:_CODED_VIEWS].detach()  # for `after_part`
+        return loss, {
+            "collapse_std": collapse_std(z[0]),
+            "prediction_entropy": entropy / math.log(self.config.prototypes),
+        }
+
+    def _project(self, views: tuple[Tensor, ...]) -> Tensor:
+        """Projections (V, B, D) of all views."""
+        sides = [view.shape[-1] for view in views]
+        features: dict[int, Tensor] = {}
+        for side in dict.fromkeys(sides):
+            numbers = [number for number, own in enumerate(sides) if own == side]
+            parts = self.backbone(torch.cat([views[number] for number in numbers]))
+            features.update(zip(numbers, parts.chunk(len(numbers)), strict=True))
+        z: Tensor = self.projector(torch.cat([features[number] for number in range(len(views))]))
+        return z.view(len(views), -1, z.shape[1])
+
+    @torch.no_grad()
+    def _codes(self, z: Tensor, view: int) -> Tensor:
+        """Codes (B, K) of one view's projections, balanced over those of all ranks and of the queue."""
+        own, everyone = len(z[view]), gather(z[view])
+        first, used = rank() * own, None
+        if len(self.queues):
+            keys = cast(KeyQueue, self.queues[view]).keys
+            used = torch.cat([self.queue_used.expand(len(keys)), everyone.new_ones(len(everyone))])
+            everyone, first = torch.cat([keys, everyone]), first + len(keys)
+        codes = sinkhorn(
+            self.prototypes(everyone),
+            epsilon=self.config.epsilon,
+            iterations=self.config.sinkhorn_iterations,
+            used=used,
+        )
+        return codes[first : first + own]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All follow the schedule; the prototypes are trained later."""
+        encoder = [*self.backbone.parameters(), *self.projector.parameters()]
+        return [
+            ParameterGroup(parameters=encoder),
+            ParameterGroup(
+                parameters=list(self.prototypes.parameters()),
+                frozen_epochs=self.config.freeze_prototypes_epochs,
+            ),
+        ]
+
+    def before_step(self, at: Progress) -> None:
+        """Decides whether the queue is filled, and used."""
+        if self.config.queue_size is not None:
+            self._fills = at.step >= self.config.queue_start_epoch * at.steps_per_epoch
+            self.queue_used.copy_(self.filled >= self.config.queue_size)
+
+    def after_part(self) -> None:
+        """Puts the new projections into the queues, which the codes were balanced without."""
+        if self._fills:
+            for queue, keys in zip(self.queues, self.fresh_keys, strict=True):
+                cast(KeyQueue, queue).enqueue(keys)
+            self.filled.add_(self.fresh_keys.shape[1] * world_size())
+
+    def after_step(self) -> None:
+        """Brings the prototypes back to length 1."""
+        self.prototypes.renormalize()
+
+    @classmethod
+    def check_batch(cls, config: Config, images: int) -> None:
+        """Refuses small crops among the views that codes are made of.
+
+        Raises:
+            UserError: names the views.
+        """
+        sizes = view_sizes(config.views, config.image_size)
+        if min(sizes[:_CODED_VIEWS]) < max(sizes):
+            raise UserError(
+                f"views are of {', '.join(map(str, sizes))} pixels, but swav makes its codes of the "
+                f"first {_CODED_VIEWS}, which must be the largest: give the small ones after them"
+            )
+
+    @classmethod
+    def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:
+        """Collapsed networks have outputs that are alike, or predict all prototypes alike."""
+        entropy = metrics.get("prediction_entropy", 0.0)
+        if entropy <= _UNIFORM:
+            return collapse_warning(metrics, batch_size, confirmed=False)
+        return (
+            f"all prototypes are predicted alike, for all images (entropy {entropy:.4f} of ln K, loss "
+            f"{metrics['loss']:.3f}): the network has collapsed. Lower --optimizer.lr, or give "
+            "--method.epsilon 0.03."
+        )
