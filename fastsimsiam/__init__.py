@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         SimCLRConfig,
         SimSiamConfig,
         SupConConfig,
+        SwAVConfig,
+        VISimSiamConfig,
     )
     from fastsimsiam.config.optimizer import OptimizerConfig
     from fastsimsiam.config.run import CheckpointConfig, Config, CpuConfig, DaliConfig, KnnConfig
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from fastsimsiam.evaluate.knn import KnnResult, knn
     from fastsimsiam.evaluate.linear_probe import LinearResult, linear
     from fastsimsiam.evaluate.pretrained import load_backbone
+    from fastsimsiam.evaluate.uncertainty import Measure, UncertaintyResult, uncertainty
     from fastsimsiam.methods.base import Method, ParameterGroup, Progress
     from fastsimsiam.methods.registry import build_method, register_method
     from fastsimsiam.recipes.catalogue import recipe
@@ -62,6 +65,7 @@ __all__ = [
     "LinearConfig",
     "LinearResult",
     "Loader",
+    "Measure",
     "Method",
     "MethodConfig",
     "MoCoConfig",
@@ -74,7 +78,10 @@ __all__ = [
     "SimSiamConfig",
     "Summary",
     "SupConConfig",
+    "SwAVConfig",
+    "UncertaintyResult",
     "UserError",
+    "VISimSiamConfig",
     "ViewSpec",
     "__version__",
     "build_method",
@@ -87,6 +94,7 @@ __all__ = [
     "pretrain",
     "recipe",
     "register_method",
+    "uncertainty",
 ]
 _MODULES = {
     "config.evaluation": ("EvalOptions", "LinearConfig"),
@@ -99,6 +107,8 @@ _MODULES = {
         "SimCLRConfig",
         "SimSiamConfig",
         "SupConConfig",
+        "SwAVConfig",
+        "VISimSiamConfig",
     ),
     "config.optimizer": ("OptimizerConfig",),
     "config.run": ("CheckpointConfig", "Config", "CpuConfig", "DaliConfig", "KnnConfig"),
@@ -109,6 +119,7 @@ _MODULES = {
     "evaluate.knn": ("KnnResult", "knn"),
     "evaluate.linear_probe": ("LinearResult", "linear"),
     "evaluate.pretrained": ("load_backbone",),
+    "evaluate.uncertainty": ("Measure", "UncertaintyResult", "uncertainty"),
     "methods.base": ("Method", "ParameterGroup", "Progress"),
     "methods.registry": ("build_method", "register_method"),
     "recipes.catalogue": ("recipe",),

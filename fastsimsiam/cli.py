@@ -21,6 +21,7 @@ COMMANDS = (
     "pretrain",
     "knn",
     "linear",
+    "uncertainty",
     "inspect",
     "embed",
     "export",
@@ -37,6 +38,7 @@ commands:
   pretrain RECIPE       pretrain a backbone on a folder of images
   knn CHECKPOINT        score a checkpoint by its k nearest neighbors
   linear CHECKPOINT     train a linear classifier on frozen features: top-1 and top-5
+  uncertainty CHECKPOINT tell whether it knows which images it gets wrong
   inspect CHECKPOINT    tell a healthy representation from a collapsed one
   embed CHECKPOINT      write the features of a data set to a file
   export CHECKPOINT DST write the backbone for torchvision, timm or onnxruntime

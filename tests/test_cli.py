@@ -195,6 +195,7 @@ REQUIRED = {
     "pretrain": ["demo"],
     "knn": ["run", "--data", "data"],
     "linear": ["run", "--data", "data"],
+    "uncertainty": ["run", "--data", "data"],
     "inspect": ["run", "--data", "data"],
     "embed": ["run", "--data", "data", "--out", "features.npz"],
     "export": ["run", "weights.safetensors"],

@@ -78,7 +78,7 @@ def test_every_option_in_a_message_exists() -> None:
 
 
 # Modules whose messages reach the user of a command, and of which commands.
-EVALUATIONS = ("knn", "linear", "inspect", "embed")
+EVALUATIONS = ("knn", "linear", "uncertainty", "inspect", "embed")
 REACHED_FROM = {
     "evaluate/context.py": (*EVALUATIONS, "report"),
     "evaluate/features.py": (*EVALUATIONS, "report"),
@@ -90,6 +90,8 @@ REACHED_FROM = {
     "evaluate/knn.py": ("knn",),
     "evaluate/linear.py": ("linear",),
     "evaluate/linear_probe.py": ("linear",),
+    "evaluate/uncertainty.py": ("uncertainty",),
+    "evaluate/uncertainty_picture.py": ("uncertainty",),
     "evaluate/inspect.py": ("inspect",),
     "tools/embed.py": ("embed",),
     "tools/export.py": ("export",),
@@ -162,6 +164,7 @@ WITH_RESULT = {
     "knn": ("--json", ["x.pt", "--data", "x"]),
     "linear": ("--json", ["x.pt", "--data", "x"]),
     "inspect": ("--json", ["x.pt", "--data", "x"]),
+    "uncertainty": ("--png", ["x.pt", "--data", "x"]),
     "doctor": ("--json", []),
     "embed": ("--out", ["x.pt", "--data", "x"]),
     "views": ("--out", ["x"]),

@@ -207,7 +207,7 @@ def set_to(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], None]
     return lambda state: state[f"backbone.{name}"].view(-1)[:1].fill_(value)
 
 
-COMMANDS = ("knn", "linear", "inspect", "embed", "export", "report")
+COMMANDS = ("knn", "linear", "uncertainty", "inspect", "embed", "export", "report")
 
 
 def call(command: str, run: Config, folder: Path) -> int:

@@ -18,6 +18,7 @@ from fastsimsiam.config.methods import BYOLConfig, MethodConfig, MoCoConfig, Sim
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.evaluate import inspect as inspect_module
+from fastsimsiam.evaluate import trained_method
 from fastsimsiam.evaluate.collapse import (
     CollapseMetrics,
     alignment,
@@ -178,7 +179,7 @@ def test_h_is_judged_where_no_norm_keeps_z_apart(
     )
     config = replace(tiny_config, method=method, views=(alike, alike))
     save_run(config)
-    monkeypatch.setattr(inspect_module, "build_method", built)
+    monkeypatch.setattr(trained_method, "build_method", built)
     options = EvalOptions(device="cpu", precision="fp32")
     result = inspect(config.out, config.data, options=options)
     assert result.z is not None

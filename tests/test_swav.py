@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from conftest import CPU
 from lightly.loss import SwaVLoss
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
+from swav_ranks import compare
 from test_contrastive import numeric_gradient
 from test_method_contract import backbone
 from torch import Tensor, nn
@@ -344,3 +346,8 @@ def test_the_published_recipe() -> None:
     assert optimizer.lr * large.batch_size / 256 * optimizer.warmup_start_factor == pytest.approx(
         0.3
     )
+
+
+def test_two_ranks_do_what_one_does(tmp_path: Path) -> None:
+    """Loss, gradients, codes balanced over all images and the queue, and what enters the queue."""
+    torch.multiprocessing.spawn(compare, args=(str(tmp_path),), nprocs=2)

@@ -43,7 +43,7 @@ class EvalContext:
         device: device of the backbone.
         dtype: data type of the backbone's arithmetic.
         open_loader: opens the loader of a split.
-        opened: loaders opened so far, by split.
+        opened: loaders opened so far, by split, or by another name that `open_besides` was given.
         notes: what the user should know about the result, see `warn`.
     """
 
@@ -53,7 +53,7 @@ class EvalContext:
     device: torch.device
     dtype: torch.dtype
     open_loader: Callable[[Storage], Loader]
-    opened: dict[Split, Loader] = field(default_factory=dict)
+    opened: dict[str, Loader] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -71,6 +71,11 @@ class EvalContext:
         if split not in self.opened:
             self.opened[split] = self.open_loader(self.splits[split])
         return self.opened[split]
+
+    def open_besides(self, name: str, storage: Storage) -> Loader:
+        """The loader of another data set, closed with the others and asked for its bad images."""
+        self.opened[name] = self.open_loader(storage)
+        return self.opened[name]
 
     def centered(self, split: Split) -> CenterPlan:
         """The plan of centered crops of every image of a split."""

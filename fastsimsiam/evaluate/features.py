@@ -113,6 +113,7 @@ def centered_features(
     device: torch.device,
     dtype: torch.dtype,
     source: object = "the network",
+    change: Callable[[Tensor], Tensor] | None = None,
     warn: Callable[[str], None] | None = None,
     report: Report | None = None,
 ) -> Iterator[tuple[Tensor, Batch]]:
@@ -120,6 +121,7 @@ def centered_features(
 
     Args:
         backbone: images to features; used in the mode it is in.
+        change: applied to images (B, 3, S, S) in [0, 1] before they are normalized.
         loader, plan, constants, device, dtype, source, warn, report: as in `extract`.
 
     Raises:
@@ -132,6 +134,8 @@ def centered_features(
     spread = torch.zeros((), device=device)
     for batch in intact_batches(loader, plan, report=report):
         image = batch.crops[0][:, 0].permute(0, 3, 1, 2).float() / 255.0
+        if change:
+            image = change(image)
         h = features_of(backbone, normalize(image, constants, dtype), device, dtype)
         finite &= torch.isfinite(h).all()
         unit = F.normalize(h, dim=1)

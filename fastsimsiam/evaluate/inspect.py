@@ -18,12 +18,11 @@ from fastsimsiam.evaluate.collapse import CollapseMetrics, collapse_metrics
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.evaluate.features import intact_batches
 from fastsimsiam.evaluate.finite import require_finite_features, require_finite_weights
+from fastsimsiam.evaluate.trained_method import trained_method
 from fastsimsiam.methods.collapse import COLLAPSED_STD, EQUAL_STD, above_chance
 from fastsimsiam.methods.losses import nt_xent
-from fastsimsiam.methods.registry import build_method, find_method
+from fastsimsiam.methods.registry import find_method
 from fastsimsiam.plan.batches import TrainPlan
-from fastsimsiam.runs.checkpoint import load
-from fastsimsiam.runs.fit import require_fit
 from fastsimsiam.system.progress import ImageProgress
 
 _BATCH = 128
@@ -204,19 +203,16 @@ def _two_views(config: Config) -> tuple[ViewSpec, ...]:
 def _projector(context: EvalContext) -> nn.Module | None:
     """The trained projector, if the checkpoint is of this package and its method has one."""
     pretrained = context.pretrained
-    if pretrained.config is None or not pretrained.whole_method:
+    method = trained_method(pretrained)
+    if method is None:
         context.warn(f"no z: {pretrained.path} holds a backbone without the projector of a method")
         return None
-    method = build_method(pretrained.config)
-    weights = load(pretrained.path).method
-    require_fit(weights, method.state_dict(), pretrained.path)
-    method.load_state_dict(weights)
     projector: nn.Module | None = getattr(method, "projector", None)
     if projector is None:
-        context.warn(f"no z: {pretrained.config.method.name} has no projector")
+        context.warn(f"no z: {context.config.method.name} has no projector")
         return None
     require_finite_weights(projector, f"the projector in {pretrained.path}")
-    return projector.eval().to(context.device)
+    return projector.to(context.device)
 
 
 HEALTHY = {

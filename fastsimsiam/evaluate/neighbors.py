@@ -93,7 +93,12 @@ def vote(similarity: Tensor, label: Tensor, *, temperature: float, num_classes: 
     Returns:
         (Q,) class numbers.
     """
+    return votes(similarity, label, temperature=temperature, num_classes=num_classes).argmax(dim=1)
+
+
+def votes(similarity: Tensor, label: Tensor, *, temperature: float, num_classes: int) -> Tensor:
+    """The weight (Q, C) of the neighbors of each class; see `vote` for the arguments."""
     # Relative to the nearest neighbor: the exponential cannot overflow.
     weight = ((similarity - similarity[:, :1]) / temperature).exp()
-    votes = torch.zeros(len(label), num_classes, device=label.device)
-    return votes.scatter_add_(1, label, weight).argmax(dim=1)
+    weights = torch.zeros(len(label), num_classes, device=label.device)
+    return weights.scatter_add_(1, label, weight)

@@ -192,6 +192,17 @@ class Method(nn.Module, ABC):
         writes tensors in place.
         """
 
+    def kappa(self, features: Tensor) -> Tensor | None:
+        """How certain the method is of each image, if it has a measure of that.
+
+        Args:
+            features: of the backbone (B, D), in eval mode, float32.
+
+        Returns:
+            (B,) float32, the larger the more certain; None for methods without.
+        """
+        return None
+
     @classmethod
     def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:
         """What a user should be told of the metrics, a collapse above all; None where all is well.

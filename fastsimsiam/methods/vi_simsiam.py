@@ -123,6 +123,10 @@ class VISimSiam(Method):
             return kappa * cosine
         return log_density(cosine, kappa, self.config.projector_dim)
 
+    def kappa(self, features: Tensor) -> Tensor | None:
+        """See `Method.kappa`: the learned concentrations; None where it is fixed."""
+        return None if self.kappa_head is None else self._kappa(features)
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """Encoder and kappa follow the schedule; the predictor by default keeps the peak lr."""
         scheduled = [*self.backbone.parameters(), *self.projector.parameters()]

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
+from fastsimsiam.evaluate.trained_method import method_with_kappa
+from fastsimsiam.methods.base import Method
 from fastsimsiam.system.files import require_writable, written_whole
 from fastsimsiam.system.optional import require
 from fastsimsiam.system.progress import ImageProgress
@@ -35,7 +38,8 @@ def embed(
 
     A .parquet file has a row per image: `features` (D float32, not normalized), `label`, `class`
     and `path`. An .npz file has the arrays `features`, `label`, `classes` (names by label) and
-    `path`. Memory holds the features of one batch at a time.
+    `path`. For methods that learn how certain they are (VI-SimSiam), both have `kappa` (float32, the
+    larger the more certain) too. Memory holds the features of one batch at a time.
 
     Args:
         checkpoint: a file or the folder of a run; `load_backbone` lists the formats.
@@ -67,13 +71,31 @@ def embed(
     return count
 
 
-def _chunks(
-    context: EvalContext, split: Split
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """Yields features (B, D) and sample indices (B,) per batch; broken images are left out."""
-    with ImageProgress("features", unit="batches") as progress:
+@dataclass(frozen=True, kw_only=True)
+class _Chunk:
+    """A batch without its broken images.
+
+    Attributes:
+        features: (B, D).
+        index: (B,) numbers of the images in their storage.
+        kappa: (B,) the method's certainty; None without.
+    """
+
+    features: npt.NDArray[np.float32]
+    index: npt.NDArray[np.int64]
+    kappa: npt.NDArray[np.float32] | None
+
+
+def _chunks(context: EvalContext, split: Split, method: Method | None) -> Iterator[_Chunk]:
+    """Yields the batches of a split; `method` says how certain it is of them."""
+    with ImageProgress("features", unit="batches") as progress, torch.no_grad():
         for h, batch in context.features(split, progress):
-            yield _to_numpy(h), batch.index.cpu().numpy()
+            kappa = None if method is None else method.kappa(h)
+            yield _Chunk(
+                features=_to_numpy(h),
+                index=batch.index.cpu().numpy(),
+                kappa=None if kappa is None else _to_numpy(kappa),
+            )
 
 
 def _to_numpy(h: Tensor) -> npt.NDArray[np.float32]:
@@ -91,15 +113,19 @@ def _columns(
 
 
 def _write_npz(file: Path, context: EvalContext, split: Split) -> int:
+    method = method_with_kappa(context.pretrained, context.device)
     paths, label, classes = _columns(context, split)
     # An array's header holds the number of its rows, which is known once the broken images are: the
     # features wait in a file without a name, which ends with the process. Ordinary writes, because a
     # mapped file on a full disk ends the process by SIGBUS.
     with tempfile.TemporaryFile(dir=file.parent) as raw:
         written: list[npt.NDArray[np.int64]] = []
-        for h, index in _chunks(context, split):
-            raw.write(np.ascontiguousarray(h).data)
-            written.append(index)
+        kappa: list[npt.NDArray[np.float32]] = []
+        for chunk in _chunks(context, split, method):
+            raw.write(np.ascontiguousarray(chunk.features).data)
+            written.append(chunk.index)
+            if chunk.kappa is not None:
+                kappa.append(chunk.kappa)
         rows = np.concatenate(written)
         raw.seek(0)
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -112,6 +138,7 @@ def _write_npz(file: Path, context: EvalContext, split: Split) -> int:
                 ("label", label[rows]),
                 ("classes", np.array(classes)),
                 ("path", np.array(paths)[rows]),
+                *([("kappa", np.concatenate(kappa))] if kappa else []),
             ):
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, array, allow_pickle=False)
@@ -122,6 +149,7 @@ def _write_parquet(file: Path, context: EvalContext, split: Split) -> int:
     import pyarrow as pa
     from pyarrow import parquet
 
+    method = method_with_kappa(context.pretrained, context.device)
     paths, label, classes = _columns(context, split)
     dim = context.pretrained.feature_dim
     schema = pa.schema(
@@ -130,17 +158,21 @@ def _write_parquet(file: Path, context: EvalContext, split: Split) -> int:
             ("label", pa.int64()),
             ("class", pa.string()),
             ("features", pa.list_(pa.float32(), dim)),
+            *([] if method is None else [("kappa", pa.float32())]),
         ]
     )
     count = 0
     with parquet.ParquetWriter(file, schema) as writer:
-        for h, index in _chunks(context, split):
+        for chunk in _chunks(context, split, method):
+            flat = pa.array(chunk.features.ravel())
             columns = {
-                "path": [paths[number] for number in index],
-                "label": label[index],
-                "class": [classes[number] for number in label[index]],
-                "features": pa.FixedSizeListArray.from_arrays(pa.array(h.ravel()), dim),
+                "path": [paths[number] for number in chunk.index],
+                "label": label[chunk.index],
+                "class": [classes[number] for number in label[chunk.index]],
+                "features": pa.FixedSizeListArray.from_arrays(flat, dim),
             }
+            if chunk.kappa is not None:
+                columns["kappa"] = chunk.kappa
             writer.write_table(pa.table(columns, schema=schema))
-            count += len(h)
+            count += len(chunk.index)
     return count
