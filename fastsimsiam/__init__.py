@@ -32,9 +32,12 @@ if TYPE_CHECKING:
     )
     from fastsimsiam.config.optimizer import OptimizerConfig
     from fastsimsiam.config.run import CheckpointConfig, Config, CpuConfig, DaliConfig, KnnConfig
+    from fastsimsiam.config.supervised import DistillConfig, FinetuneConfig
     from fastsimsiam.config.views import NormalizeConfig, ViewSpec
     from fastsimsiam.errors import BadImageError, UserError
     from fastsimsiam.evaluate.collapse import CollapseMetrics
+    from fastsimsiam.evaluate.distill import DistillResult, distill
+    from fastsimsiam.evaluate.finetune import FinetuneResult, finetune
     from fastsimsiam.evaluate.inspect import InspectResult, inspect
     from fastsimsiam.evaluate.knn import KnnResult, knn
     from fastsimsiam.evaluate.linear_probe import LinearResult, linear
@@ -58,7 +61,11 @@ __all__ = [
     "Config",
     "CpuConfig",
     "DaliConfig",
+    "DistillConfig",
+    "DistillResult",
     "EvalOptions",
+    "FinetuneConfig",
+    "FinetuneResult",
     "InspectResult",
     "KnnConfig",
     "KnnResult",
@@ -85,8 +92,10 @@ __all__ = [
     "ViewSpec",
     "__version__",
     "build_method",
+    "distill",
     "embed",
     "export",
+    "finetune",
     "inspect",
     "knn",
     "linear",
@@ -112,9 +121,12 @@ _MODULES = {
     ),
     "config.optimizer": ("OptimizerConfig",),
     "config.run": ("CheckpointConfig", "Config", "CpuConfig", "DaliConfig", "KnnConfig"),
+    "config.supervised": ("DistillConfig", "FinetuneConfig"),
     "config.views": ("NormalizeConfig", "ViewSpec"),
     "errors": ("BadImageError", "UserError"),
     "evaluate.collapse": ("CollapseMetrics",),
+    "evaluate.distill": ("DistillResult", "distill"),
+    "evaluate.finetune": ("FinetuneResult", "finetune"),
     "evaluate.inspect": ("InspectResult", "inspect"),
     "evaluate.knn": ("KnnResult", "knn"),
     "evaluate.linear_probe": ("LinearResult", "linear"),

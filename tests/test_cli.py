@@ -195,6 +195,8 @@ REQUIRED = {
     "pretrain": ["demo"],
     "knn": ["run", "--data", "data"],
     "linear": ["run", "--data", "data"],
+    "finetune": ["run", "--data", "data", "--out", "out"],
+    "distill": ["out", "--data", "data", "--out", "student"],
     "uncertainty": ["run", "--data", "data"],
     "inspect": ["run", "--data", "data"],
     "embed": ["run", "--data", "data", "--out", "features.npz"],

@@ -78,7 +78,7 @@ def test_every_option_in_a_message_exists() -> None:
 
 
 # Modules whose messages reach the user of a command, and of which commands.
-EVALUATIONS = ("knn", "linear", "uncertainty", "inspect", "embed")
+EVALUATIONS = ("knn", "linear", "finetune", "distill", "uncertainty", "inspect", "embed")
 REACHED_FROM = {
     "evaluate/context.py": (*EVALUATIONS, "report"),
     "evaluate/features.py": (*EVALUATIONS, "report"),
@@ -90,6 +90,11 @@ REACHED_FROM = {
     "evaluate/knn.py": ("knn",),
     "evaluate/linear.py": ("linear",),
     "evaluate/linear_probe.py": ("linear",),
+    "evaluate/supervised.py": ("finetune", "distill"),
+    "evaluate/training_file.py": ("linear", "finetune", "distill"),
+    "evaluate/labels.py": ("linear", "finetune"),
+    "evaluate/finetune.py": ("finetune",),
+    "evaluate/distill.py": ("distill",),
     "evaluate/uncertainty.py": ("uncertainty",),
     "evaluate/uncertainty_picture.py": ("uncertainty",),
     "evaluate/inspect.py": ("inspect",),
@@ -165,6 +170,8 @@ WITH_RESULT = {
     "linear": ("--json", ["x.pt", "--data", "x"]),
     "inspect": ("--json", ["x.pt", "--data", "x"]),
     "uncertainty": ("--png", ["x.pt", "--data", "x"]),
+    "finetune": ("--json", ["x.pt", "--data", "x", "--out", "x"]),
+    "distill": ("--json", ["x.pt", "--data", "x", "--out", "x"]),
     "doctor": ("--json", []),
     "embed": ("--out", ["x.pt", "--data", "x"]),
     "views": ("--out", ["x"]),

@@ -18,15 +18,10 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate import linear_probe
 from fastsimsiam.evaluate.context import open_eval_context
-from fastsimsiam.evaluate.linear import (
-    LinearState,
-    accuracy,
-    cached_features,
-    lr_of_epoch,
-    new_state,
-    train,
-)
+from fastsimsiam.evaluate.linear import cached_features, new_state, optimizer_of, train
+from fastsimsiam.evaluate.supervised import SupervisedState, accuracy
 from fastsimsiam.optim.lars import Lars
+from fastsimsiam.optim.schedule import ScheduleSteps, learning_rate
 from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.train.pretrain import pretrain
 
@@ -67,9 +62,14 @@ def clusters(images: int, seed: int) -> tuple[Tensor, Tensor]:
 def test_the_layer_learns_separable_features() -> None:
     config = LinearConfig(epochs=30, batch_size=64, lr=40.0)
     state = new_state(16, 7, config, CPU)
-    before = accuracy(state.layer, iter([clusters(500, 2)]))
+
+    def score(*batches: tuple[Tensor, Tensor]) -> tuple[float, float]:
+        with torch.no_grad():
+            return accuracy((state.network(h), label) for h, label in batches)
+
+    before = score(clusters(500, 2))
     train(state, cached_features(*clusters(640, 1), config), config)
-    top1, top5 = accuracy(state.layer, iter([clusters(300, 2), clusters(200, 3)]))
+    top1, top5 = score(clusters(300, 2), clusters(200, 3))
     assert before[0] < 40 < 95 < top1 <= top5
     assert state.losses[-1] < state.losses[0] / 2
     assert len(state.losses) == 30
@@ -92,19 +92,21 @@ def test_cached_features_come_in_an_order_of_seed_and_epoch() -> None:
 
 
 def test_accuracy_of_known_predictions() -> None:
-    layer = nn.Linear(6, 6, bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(torch.eye(6))
     h = torch.tensor([[6.0, 5, 4, 3, 2, 1]] * 4)
     label = torch.tensor([0, 1, 4, 5])
-    assert accuracy(layer, iter([(h[:1], label[:1]), (h[1:], label[1:])])) == (25.0, 75.0)
+    assert accuracy(iter([(h[:1], label[:1]), (h[1:], label[1:])])) == (25.0, 75.0)
 
 
 def test_the_learning_rate_is_half_a_cosine_by_the_scaling_rule() -> None:
     config = LinearConfig()
-    assert lr_of_epoch(config, 0) == pytest.approx(1.6)
-    assert lr_of_epoch(config, 45) == pytest.approx(0.8)
-    assert lr_of_epoch(config, 90) == pytest.approx(0)
+    steps = ScheduleSteps(steps_per_epoch=1, total=90, stop=90, checkpoint_every=1, knn_every=0)
+
+    def lr(epoch: int) -> float:
+        return learning_rate(
+            optimizer_of(config), batch_size=config.batch_size, step=epoch, steps=steps
+        )
+
+    assert [lr(0), lr(45), lr(90)] == pytest.approx([1.6, 0.8, 0])
     assert (config.epochs, config.batch_size, config.weight_decay) == (90, 4096, 0)
 
 
@@ -160,8 +162,8 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(tiny_config: Config, tmp_
     class StoppedError(Exception):
         """Stands for a signal."""
 
-    def stop(state: LinearState, features: object, config: LinearConfig, after: object) -> None:
-        def interrupted(now: LinearState) -> None:
+    def stop(state: SupervisedState, features: object, config: LinearConfig, after: object) -> None:
+        def interrupted(now: SupervisedState) -> None:
             after(now)  # type: ignore[operator]
             if now.epoch == 2:
                 raise StoppedError
@@ -176,7 +178,7 @@ def test_a_resumed_evaluation_is_the_uninterrupted_one(tiny_config: Config, tmp_
         run(tmp_path / "parts")
     trained: list[int] = []
 
-    def counted(state: LinearState, features: Any, *rest: Any) -> None:
+    def counted(state: SupervisedState, features: Any, *rest: Any) -> None:
         train(state, lambda epoch: (trained.append(epoch), features(epoch))[1], *rest)
 
     with pytest.MonkeyPatch.context() as patch:

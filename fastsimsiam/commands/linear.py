@@ -22,6 +22,8 @@ class _Linear:
     cached: bool = False
     """Train on features of centered crops, computed once, by SGD in batches of 256. Takes minutes
     instead of hours; the score does not compare with published ones."""
+    labels: str = "100%"
+    """Share of the training images of each class, as of finetune; or a file that lists images."""
     out: Path | None = None
     """Folder to which the layer is saved after each epoch, for --resume."""
     resume: bool = False
@@ -47,6 +49,7 @@ def run(argv: list[str]) -> int:
         arguments.data,
         config=arguments.config,
         cached=arguments.cached,
+        labels=arguments.labels,
         out=arguments.out,
         resume=arguments.resume,
         options=arguments.options,

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -83,13 +85,23 @@ class EvalContext:
         return center_plan(self.splits[split], self.config.image_size, fraction)
 
     def features(
-        self, split: Split, report: Report | None = None
+        self,
+        split: Split,
+        report: Report | None = None,
+        *,
+        only: npt.NDArray[np.int64] | None = None,
     ) -> Iterator[tuple[Tensor, Batch]]:
-        """Features (B, D) of centered crops and their batches, see `centered_features`."""
+        """Features (B, D) of centered crops and their batches, see `centered_features`.
+
+        Args:
+            split: of the data set.
+            report: called with (batches done, batches in all).
+            only: numbers of the images; None: all.
+        """
         return centered_features(
             self.pretrained.backbone,
             self.loader(split),
-            self.centered(split),
+            replace(self.centered(split), only=only),
             constants=self.pretrained.normalize,
             device=self.device,
             dtype=self.dtype,

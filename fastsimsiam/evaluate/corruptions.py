@@ -18,7 +18,8 @@ _NOISE = 0.3
 def blur(images: Tensor) -> Tensor:
     """Heavy Gaussian blur of images (B, 3, S, S) in [0, 1]: shapes of large objects are left."""
     sigma = images.shape[-1] * _BLUR
-    return gaussian_blur(images, [2 * math.ceil(3 * sigma) + 1] * 2, [sigma] * 2)
+    blurred: Tensor = gaussian_blur(images, [2 * math.ceil(3 * sigma) + 1] * 2, [sigma] * 2)
+    return blurred
 
 
 def occlude(images: Tensor) -> Tensor:

@@ -4,11 +4,7 @@ The published protocol (arXiv 2011.10566, appendix A, and its code release): a l
 features of random crops, trained by LARS for 90 epochs; top-1 of the last epoch.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +12,13 @@ from torch import Tensor, nn
 
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.evaluation import LinearConfig
+from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.views import NormalizeConfig, ViewSpec
-from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate import supervised
 from fastsimsiam.evaluate.features import features_of, intact_batches
 from fastsimsiam.evaluate.finite import require_finite_features
+from fastsimsiam.evaluate.supervised import SupervisedState, Training, start
 from fastsimsiam.loaders.base import Loader
-from fastsimsiam.optim.lars import Lars
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.plan.order import epoch_order
 
@@ -31,65 +28,31 @@ _CHUNK = 256
 """Images that go through the backbone at once."""
 
 
-@dataclass(kw_only=True)
-class LinearState:
-    """State of a linear evaluation between two epochs.
-
-    Attributes:
-        layer: linear classifier, features to logits.
-        optimizer: optimizer of the layer.
-        epoch: number of epochs done.
-        losses: mean training loss of each epoch.
-    """
-
-    layer: nn.Linear
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    losses: list[float] = field(default_factory=list)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state as tensors and plain values, for a file."""
-        return {
-            "layer": self.layer.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "losses": self.losses,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the result of `state_dict`."""
-        self.layer.load_state_dict(state["layer"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.losses = state["epoch"], list(state["losses"])
+def optimizer_of(config: LinearConfig) -> OptimizerConfig:
+    """The optimizer of the layer; its cosine is evaluated once per epoch."""
+    return OptimizerConfig(
+        name="larc" if config.optimizer == "lars" else "sgd",
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
 
 
 def new_state(
     feature_dim: int, num_classes: int, config: LinearConfig, device: torch.device
-) -> LinearState:
-    """A new layer and its optimizer: weights of standard deviation 0.01, biases zero."""
+) -> SupervisedState:
+    """A new layer and its optimizer."""
     torch.manual_seed(config.seed)
+    layer = new_layer(feature_dim, num_classes).to(device)
+    return start(layer, optimizer_of(config), device, name="layer")
+
+
+def new_layer(feature_dim: int, num_classes: int) -> nn.Linear:
+    """A linear classifier: weights of standard deviation 0.01, biases zero."""
     layer = nn.Linear(feature_dim, num_classes)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
-    layer = layer.to(device)
-    kind = partial(Lars, form="larc") if config.optimizer == "lars" else torch.optim.SGD
-    optimizer = kind(
-        layer.parameters(),
-        lr=peak_lr(config),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    return LinearState(layer=layer, optimizer=optimizer)
-
-
-def peak_lr(config: LinearConfig) -> float:
-    """The largest learning rate of the schedule, by the linear scaling rule."""
-    return config.lr * config.batch_size / 256
-
-
-def lr_of_epoch(config: LinearConfig, epoch: int) -> float:
-    """Learning rate of an epoch: half a cosine, evaluated once per epoch."""
-    return peak_lr(config) * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+    return layer
 
 
 Features = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
@@ -97,10 +60,10 @@ Features = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
 
 def train(
-    state: LinearState,
+    state: SupervisedState,
     features: Features,
     config: LinearConfig,
-    after_epoch: Callable[[LinearState], None] = lambda state: None,
+    after_epoch: Callable[[SupervisedState], None] = lambda state: None,
 ) -> None:
     """Trains the layer to the end of the last epoch.
 
@@ -113,37 +76,19 @@ def train(
     Raises:
         UserError: the loss is not finite.
     """
-    while state.epoch < config.epochs:
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr_of_epoch(config, state.epoch)
-        total, batches = torch.zeros((), device=state.layer.weight.device), 0
-        for h, label in features(state.epoch):
-            loss = F.cross_entropy(state.layer(h), label)
-            state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            state.optimizer.step()
-            total += loss.detach()
-            batches += 1
-        mean = (total / batches).item()
-        if not math.isfinite(mean):
-            raise UserError(f"the loss is not finite in epoch {state.epoch + 1}: lower --lr")
-        state.epoch += 1
-        state.losses.append(mean)
-        after_epoch(state)
-
-
-def accuracy(layer: nn.Linear, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent; top-5 is 100 with five classes or fewer."""
-    hits: list[Tensor] = []
-    images = 0
-    with torch.no_grad():
-        for h, label in batches:
-            best = layer(h).topk(min(5, layer.out_features), dim=1).indices
-            hit = best == label[:, None]
-            hits.append(torch.stack([hit[:, 0].sum(), hit.any(dim=1).sum()]))
-            images += len(label)
-    top1, top5 = (100.0 * torch.stack(hits).sum(dim=0) / images).tolist()
-    return top1, top5
+    supervised.train(
+        state,
+        features,
+        lambda batch: F.cross_entropy(state.network(batch[0]), batch[1]),
+        Training(
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            optimizer=optimizer_of(config),
+            lr_option="--lr",
+        ),
+        steps_per_epoch=1,  # the learning rate is that of the epoch
+        after_epoch=after_epoch,
+    )
 
 
 def random_crop_features(

@@ -1,32 +1,32 @@
 """`fastsimsiam linear`: linear evaluation of a checkpoint, on images or on cached features."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastsimsiam.config.evaluation import CACHED, EvalOptions, LinearConfig
 from fastsimsiam.config.views import IMAGENET_PIXELS
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
+from fastsimsiam.evaluate.labels import ALL, choose_labeled
 from fastsimsiam.evaluate.linear import (
     TRAINING_VIEW,
     Features,
-    LinearState,
-    accuracy,
     cached_features,
     new_state,
     random_crop_features,
     train,
 )
+from fastsimsiam.evaluate.supervised import SupervisedState, accuracy
+from fastsimsiam.evaluate.training_file import TrainingFile, digest
 from fastsimsiam.plan.batches import TrainPlan, require_a_batch
-from fastsimsiam.runs.archive import read_stored, write_atomically
-from fastsimsiam.system.files import require_file, require_writable
 from fastsimsiam.system.progress import ImageProgress
 
 
@@ -81,6 +81,7 @@ def linear(
     *,
     config: LinearConfig | None = None,
     cached: bool = False,
+    labels: str = ALL,
     out: Path | None = None,
     resume: bool = False,
     options: EvalOptions | None = None,
@@ -93,6 +94,8 @@ def linear(
         config: options of the layer's training; None: the published ones, or `CACHED`. Their batch size
             is lowered to the number of training images, any other must not exceed it.
         cached: train on features of centered crops, computed once: fast, not the published protocol.
+        labels: share of the training images of each class, drawn by a hash of the config's seed; or a
+            file that lists images; see `labels.choose_labeled`.
         out: folder to which the layer is saved after each epoch.
         resume: continue the evaluation in `out`.
         options: how to evaluate.
@@ -101,35 +104,43 @@ def linear(
         UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     config = config or (CACHED if cached else LinearConfig())
-    file = _file(out, resume)
+    file = TrainingFile.open(out, resume, name="linear.pt", what="linear evaluation")
     with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
         context.warn_of_one_class()
-        config = _fitted(config, len(context.train), context.warn)
-        require_a_batch(len(context.train), config.batch_size)
+        only = None if labels == ALL else choose_labeled(labels, context.train, config.seed)
+        images = len(context.train) if only is None else len(only)
+        config = _fitted(config, images, context.warn)
+        require_a_batch(images, config.batch_size)
         backbone = context.pretrained.backbone
         backbone.requires_grad_(False)
-        before = _digest(backbone)
+        before = digest(backbone)
         state = new_state(
             context.pretrained.feature_dim, len(context.train.classes), config, context.device
         )
         identity = _identity(config, cached, before, context, options)
+        if only is not None:
+            identity["labeled"] = [context.train.paths[image] for image in only]
         if resume and file:
-            _restore(state, file, identity)
+            file.restore(state, identity)
+        values = {"weights": context.pretrained.record(), "classes": list(context.train.classes)}
         started = time.perf_counter()
-        features = _training(context, config, cached)
+        features = _training(context, config, cached, only)
         with ImageProgress("epochs", unit="epochs") as progress:
 
-            def after_epoch(current: LinearState) -> None:
+            def after_epoch(current: SupervisedState) -> None:
                 progress(current.epoch, config.epochs)
                 if file:
-                    _save(file, identity, current, context)
+                    file.save(identity, values, current, context.warn)
 
             train(state, features, config, after_epoch)
         val = [0]
-        top1, top5 = accuracy(state.layer, _validation(context, val))
-        assert _digest(backbone) == before, "the frozen backbone has changed"
+        with torch.no_grad():
+            top1, top5 = accuracy(
+                (state.network(h), label) for h, label in _validation(context, val)
+            )
+        assert digest(backbone) == before, "the frozen backbone has changed"
         return LinearResult(
-            protocol=_protocol(config, cached),
+            protocol=_protocol(config, cached, labels),
             top1=top1,
             top5=top5,
             losses=tuple(state.losses),
@@ -139,35 +150,11 @@ def linear(
             checkpoint=Path(checkpoint),
             step=context.pretrained.step,
             data=Path(data),
-            train_images=len(context.train) - len(context.loader("train").bad_images),
+            train_images=images - len(context.loader("train").bad_images),
             val_images=sum(val),
             image_size=context.config.image_size,
             notes=tuple(context.notes),
         )
-
-
-def _file(out: Path | None, resume: bool) -> Path | None:
-    """The file of the layer, checked before anything is opened.
-
-    Raises:
-        UserError: it cannot be written, is there without `resume`, or is missing with it.
-    """
-    if out is None:
-        if resume:
-            raise UserError("--resume needs --out: pass the folder of the evaluation to resume")
-        return None
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: pass a folder")
-    file = out / "linear.pt"
-    if resume:
-        require_file(file, "linear evaluation", "drop --resume to start a new one")
-    elif file.exists():
-        raise UserError(
-            f"--out {out} already holds a linear evaluation: pass --resume to continue it, or "
-            "another --out"
-        )
-    require_writable(file, "--out", make_folder=True)
-    return file
 
 
 def _fitted(config: LinearConfig, images: int, warn: Callable[[str], None]) -> LinearConfig:
@@ -179,25 +166,10 @@ def _fitted(config: LinearConfig, images: int, warn: Callable[[str], None]) -> L
     return replace(config, batch_size=images)
 
 
-def _save(file: Path, identity: dict[str, Any], state: LinearState, context: EvalContext) -> None:
-    """Saves the layer, with what a user of it needs; goes on if that fails, for the score's sake."""
-    try:
-        write_atomically(
-            file,
-            {
-                "identity": identity,
-                "weights": context.pretrained.record(),
-                "classes": list(context.train.classes),
-                **state.state_dict(),
-            },
-        )
-    except UserError as error:
-        reason = str(error).partition(": ")[0]
-        context.warn(f"{reason}: epoch {state.epoch} is not saved, the evaluation goes on")
-
-
-def _protocol(config: LinearConfig, cached: bool) -> str:
+def _protocol(config: LinearConfig, cached: bool, labels: str = ALL) -> str:
     """How the layer was trained, and whether the score compares with published ones."""
+    if labels != ALL:
+        return f"{'cached features' if cached else 'random crops'}, labels of {labels}"
     if cached:
         return "cached features of centered crops: quick, not the published protocol"
     published = LinearConfig(seed=config.seed)
@@ -209,7 +181,12 @@ def _protocol(config: LinearConfig, cached: bool) -> str:
     return "random crops, the published protocol"
 
 
-def _training(context: EvalContext, config: LinearConfig, cached: bool) -> Features:
+def _training(
+    context: EvalContext,
+    config: LinearConfig,
+    cached: bool,
+    only: npt.NDArray[np.int64] | None = None,
+) -> Features:
     backbone, size = context.pretrained.backbone, context.config.image_size
     if not cached:
         plan = TrainPlan(
@@ -219,6 +196,7 @@ def _training(context: EvalContext, config: LinearConfig, cached: bool) -> Featu
             specs=(TRAINING_VIEW,),
             image_size=size,
             batch_size=config.batch_size,
+            only=only,
         )
         return random_crop_features(
             backbone,
@@ -231,7 +209,7 @@ def _training(context: EvalContext, config: LinearConfig, cached: bool) -> Featu
         )
     h, label = [], []
     with ImageProgress("features", unit="batches") as progress:
-        for chunk, batch in context.features("train", progress):
+        for chunk, batch in context.features("train", progress, only=only):
             h.append(chunk.half() if context.device.type == "cuda" else chunk)
             label.append(batch.label)
     features = torch.cat(h)
@@ -251,16 +229,6 @@ def _validation(context: EvalContext, images: list[int]) -> Iterator[tuple[Tenso
     for h, batch in context.features("val"):
         images.append(len(h))
         yield h, batch.label
-
-
-def _digest(module: nn.Module) -> str:
-    """Hash of every bit of a module's state."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        bits: Tensor = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(bits.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _identity(
@@ -284,20 +252,3 @@ def _identity(
     if context.pretrained.normalize != IMAGENET_PIXELS:  # earlier versions always had ImageNet's
         identity["normalize"] = asdict(context.pretrained.normalize)
     return identity | ({"order": "epoch_order"} if cached else {})
-
-
-def _restore(state: LinearState, file: Path, identity: dict[str, Any]) -> None:
-    stored = read_stored(file)
-    old = stored.get("identity")
-    if not isinstance(old, dict):
-        raise UserError(f"--resume: {file} is not a linear evaluation: pass another --out")
-    differing = [key for key in {**identity, **old} if old.get(key) != identity.get(key)]
-    if differing:
-        raise UserError(
-            f"--resume: {file} was made with another {', '.join(differing)}: pass the old one, or "
-            "another --out"
-        )
-    try:
-        state.load_state_dict(stored)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"--resume: {file} is damaged: pass another --out") from error

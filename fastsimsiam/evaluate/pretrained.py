@@ -18,7 +18,7 @@ from fastsimsiam.config.views import IMAGENET_PIXELS, NormalizeConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.finite import NotFiniteError, require_finite_weights
 from fastsimsiam.evaluate.foreign import find_backbone, required_keys
-from fastsimsiam.evaluate.recorded import Recorded, from_text, record
+from fastsimsiam.evaluate.recorded import Recorded, as_text, from_text, record
 from fastsimsiam.evaluate.weights_file import read_weights
 from fastsimsiam.models.backbones import feature_extractor
 from fastsimsiam.runs.archive import DamagedCheckpointError
@@ -142,6 +142,8 @@ def _load_file(
     if _is_checkpoint(content):
         checkpoint = from_stored(content, path)
         return _from_checkpoint(checkpoint, path, arch, stem, image_size, crop_fraction)
+    if _is_classifier(content):
+        metadata, content = as_text(content["weights"]), _backbone_of(content["network"])
     recorded = from_text(metadata, path)
     if recorded.arch is None and isinstance(content.get("arch"), str):
         recorded = Recorded(arch=content["arch"])
@@ -167,6 +169,15 @@ def _is_checkpoint(content: Mapping[str, Any]) -> bool:
     return "config" in content and (
         isinstance(content.get("format"), int) or isinstance(content.get("method"), dict)
     )
+
+
+def _is_classifier(content: Mapping[str, Any]) -> bool:
+    """Whether a file is of `finetune` or `distill`."""
+    return all(isinstance(content.get(key), dict) for key in ("weights", "network", "identity"))
+
+
+def _backbone_of(network: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in network.items() if key.startswith("backbone.")}
 
 
 def _from_checkpoint(

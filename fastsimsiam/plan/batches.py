@@ -4,7 +4,7 @@ Shapes: B batch, V views, N samples of the data set. A loader gets a plan and ad
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,11 +87,28 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _SamplePool(ABC):
-    """The samples of a plan: `label` (N,) and `sizes` (N, 2), height and width in pixels."""
+    """The samples of a plan.
+
+    Attributes:
+        label: (N,) class numbers.
+        sizes: (N, 2) height and width in pixels.
+        seed: of whatever is drawn.
+        only: numbers of the samples that are used, also in place of broken ones; None: all.
+    """
 
     label: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int32]
     seed: int
+    only: npt.NDArray[np.int64] | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples that are used."""
+        return len(self.label if self.only is None else self.only)
+
+    def samples(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The indices of samples that are used, by their number among those."""
+        return numbers if self.only is None else self.only[numbers]
 
     @abstractmethod
     def table(self, epoch: int, index: npt.NDArray[np.int64]) -> ViewTable:
@@ -105,7 +122,7 @@ class _SamplePool(ABC):
     def replacement(self, epoch: int, index: int, attempt: int) -> BatchPlan:
         """A sample drawn by a hash, so the same on any rank and with any number of threads."""
         number = hash_words(_REPLACEMENT_STREAM, self.seed, epoch, index, attempt)
-        return self.rows(epoch, np.array([number % len(self.label)]))
+        return self.rows(epoch, self.samples(np.array([number % self.num_samples])))
 
 
 def require_a_batch(images: int, batch_size: int) -> None:
@@ -143,13 +160,13 @@ class TrainPlan(_SamplePool):
     round_to: int = 1
 
     def __post_init__(self) -> None:
-        require_a_batch(len(self.label), self.batch_size * self.world_size * self.round_to)
+        require_a_batch(self.num_samples, self.batch_size * self.world_size * self.round_to)
 
     @property
     def num_batches(self) -> int:
         """Batches in an epoch, on this rank."""
         step_size = self.batch_size * self.world_size * self.round_to
-        return len(self.label) // step_size * self.round_to
+        return self.num_samples // step_size * self.round_to
 
     @property
     def view_sizes(self) -> tuple[int, ...]:
@@ -176,7 +193,8 @@ class TrainPlan(_SamplePool):
         """(B,) sample indices of batch `step` of an epoch, on this rank."""
         assert 0 <= step < self.num_batches
         first = (step * self.world_size + self.rank) * self.batch_size
-        return epoch_order(len(self.label), self.seed, epoch)[first : first + self.batch_size]
+        order = epoch_order(self.num_samples, self.seed, epoch)
+        return self.samples(order[first : first + self.batch_size])
 
     def batch(self, epoch: int, step: int) -> BatchPlan:
         """Batch `step` of an epoch, on this rank."""
@@ -201,7 +219,7 @@ class CenterPlan(_SamplePool):
     @property
     def num_batches(self) -> int:
         """Batches in an epoch."""
-        return -(-len(self.label) // self.batch_size)
+        return -(-self.num_samples // self.batch_size)
 
     @property
     def view_sizes(self) -> tuple[int, ...]:
@@ -227,7 +245,7 @@ class CenterPlan(_SamplePool):
         """(B,) sample indices of batch `step`, the same in every epoch."""
         del epoch
         first = step * self.batch_size
-        return np.arange(first, min(first + self.batch_size, len(self.label)))
+        return self.samples(np.arange(first, min(first + self.batch_size, self.num_samples)))
 
     def batch(self, epoch: int, step: int) -> BatchPlan:
         """Batch `step`, the same in every epoch."""
@@ -236,6 +254,10 @@ class CenterPlan(_SamplePool):
     def replacement(self, epoch: int, index: int, attempt: int) -> BatchPlan:
         """A sample with a readable header, if there is one: evaluation drops it again."""
         drawn = int(super().replacement(epoch, index, attempt).index[0])
-        order = (number % len(self.label) for number in range(drawn, drawn + len(self.label)))
+        order: Iterable[int] = (
+            number % len(self.label) for number in range(drawn, drawn + len(self.label))
+        )
+        if self.only is not None:
+            order = self.only.tolist()
         readable = next((number for number in order if self.sizes[number, 0]), drawn)
         return self.rows(epoch, np.array([readable]))
