@@ -1,6 +1,7 @@
 """Measures of certainty against independent code, and the command `uncertainty` on a run."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -275,3 +276,19 @@ def test_the_picture_is_drawn_where_nothing_is_wrong(tmp_path: Path) -> None:
     )
     draw_uncertainty(result, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_the_report_shows_the_most_and_the_least_certain_images(run: Config) -> None:
+    (run.out / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.5, "loss": 0.5}\n')
+    assert main(["report", str(run.out), "--data", str(run.data), "--device", "cpu"]) == 0
+    page = (run.out / "report.html").read_text()
+    section = page.partition('<section id="certainty">')[2].partition("</section>")[0]
+    strips = section.split('<div class="strip">')[1:]
+    assert [strip.count("<figure") for strip in strips] == [12, 12]
+    certain, uncertain = (
+        [float(number.replace(",", "")) for number in re.findall("<small>([^<]+)</small>", strip)]
+        for strip in strips
+    )
+    assert certain == sorted(certain, reverse=True)
+    assert uncertain == sorted(uncertain)
+    assert certain[-1] > uncertain[-1]

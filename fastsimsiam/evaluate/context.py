@@ -110,7 +110,13 @@ class EvalContext:
             report=report,
         )
 
-    def extract(self, split: Split, report: Report | None = None) -> Features:
+    def extract(
+        self,
+        split: Split,
+        report: Report | None = None,
+        *,
+        measure: Callable[[Tensor], Tensor | None] | None = None,
+    ) -> Features:
         """Features of length 1 of centered crops, see `features.extract`."""
         return extract(
             self.pretrained.backbone,
@@ -120,6 +126,7 @@ class EvalContext:
             device=self.device,
             dtype=self.dtype,
             source=self.pretrained.path,
+            measure=measure,
             warn=self.warn,
             report=report,
         )

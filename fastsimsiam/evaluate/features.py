@@ -36,11 +36,13 @@ class Features:
         unit: (N, D) of length 1, float16 on a GPU and float32 on a CPU.
         label: (N,) class numbers.
         index: (N,) numbers of the images in their storage.
+        measured: (N,) what `measure` of `extract` says of them; None without.
     """
 
     unit: Tensor
     label: Tensor
     index: npt.NDArray[np.int64]
+    measured: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -56,6 +58,7 @@ def extract(
     device: torch.device,
     dtype: torch.dtype,
     source: object = "the network",
+    measure: Callable[[Tensor], Tensor | None] | None = None,
     warn: Callable[[str], None] | None = None,
     report: Report | None = None,
 ) -> Features:
@@ -69,6 +72,7 @@ def extract(
         device: device of the backbone.
         dtype: data type of the backbone's arithmetic; float32 or bfloat16 (autocast).
         source: what messages call the weights: their file.
+        measure: features (B, D), float32, not normalized, to a number for each image (B,).
         warn: told if all features are equal.
         report: called with (batches done, batches in all).
 
@@ -79,6 +83,7 @@ def extract(
     stored = torch.float16 if device.type == "cuda" else torch.float32
     features: list[Tensor] = []
     batches: list[Batch] = []
+    measured: list[Tensor] = []
     was_training = backbone.training
     backbone.eval()
     try:
@@ -94,6 +99,8 @@ def extract(
             report=report,
         ):
             features.append(F.normalize(h, dim=1).to(stored))
+            if measure and (values := measure(h)) is not None:
+                measured.append(values)
             batches.append(replace(batch, crops=(), photometric={}))
     finally:
         backbone.train(was_training)
@@ -101,6 +108,7 @@ def extract(
         unit=torch.cat(features),
         label=torch.cat([batch.label for batch in batches]),
         index=torch.cat([batch.index for batch in batches]).cpu().numpy(),
+        measured=torch.cat(measured) if measured else None,
     )
 
 

@@ -16,6 +16,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext
 from fastsimsiam.evaluate.knn import usable_k
 from fastsimsiam.evaluate.neighbors import nearest, vote
+from fastsimsiam.evaluate.trained_method import method_with_kappa
 from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.progress import ImageProgress
@@ -34,12 +35,14 @@ class Embedded:
         index: (N,) numbers of the images in the storage.
         features: (N, D), rows of length 1.
         label: (N,) class numbers, on the features' device.
+        kappa: (N,) the method's certainty; None for methods without.
     """
 
     storage: Storage
     index: npt.NDArray[np.int64]
     features: Tensor
     label: Tensor
+    kappa: npt.NDArray[np.float32] | None
 
     def pick(self, rows: npt.NDArray[np.int64]) -> "Embedded":
         """Returns the images of these rows."""
@@ -49,6 +52,7 @@ class Embedded:
             index=self.index[rows],
             features=self.features[where],
             label=self.label[where],
+            kappa=None if self.kappa is None else self.kappa[rows],
         )
 
 
@@ -162,10 +166,15 @@ def _nearest(
 
 
 def _embed(session: EvalContext, split: Split) -> Embedded:
-    with ImageProgress("features", unit="batches") as progress:
-        found = session.extract(split, progress)
+    method = method_with_kappa(session.pretrained, session.device)
+    with ImageProgress("features", unit="batches") as progress, torch.no_grad():
+        found = session.extract(split, progress, measure=method.kappa if method else None)
     return Embedded(
-        storage=session.splits[split], index=found.index, features=found.unit, label=found.label
+        storage=session.splits[split],
+        index=found.index,
+        features=found.unit,
+        label=found.label,
+        kappa=None if found.measured is None else found.measured.cpu().numpy(),
     )
 
 

@@ -32,6 +32,8 @@ from fastsimsiam.version import __version__
 _VIEWS_ROWS = 4
 _GALLERY = 12
 _GALLERY_SIDE = 112
+_CERTAIN = 12
+"""Images of the largest and of the smallest certainty."""
 _MAP_SIDE = 56
 # Length of all thumbnails: with plotly.js (4.8 MB) and the rest the page stays below 10 MB.
 _MAP_LETTERS = 3_600_000
@@ -162,6 +164,7 @@ def _add_pictures(page: _Page, run: Run, session: EvalContext) -> None:
     _add_views(page, session.config, session.train, neighborhood)
     gray16_max = session.config.gray16_max
     _add_gallery(page, fraction, gray16_max, neighborhood)
+    _add_certainty(page, fraction, gray16_max, neighborhood)
     _add_map(page, fraction, gray16_max, neighborhood)
     _add_confusion(page, neighborhood)
 
@@ -213,6 +216,45 @@ def _add_gallery(page: _Page, fraction: float, gray16_max: int, neighborhood: Ne
     )
     body = sections.paragraph(about) + sections.gallery(rows)
     page.body.append(sections.section("neighbors", "Nearest neighbors", body))
+
+
+def _add_certainty(
+    page: _Page, fraction: float, gray16_max: int, neighborhood: Neighborhood
+) -> None:
+    """Adds the images of the largest and the smallest kappa, for methods that have it."""
+    queries, kappa = neighborhood.queries, neighborhood.queries.kappa
+    if kappa is None:
+        return
+    classes = neighborhood.bank.storage.classes
+    right = neighborhood.predicted == neighborhood.label
+    order = np.argsort(-kappa, kind="stable")
+    body = sections.paragraph(
+        "Kappa is how certain the method is of an image: the concentration of the distribution that it "
+        "predicts. The mark says whether the nearest neighbors vote for the image's class."
+    )
+    for title, rows in (
+        ("Most certain", order[:_CERTAIN]),
+        ("Least certain", order[::-1][:_CERTAIN]),
+    ):
+        pictures = [
+            sections.Picture(
+                jpeg=jpeg(
+                    center(
+                        queries.storage,
+                        int(queries.index[row]),
+                        side=_GALLERY_SIDE,
+                        fraction=fraction,
+                        gray16_max=gray16_max,
+                    )
+                ),
+                name=classes[int(neighborhood.label[row])],
+                remark=f"{kappa[row]:,.4g}",
+                right=bool(right[row]),
+            )
+            for row in rows.tolist()
+        ]
+        body += sections.paragraph(f"{title}:") + sections.strip(pictures)
+    page.body.append(sections.section("certainty", "Certainty", body))
 
 
 def _add_map(page: _Page, fraction: float, gray16_max: int, neighborhood: Neighborhood) -> None:

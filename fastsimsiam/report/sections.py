@@ -120,6 +120,11 @@ def gallery(rows: Sequence[tuple[Picture, Sequence[Picture]]]) -> str:
     )
 
 
+def strip(pictures: Sequence[Picture]) -> str:
+    """Returns images in a row that breaks where the page ends."""
+    return f'<div class="strip">{"".join(map(_figure, pictures))}</div>'
+
+
 def _neighborhood(query: Picture, near: Sequence[Picture]) -> str:
     pictures = "".join(map(_figure, near))
     return f'<div class="neighborhood">{_figure(query)}<div class="near">{pictures}</div></div>'
