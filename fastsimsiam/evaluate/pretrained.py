@@ -177,7 +177,10 @@ def _is_classifier(content: Mapping[str, Any]) -> bool:
 
 
 def _backbone_of(network: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in network.items() if key.startswith("backbone.")}
+    prefix = "backbone."
+    return {
+        key.removeprefix(prefix): value for key, value in network.items() if key.startswith(prefix)
+    }
 
 
 def _from_checkpoint(
