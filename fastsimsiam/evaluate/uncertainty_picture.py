@@ -75,4 +75,4 @@ def _draw_aurocs(panel: Any, result: UncertaintyResult) -> None:
         panel.set_xticks(range(len(bars)), list(bars))
     panel.axhline(0.5, color="#888888", linewidth=0.8, linestyle="--")
     panel.set_ylim(0, 1)
-    panel.set_title("AUROC against clean images, or right answers; dashed: chance", fontsize=10)
+    panel.set_title("AUROC of telling these apart; dashed: chance", fontsize=10)
