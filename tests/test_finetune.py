@@ -445,3 +445,15 @@ def test_with_all_labels_no_layer_of_the_projector_is_kept(run: Config, tmp_path
     config = replace(config, labels="50%")
     result = finetune(other.out, run.data, tmp_path / "second", config=config, options=ON_CPU)
     assert result.head_layers == 1
+
+
+def test_known_labels_need_the_teachers_images(run: Config, tmp_path: Path) -> None:
+    finetune(run.out, run.data, tmp_path / "teacher", config=QUICK, options=ON_CPU)
+    data = tmp_path / "fewer"
+    shutil.copytree(run.data, data)
+    next((data / "train" / "ant").iterdir()).unlink()
+    config = DistillConfig(epochs=1, batch_size=32, optimizer=SGD, label_weight=0.5)
+    with pytest.raises(UserError, match="has other training images than those of"):
+        distill(tmp_path / "teacher", data, tmp_path / "x", config=config, options=ON_CPU)
+    config = replace(config, label_weight=0.0)
+    distill(tmp_path / "teacher", data, tmp_path / "x", config=config, options=ON_CPU)

@@ -20,6 +20,7 @@ from fastsimsiam.models.heads import mlp
 from fastsimsiam.models.small_convolutions import use_matmul_for_small_maps
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.runs.archive import read_stored
+from fastsimsiam.storage.base import fingerprint
 from fastsimsiam.system.files import require_file
 
 
@@ -106,23 +107,26 @@ class StoredClassifier:
         classifier: on the CPU, in eval mode.
         recorded: what is recorded beside its weights: network, image size, normalization.
         classes: names of the classes, by label.
-        labeled: paths of the images whose labels it was trained with.
+        labeled: numbers of the training images whose labels it was trained with.
+        data: fingerprint of these training images.
         path: the file.
     """
 
     classifier: Classifier
     recorded: Recorded
     classes: tuple[str, ...]
-    labeled: tuple[str, ...]
+    labeled: Tensor
+    data: str
     path: Path
 
 
-def stored_values(context: EvalContext, labeled: tuple[str, ...]) -> dict[str, Any]:
+def stored_values(context: EvalContext, labeled: Tensor) -> dict[str, Any]:
     """What a file of a classifier holds beside its state, see `load_classifier`."""
     return {
         "weights": context.pretrained.record(),
         "classes": list(context.train.classes),
-        "labeled": list(labeled),
+        "labeled": labeled,
+        "data": fingerprint(context.train),
     }
 
 
@@ -142,7 +146,8 @@ def load_classifier(path: Path, name: str = "finetune.pt") -> StoredClassifier:
     stored = read_stored(path)
     try:
         recorded = from_text(as_text(stored["weights"]), path)
-        state, classes, labeled = stored["network"], stored["classes"], stored["labeled"]
+        state, classes = stored["network"], tuple(stored["classes"])
+        labeled, data = stored["labeled"].long(), str(stored["data"])
         classifier = _empty(recorded, state, len(classes))
         classifier.load_state_dict(state)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -153,8 +158,9 @@ def load_classifier(path: Path, name: str = "finetune.pt") -> StoredClassifier:
     return StoredClassifier(
         classifier=classifier.eval(),
         recorded=recorded,
-        classes=tuple(classes),
-        labeled=tuple(labeled),
+        classes=classes,
+        labeled=labeled,
+        data=data,
         path=path,
     )
 

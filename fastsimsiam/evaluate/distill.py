@@ -34,6 +34,7 @@ from fastsimsiam.evaluate.training_file import TrainingFile, digest
 from fastsimsiam.models.backbones import feature_extractor
 from fastsimsiam.models.image_size import require_image_size
 from fastsimsiam.plan.batches import TrainPlan, require_a_batch
+from fastsimsiam.storage.base import fingerprint
 from fastsimsiam.system.progress import ImageProgress
 
 
@@ -138,6 +139,11 @@ def distill(
                 f"{data} has other classes than those of {known.path}: give the data set that it was "
                 "fine-tuned on"
             )
+        if config.label_weight and known.data != fingerprint(context.train):
+            raise UserError(
+                f"--label-weight is {config.label_weight}, but {data} has other training images than "
+                f"those of {known.path}: give the data set that it was fine-tuned on"
+            )
         if config.batch_size > len(context.train) and config.batch_size == DistillConfig.batch_size:
             context.warn(f"--batch-size is {len(context.train)}, not {config.batch_size}")
             config = replace(config, batch_size=len(context.train))
@@ -165,6 +171,9 @@ def distill(
         started = time.perf_counter()
         network.train()
         values = stored_values(context, known.labeled)
+        has_label = torch.zeros(len(context.train), dtype=torch.bool, device=context.device)
+        if config.label_weight:
+            has_label[known.labeled.to(context.device)] = True
         with ImageProgress("epochs", unit="epochs") as progress:
 
             def after_epoch(current: SupervisedState) -> None:
@@ -173,7 +182,7 @@ def distill(
 
             train(
                 state,
-                lambda epoch: _batches(context, plan, epoch, known.labeled),
+                lambda epoch: _batches(context, plan, epoch, has_label),
                 lambda batch: _loss(network, expert, batch, config),
                 Training(
                     epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer
@@ -234,18 +243,15 @@ def _untrained(context: EvalContext, config: DistillConfig) -> EvalContext:
 
 
 def _batches(
-    context: EvalContext, plan: TrainPlan, epoch: int, labeled: Sequence[str]
+    context: EvalContext, plan: TrainPlan, epoch: int, has_label: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Normalized crops (B, 3, S, S), labels, and whether the teacher knew each label."""
     photometric = Photometric(
         plan.specs, plan.view_sizes, context.dtype, normalize=context.pretrained.normalize
     )
-    known = set(labeled)
-    has_label = torch.tensor([path in known for path in context.train.paths])
-    has_label = has_label.to(context.device)
     for batch in intact_batches(context.loader("train"), plan, epoch):
         (view,) = photometric(batch.crops, batch.photometric)
-        yield view, batch.label, has_label[batch.index.to(context.device)]
+        yield view, batch.label, has_label[batch.index.to(has_label.device)]
 
 
 def _loss(

@@ -28,7 +28,7 @@ from fastsimsiam.evaluate.classifier import (
 )
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
 from fastsimsiam.evaluate.features import intact_batches
-from fastsimsiam.evaluate.labels import choose_labeled, write_list
+from fastsimsiam.evaluate.labels import choose_labeled, labels_digest, write_list
 from fastsimsiam.evaluate.supervised import SupervisedState, Training, accuracy, start, train
 from fastsimsiam.evaluate.training_file import TrainingFile, digest
 from fastsimsiam.plan.batches import TrainPlan, require_a_batch
@@ -117,7 +117,6 @@ def finetune(
         identity = _identity(config, head_layers, labeled, context)
         if resume:
             file.restore(state, identity)
-        paths = tuple(context.train.paths[image] for image in labeled)
         write_list(labeled, context.train, out / "labels.txt")
         plan = training_plan(
             context,
@@ -132,7 +131,12 @@ def finetune(
 
             def after_epoch(current: SupervisedState) -> None:
                 progress(current.epoch, config.epochs)
-                file.save(identity, stored_values(context, paths), current, context.warn)
+                file.save(
+                    identity,
+                    stored_values(context, torch.from_numpy(labeled)),
+                    current,
+                    context.warn,
+                )
 
             train(
                 state,
@@ -215,7 +219,7 @@ def _identity(
     pretrained = context.pretrained
     return {
         "config": asdict(config) | {"head_layers": head_layers},
-        "labeled": [context.train.paths[image] for image in labeled],
+        "labeled": labels_digest(labeled, context.train),
         "checkpoint": digest(pretrained.backbone),
         "images": len(context.train),
         "image_size": context.config.image_size,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage.base import Storage
-from fastsimsiam.system.files import require_file
+from fastsimsiam.system.files import require_file, written_whole
 from fastsimsiam.system.text import as_bytes, printable
 
 ALL = "100%"
@@ -47,8 +47,22 @@ def choose_labeled(labels: str, storage: Storage, seed: int) -> npt.NDArray[np.i
 
 
 def write_list(images: npt.NDArray[np.int64], storage: Storage, path: Path) -> None:
-    """Writes the paths of images, a line each; `choose_labeled` reads the file."""
-    path.write_bytes(b"".join(as_bytes(storage.paths[image]) + b"\n" for image in images))
+    """Writes the paths of images, a line each; `choose_labeled` reads the file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with written_whole(path, "--out") as file:
+        file.write_bytes(_lines(images, storage))
+
+
+def labels_digest(images: npt.NDArray[np.int64], storage: Storage) -> str:
+    """A short text that is another one for other images."""
+    return f"{len(images)}, {hashlib.sha256(_lines(images, storage)).hexdigest()[:12]}"
+
+
+def _lines(images: npt.NDArray[np.int64], storage: Storage) -> bytes:
+    return b"".join(as_bytes(storage.paths[image]) + b"\n" for image in images)
 
 
 def _share_of_each_class(share: float, storage: Storage, seed: int) -> npt.NDArray[np.int64]:

@@ -15,7 +15,7 @@ from fastsimsiam.config.evaluation import CACHED, EvalOptions, LinearConfig
 from fastsimsiam.config.views import IMAGENET_PIXELS
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
-from fastsimsiam.evaluate.labels import ALL, choose_labeled
+from fastsimsiam.evaluate.labels import ALL, choose_labeled, labels_digest
 from fastsimsiam.evaluate.linear import (
     TRAINING_VIEW,
     Features,
@@ -119,7 +119,7 @@ def linear(
         )
         identity = _identity(config, cached, before, context, options)
         if only is not None:
-            identity["labeled"] = [context.train.paths[image] for image in only]
+            identity["labeled"] = labels_digest(only, context.train)
         if resume and file:
             file.restore(state, identity)
         values = {"weights": context.pretrained.record(), "classes": list(context.train.classes)}
