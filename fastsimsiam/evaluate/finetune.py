@@ -125,18 +125,14 @@ def finetune(
             seed=config.seed,
             only=labeled,
         )
+        values = stored_values(context, torch.from_numpy(labeled))
         started = time.perf_counter()
         classifier.train()
         with ImageProgress("epochs", unit="epochs") as progress:
 
             def after_epoch(current: SupervisedState) -> None:
                 progress(current.epoch, config.epochs)
-                file.save(
-                    identity,
-                    stored_values(context, torch.from_numpy(labeled)),
-                    current,
-                    context.warn,
-                )
+                file.save(identity, values, current, context.warn)
 
             train(
                 state,
