@@ -348,16 +348,17 @@ def test_a_linear_evaluation_goes_on_when_its_layer_cannot_be_saved(
     stored = torch.load(out / "linear.pt", weights_only=True)
     assert stored["classes"] == ["ant", "bee", "cow"]
     assert stored["weights"]["crop_fraction"] == run.knn.crop_fraction
-    from fastsimsiam.evaluate import linear_probe
+    from fastsimsiam.evaluate import training_file
 
     def full(file: Path, content: object) -> None:
         raise UserError(f"cannot write checkpoint {file} (No space left on device): free some")
 
-    monkeypatch.setattr(linear_probe, "write_atomically", full)
+    monkeypatch.setattr(training_file, "write_atomically", full)
     again = linear(run.out, run.data, config=config, out=tmp_path / "b", options=SKIP)
     assert again.top1 == first.top1
     assert (
-        "(No space left on device): epoch 1 is not saved, the evaluation goes on" in again.notes[0]
+        "(No space left on device): epoch 1 is not saved, the linear evaluation goes on"
+        in again.notes[0]
     )
 
 

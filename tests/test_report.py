@@ -334,7 +334,13 @@ def test_an_image_is_not_its_own_neighbor() -> None:
     features[7] = features[3]  # a copy, which may rank before the image itself
     features[20:32] = features[20]  # more copies than neighbors: the image itself may not be found
     label = torch.zeros(40, dtype=torch.int64)
-    bank = Embedded(storage=None, index=np.arange(40), features=features, label=label)  # type: ignore[arg-type]
+    bank = Embedded(
+        storage=None,  # type: ignore[arg-type]
+        index=np.arange(40),
+        features=features,
+        label=label,
+        kappa=None,
+    )
     rows = torch.tensor([3, 7, 0, *range(20, 32)])
     similarity, position = _nearest(bank.pick(rows.numpy()), bank, 5, rows)
     assert position.shape == similarity.shape == (len(rows), 5)

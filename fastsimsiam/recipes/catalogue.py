@@ -36,7 +36,7 @@ def find(name: str) -> Recipe:
         if several := meant(name):
             raise UserError(f"there is no recipe {name!r}: give one of {', '.join(several)}")
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.5)
-        near = near or [known for known in RECIPES if name and name in known][:3]
+        near = near or [known for known in RECIPES if len(name) > 2 and name in known][:3]
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(f"there is no recipe {name!r}: {hint}fastsimsiam recipes lists all")
     return RECIPES[name]
