@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import benchmarks
-from benchmarks import compare, loader, loss_curves, render
+from benchmarks import certainty, compare, few_labels, loader, loss_curves, render
 from benchmarks.harness import read_result
 from benchmarks.peers import lightly_training
 from fastsimsiam.commands.pretrain import _arguments
@@ -25,7 +25,9 @@ COMMANDS = {
     "ablations",
     "augment",
     "batch_norm",
+    "certainty",
     "decode",
+    "few_labels",
     "forecast",
     "loader",
     "loss_curves",
@@ -182,3 +184,21 @@ def test_the_table_and_the_picture_of_all_methods(tmp_path: Path) -> None:
     assert "| lightly's SimSiam, as documented | 30.0 % | 41.5 % | 3 | 55 | 2.0 |" in text
     compare.draw(results, tmp_path / "methods.png")
     assert (tmp_path / "methods.png").stat().st_size > 10_000
+
+
+def test_the_tables_of_few_labels_and_of_certainty() -> None:
+    scores = {"top1": 51.234, "top5": 90.0, "seconds": 90}
+    text = few_labels.table({"labels": "10%", "results": {"finetune": scores}})
+    assert "10% of the labels" in text
+    assert "| finetune | 51.23 % | 90.00 % | 1.5 |" in text
+    measure = {
+        "accuracy": [0.1, 0.95],
+        "aurc": 0.2,
+        "auroc_errors": 0.8,
+        "auroc_corrupted": {"blur": 0.75},
+        "auroc_ood": None,
+    }
+    result = {"measures": {"kappa": measure}, "k": 20, "top1": 50.0, "queries": 3925, "ood": None}
+    text = certainty.table(result)
+    assert "top-1 50.00 % of 3,925 images" in text
+    assert "| kappa | 10.0 % | 95.0 % | 0.200 | 0.800 | 0.750 |" in text

@@ -14,8 +14,10 @@ from pathlib import Path
 from benchmarks import (
     augment,
     batch_norm,
+    certainty,
     charts,
     decode,
+    few_labels,
     forecast,
     loader,
     method_steps,
@@ -27,12 +29,17 @@ from benchmarks import (
 from benchmarks.harness import read_result
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT.parent / "docs" / "loaders.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT.parent / "docs" / f"{name}.md" for name in ("loaders", "results")),
+)
 CHARTS = {"results/loader.json": "docs/loaders.png", "results/step.json": "docs/step.png"}
 TABLES = {
     "decode": decode.table,
     "augment": augment.table,
     "batch-norm": batch_norm.table,
+    "certainty": certainty.table,
+    "few-labels": few_labels.table,
     "loader": loader.table,
     "step": step.table,
     "step-methods": method_steps.table,
