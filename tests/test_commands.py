@@ -93,6 +93,8 @@ REACHED_FROM = {
     "evaluate/supervised.py": ("finetune", "distill"),
     "evaluate/training_file.py": ("linear", "finetune", "distill"),
     "evaluate/labels.py": ("linear", "finetune"),
+    "evaluate/classifier.py": ("finetune", "distill"),
+    "evaluate/classifier_training.py": ("finetune", "distill"),
     "evaluate/finetune.py": ("finetune",),
     "evaluate/distill.py": ("distill",),
     "evaluate/uncertainty.py": ("uncertainty",),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_every_method import config_of
+from test_every_method import WITH_TARGET, config_of
 from throwaway_method import throwaway
 
 from fastsimsiam.config.optimizer import OptimizerConfig
@@ -140,7 +140,7 @@ def test_every_kind_of_method_is_the_same_on_all_ranks(class_folders: Path, tmp_
         name: replace(
             config_of(name, class_folders, tmp_path / name), accumulate=1, max_steps=3, workers=1
         )
-        for name in ("moco-v2", "simclr", "moco-v3", "byol")
+        for name in ("moco-v2", "simclr", "moco-v3", "byol", "swav")
     }
     script = tmp_path / "run.py"
     script.write_text(METHODS_OF_TWO_RANKS.replace("TESTS", repr(str(Path(__file__).parent))))
@@ -166,7 +166,7 @@ def test_every_kind_of_method_is_the_same_on_all_ranks(class_folders: Path, tmp_
         assert own, name
         assert not all(own), name  # the ranks had other images
         parts = ["backbone.conv1.weight", "projector.0.weight"]
-        if name != "simclr":
+        if name in WITH_TARGET:
             parts += [f"target.{part}" for part in parts]
         if name == "moco-v2":
             parts += ["queue.keys"]

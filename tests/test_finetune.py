@@ -1,5 +1,6 @@
 """Fine-tuning on a share of the labels and distillation: which labels, which layers, and resuming."""
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -23,19 +24,20 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.config.supervised import DistillConfig, FinetuneConfig
 from fastsimsiam.config.views import NormalizeConfig
 from fastsimsiam.errors import UserError
+from fastsimsiam.evaluate import classifier_training
 from fastsimsiam.evaluate import distill as distill_module
-from fastsimsiam.evaluate import finetune as finetune_module
-from fastsimsiam.evaluate.classifier import load_classifier, new_classifier
+from fastsimsiam.evaluate.classifier import hidden_layers, load_classifier, new_classifier
 from fastsimsiam.evaluate.context import open_eval_context
 from fastsimsiam.evaluate.distill import distill, soft_cross_entropy
 from fastsimsiam.evaluate.finetune import finetune
 from fastsimsiam.evaluate.knn import knn
-from fastsimsiam.evaluate.labels import choose_labeled
+from fastsimsiam.evaluate.labels import choose_labeled, write_list
 from fastsimsiam.evaluate.linear import TRAINING_VIEW
 from fastsimsiam.evaluate.linear_probe import linear
 from fastsimsiam.evaluate.pretrained import load_backbone
-from fastsimsiam.evaluate.supervised import SupervisedState, train
+from fastsimsiam.evaluate.supervised import SupervisedState, Training, start, train
 from fastsimsiam.evaluate.trained_method import trained_method
+from fastsimsiam.loaders.base import Batch
 from fastsimsiam.plan.batches import CenterPlan, TrainPlan
 from fastsimsiam.storage.open import open_split
 
@@ -154,13 +156,15 @@ def test_plans_of_some_images_show_no_other(class_folders: Path) -> None:
     assert center.num_batches == -(-len(only) // 10)
     shown = np.concatenate([center.index(0, step) for step in range(center.num_batches)])
     assert shown.tolist() == only.tolist()
-    assert int(center.replacement(0, 1, 0).index[0]) in only
+    drawn = {int(center.replacement(0, 1, attempt).index[0]) for attempt in range(40)}
+    assert drawn <= set(only)
+    assert len(drawn) > 5
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2])
 def test_the_classifier_is_on_a_layer_of_the_projector(layers: int, run: Config) -> None:
     with open_eval_context(run.out, run.data, ON_CPU) as context:
-        classifier = new_classifier(context, layers).eval()
+        classifier = new_classifier(context, hidden_layers(context)[:layers]).eval()
         method = trained_method(context.pretrained)
     assert method is not None
     images = torch.randn(4, 3, 32, 32)
@@ -206,7 +210,8 @@ def test_from_a_run_to_a_classifier_and_a_student(
     again = choose_labeled(str(out / "labels.txt"), open_split(run.data, "train"), 7)
     assert len(again) == 48
     stored = load_classifier(out)
-    weights = load_backbone(out / "finetune.pt").state_dict()
+    with pytest.warns(UserWarning, match="was trained on 48 labels"):
+        weights = load_backbone(out / "finetune.pt").state_dict()
     for key, value in stored.classifier.backbone.state_dict().items():
         assert torch.equal(weights[key], value)
     assert not torch.equal(
@@ -235,7 +240,7 @@ def test_only_the_labels_that_were_chosen_are_used(
     storage = open_split(run.data, "train")
     chosen = set(choose_labeled(QUICK.labels, storage, QUICK.seed).tolist())
     seen: list[int] = []
-    taken = finetune_module.intact_batches
+    taken = classifier_training.intact_batches
 
     def watched(loader: Any, plan: Any, epoch: int) -> Iterator[Any]:
         for batch in taken(loader, plan, epoch):
@@ -243,7 +248,7 @@ def test_only_the_labels_that_were_chosen_are_used(
             assert batch.label.tolist() == storage.label[batch.index].tolist()
             yield batch
 
-    monkeypatch.setattr(finetune_module, "intact_batches", watched)
+    monkeypatch.setattr(classifier_training, "intact_batches", watched)
     finetune(run.out, run.data, tmp_path / "out", config=QUICK, options=ON_CPU)
     assert set(seen) == chosen
     assert len(seen) == 2 * len(chosen)
@@ -253,51 +258,89 @@ class StoppedError(Exception):
     """Stands for a signal."""
 
 
-def stopping(module: Any, after: int) -> Any:
-    """A loop that ends after some epochs."""
+def stopping(state: SupervisedState, *args: Any, after_epoch: Any, **options: Any) -> None:
+    """A loop that ends after two epochs."""
 
-    def stop(state: SupervisedState, *args: Any, after_epoch: Any, **options: Any) -> None:
-        def interrupted(now: SupervisedState) -> None:
-            after_epoch(now)
-            if now.epoch == after:
-                raise StoppedError
+    def interrupted(now: SupervisedState) -> None:
+        after_epoch(now)
+        if now.epoch == 2:
+            raise StoppedError
 
-        train(state, *args, after_epoch=interrupted, **options)
-
-    return stop
+    train(state, *args, after_epoch=interrupted, **options)
 
 
+@pytest.mark.parametrize("optimizer", [SGD, FinetuneConfig.optimizer], ids=["sgd", "lars"])
 @pytest.mark.parametrize("name", ["finetune", "distill"])
-def test_resumed_it_is_the_same_to_the_bit(name: str, run: Config, tmp_path: Path) -> None:
-    config = replace(QUICK, epochs=3)
+def test_resumed_it_is_the_same_to_the_bit(
+    name: str, optimizer: OptimizerConfig, run: Config, tmp_path: Path
+) -> None:
+    config = replace(QUICK, epochs=3, optimizer=optimizer)
+    student = DistillConfig(epochs=3, batch_size=32, optimizer=optimizer)
     finetune(run.out, run.data, tmp_path / "teacher", config=config, options=ON_CPU)
 
-    def start(out: Path, resume: bool = False) -> Any:
+    def begin(out: Path, resume: bool = False, options: EvalOptions = ON_CPU, seed: int = 0) -> Any:
+        common: dict[str, Any] = {"resume": resume, "options": options}
         if name == "finetune":
-            return finetune(run.out, run.data, out, config=config, resume=resume, options=ON_CPU)
-        student = DistillConfig(epochs=3, batch_size=32, optimizer=SGD)
-        return distill(
-            tmp_path / "teacher", run.data, out, config=student, resume=resume, options=ON_CPU
-        )
+            own = replace(config, seed=seed)
+            return finetune(run.out, run.data, out, config=own, **common)
+        own_student = replace(student, seed=seed)
+        return distill(tmp_path / "teacher", run.data, out, config=own_student, **common)
 
-    module = {"finetune": finetune_module, "distill": distill_module}[name]
-    whole = start(tmp_path / "whole")
+    whole = begin(tmp_path / "whole")
+    parts = tmp_path / "parts"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "train", stopping(module, 2))
+        patch.setattr(classifier_training, "train", stopping)
         with pytest.raises(StoppedError):
-            start(tmp_path / "parts")
+            begin(parts)
     with pytest.raises(UserError, match="already holds a .*: pass --resume"):
-        start(tmp_path / "parts")
-    parts = start(tmp_path / "parts", resume=True)
-    assert parts.losses == whole.losses
-    assert (parts.top1, parts.top5) == (whole.top1, whole.top5)
-    states = [torch.load(result.file, weights_only=True)["network"] for result in (whole, parts)]
+        begin(parts)
+    with pytest.raises(UserError, match=r"was made with another image_size \(32 -> 48\): pass"):
+        begin(parts, resume=True, options=replace(ON_CPU, image_size=48))
+    with pytest.raises(UserError, match=r"was made with another .*seed \(0 -> 5\)"):
+        begin(parts, resume=True, seed=5)
+    trained: list[int] = []
+    taken = classifier_training.crops
+
+    def counted(context: Any, plan: Any, epoch: int) -> Iterator[Any]:
+        trained.append(epoch)
+        return taken(context, plan, epoch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier_training, "crops", counted)
+        resumed = begin(parts, resume=True)
+    assert trained == [2]  # it goes on instead of starting again
+    assert resumed.losses == whole.losses
+    assert (resumed.top1, resumed.top5) == (whole.top1, whole.top5)
+    states = [torch.load(result.file, weights_only=True)["network"] for result in (whole, resumed)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-    config = replace(config, seed=5)
-    if name == "finetune":
-        with pytest.raises(UserError, match="was made with another config"):
-            start(tmp_path / "parts", resume=True)
+
+
+def test_dropout_goes_on_where_it_stopped() -> None:
+    """Its draws are of torch's generator, which is in the state."""
+    kept: list[dict[str, Any]] = []
+
+    def begin() -> SupervisedState:
+        torch.manual_seed(0)
+        return start(nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 3)), SGD, torch.device("cpu"))
+
+    def go(state: SupervisedState) -> None:
+        train(
+            state,
+            lambda epoch: iter([torch.ones(4, 8)] * 3),
+            lambda batch: state.network(batch).square().mean(),
+            Training(epochs=2, batch_size=4, optimizer=SGD),
+            steps_per_epoch=3,
+            after_epoch=lambda now: kept.append(copy.deepcopy(now.state_dict())),
+        )
+
+    whole, resumed = begin(), begin()
+    go(whole)
+    torch.manual_seed(9)
+    resumed.load_state_dict(kept[0])
+    go(resumed)
+    assert resumed.losses == whole.losses
+    assert torch.equal(kept[-1]["network"]["1.weight"], kept[1]["network"]["1.weight"])
 
 
 def test_the_loss_of_a_student_is_the_papers() -> None:
@@ -332,8 +375,9 @@ def test_labels_count_for_the_images_that_have_one() -> None:
 
     def loss(weight: float) -> Tensor:
         config = DistillConfig(label_weight=weight)
-        batch = (torch.zeros(4, 3, 2, 2), label, known)
-        return distill_module._loss(Fixed(student), Fixed(teacher), batch, config)
+        batch = Batch(index=torch.arange(4), label=label, crops=(), photometric={})
+        view = torch.zeros(4, 3, 2, 2)
+        return distill_module._loss(Fixed(student), Fixed(teacher), view, batch, known, config)
 
     torch.testing.assert_close(loss(0.0), soft.mean())
     expected = torch.where(known, 0.75 * soft + 0.25 * hard, soft).mean()
@@ -367,22 +411,22 @@ def test_a_student_sees_the_teachers_images(run: Config, tmp_path: Path) -> None
     options = replace(ON_CPU, image_size=48, mean=pixels.mean, std=pixels.std)
     finetune(run.out, run.data, tmp_path / "teacher", config=QUICK, options=options)
     seen: list[tuple[NormalizeConfig, int]] = []
+    taken = classifier_training.crops
 
     def recorded(context: Any, *args: Any) -> Iterator[Any]:
         seen.append((context.pretrained.normalize, context.config.image_size))
-        return iter(())
+        return taken(context, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill_module, "_batches", recorded)
-        with pytest.raises(UserError, match="not finite"):  # no batch at all
-            distill(
-                tmp_path / "teacher",
-                run.data,
-                tmp_path / "student",
-                student=run.out,
-                config=DistillConfig(epochs=1, batch_size=32),
-                options=ON_CPU,
-            )
+        patch.setattr(classifier_training, "crops", recorded)
+        distill(
+            tmp_path / "teacher",
+            run.data,
+            tmp_path / "student",
+            student=run.out,
+            config=DistillConfig(epochs=1, batch_size=32, optimizer=SGD),
+            options=ON_CPU,
+        )
     assert seen == [(pixels, 48)]
 
 
@@ -424,7 +468,7 @@ def test_a_default_batch_is_lowered_to_the_labeled_images(run: Config, tmp_path:
     config = FinetuneConfig(labels="50%", epochs=1, optimizer=SGD)
     result = finetune(run.out, run.data, tmp_path / "out", config=config, options=ON_CPU)
     assert result.config.batch_size == 48
-    assert result.notes == ("--batch-size is 48, all labeled images, not 256",)
+    assert result.notes == ("--batch-size is 48, all labeled images, instead of 256",)
     with pytest.raises(UserError, match="48 images, fewer than one batch of 64"):
         finetune(
             run.out,
@@ -455,5 +499,94 @@ def test_known_labels_need_the_teachers_images(run: Config, tmp_path: Path) -> N
     config = DistillConfig(epochs=1, batch_size=32, optimizer=SGD, label_weight=0.5)
     with pytest.raises(UserError, match="has other training images than those of"):
         distill(tmp_path / "teacher", data, tmp_path / "x", config=config, options=ON_CPU)
-    config = replace(config, label_weight=0.0)
-    distill(tmp_path / "teacher", data, tmp_path / "x", config=config, options=ON_CPU)
+    distill(
+        tmp_path / "teacher",
+        data,
+        tmp_path / "student",
+        config=replace(config, label_weight=0.0),
+        options=ON_CPU,
+    )
+    # The numbers in the student's file are those of the teacher's images, too.
+    with pytest.raises(UserError, match="has other training images than those of"):
+        distill(tmp_path / "student", data, tmp_path / "y", config=config, options=ON_CPU)
+
+
+def test_a_batch_of_one_intact_image_is_left_out(run: Config, tmp_path: Path) -> None:
+    """BatchNorm has no statistics of one image."""
+    data = tmp_path / "data"
+    shutil.copytree(run.data, data)
+    broken = sorted((data / "train").rglob("*.jpg"))[::3]
+    for file in broken:
+        file.write_bytes(file.read_bytes()[:300])
+    options = replace(ON_CPU, on_bad_image="skip")
+    config = FinetuneConfig(labels="100%", epochs=1, batch_size=2, optimizer=SGD, head_layers=1)
+    result = finetune(run.out, data, tmp_path / "out", config=config, options=options)
+    assert len(result.bad_images) == len(broken)
+    # A linear layer on some labels replaces what is broken among them.
+    scored = linear(
+        run.out,
+        data,
+        config=LinearConfig(epochs=1, batch_size=8, optimizer="sgd"),
+        cached=True,
+        labels="50%",
+        options=options,
+    )
+    assert 20 < scored.train_images < 48
+
+
+def test_an_unfinished_teacher_is_told(run: Config, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier_training, "train", stopping)
+        config = replace(QUICK, epochs=3)
+        with pytest.raises(StoppedError):
+            finetune(run.out, run.data, tmp_path / "teacher", config=config, options=ON_CPU)
+    student = DistillConfig(epochs=1, batch_size=32, optimizer=SGD)
+    result = distill(
+        tmp_path / "teacher", run.data, tmp_path / "out", config=student, options=ON_CPU
+    )
+    assert "is not finished (2 of 3 epochs): finetune --resume ends it" in result.notes[-1]
+
+
+def test_lists_of_labels_have_any_names(class_folders: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(class_folders / "train", data)
+    first, second, third = sorted((data / "bee").iterdir())[:3]
+    first.rename(first.with_name("a\u2028b.jpg"))
+    second.rename(second.with_name(" blank .jpg"))
+    third.rename(third.with_name("\udce9.jpg"))
+    storage = open_split(data, "train")
+    file = tmp_path / "list.txt"
+    write_list(np.arange(len(storage)), storage, file)
+    assert choose_labeled(str(file), storage, 0).tolist() == list(range(len(storage)))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert len(choose_labeled(str(file), storage, 0)) == len(storage)
+    with pytest.raises(UserError, match="is another list: give another --out, or remove it"):
+        write_list(np.arange(3), storage, file)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["finetune", "{run}", "--optimizer.warmup-epochs", "40"], "is not within --epochs 30"),
+        (["distill", "{teacher}", "--epochs", "3"], "give --optimizer.warmup-epochs 0.3"),
+        (["distill", "{teacher}", "--student-arch", "nothing"], "--student-arch nothing is not"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(
+    argv: list[str], message: str, run: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(run.out, run.data, tmp_path / "teacher", config=QUICK, options=ON_CPU)
+    places = {"{run}": str(run.out), "{teacher}": str(tmp_path / "teacher")}
+    words = [places.get(word, word) for word in argv]
+    capsys.readouterr()
+    assert main([*words, "--data", str(run.data), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_card_of_fine_tuned_weights_says_so(run: Config, tmp_path: Path) -> None:
+    finetune(run.out, run.data, tmp_path / "tuned", config=QUICK, options=ON_CPU)
+    out = tmp_path / "weights.safetensors"
+    assert main(["export", str(tmp_path / "tuned" / "finetune.pt"), str(out)]) == 0
+    assert "Then trained on 48 labels." in out.with_name(f"{out.name}.md").read_text()

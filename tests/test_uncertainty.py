@@ -165,7 +165,7 @@ def test_kappa_is_that_of_the_head_on_the_features(run: Config, tmp_path: Path) 
     method = trained_method(load_pretrained(run.out))
     assert method is not None
     with torch.no_grad():
-        expected = method.kappa(torch.from_numpy(table["features"]))
+        expected = method.certainty(torch.from_numpy(table["features"]))
     assert expected is not None
     np.testing.assert_allclose(table["kappa"], expected, rtol=1e-5)
     assert len(set(table["kappa"].tolist())) > len(expected) // 2
@@ -225,7 +225,7 @@ def test_damaged_images_are_less_certain_where_the_measure_sees_them(
         return centered_features(Pixels(dim), *args, **options)
 
     monkeypatch.setattr(uncertainty_module, "centered_features", of_pixels)
-    monkeypatch.setattr(VISimSiam, "kappa", lambda self, features: features.std(dim=1))
+    monkeypatch.setattr(VISimSiam, "certainty", lambda self, features: features.std(dim=1))
     measure = uncertainty(run.out, run.data, options=ON_CPU).measures["kappa"]
     assert measure.auroc_corrupted["blur"] > 0.7
     assert measure.median["blur"] < measure.median["clean"] < measure.median["noise"]

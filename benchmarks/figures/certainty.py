@@ -29,7 +29,8 @@ def table(result: dict[str, Any]) -> str:
         values = [f"{100 * measure['accuracy'][0]:.1f} %", f"{100 * measure['accuracy'][-1]:.1f} %"]
         aurocs = [measure["auroc_errors"], *(measure["auroc_corrupted"][c] for c in corruptions)]
         aurocs += [measure["auroc_ood"]] if ood else []
-        values += [f"{measure['aurc']:.3f}", *(f"{value:.3f}" for value in aurocs)]
+        values.append(f"{measure['aurc']:.3f}")
+        values += ["-" if value is None else f"{value:.3f}" for value in aurocs]
         lines.append(f"| {name} | {' | '.join(values)} |")
     return "\n".join(lines)
 

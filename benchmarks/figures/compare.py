@@ -45,6 +45,7 @@ class Setting:
         train_images, val_images: images of a training and an evaluation.
         batch_size: images per step.
         side: of the images in pixels.
+        crop_fraction: of evaluation.
     """
 
     flags: str
@@ -52,6 +53,7 @@ class Setting:
     val_images: int
     batch_size: int
     side: int
+    crop_fraction: float = 0.875
 
 
 _COMMON = "--arch resnet18 --stem imagenet --optimizer.schedule step --knn.k 20 200 --log-every 37"
@@ -65,11 +67,12 @@ SETTINGS = {
         side=64,
     ),
     "cifar10": Setting(
-        f"{_COMMON} --image-size 32 --views.0.blur 0 --views.1.blur 0 --knn.crop-fraction 1",
+        f"{_COMMON} --image-size 32 --views.0.blur 0 --views.1.blur 0",
         train_images=50_000,
         val_images=10_000,
         batch_size=128,
         side=32,
+        crop_fraction=1.0,
     ),
 }
 
@@ -133,6 +136,7 @@ def flags_of(
     flags += ["--batch-size", str(setting.batch_size), "--epochs", str(epochs)]
     flags += ["--optimizer.lr", str(run.lr * lr_factor)]
     flags += ["--knn.every-epochs", str(max(1, -(-epochs // 2)))]
+    flags += ["--knn.crop-fraction", str(setting.crop_fraction)]
     config = catalogue.recipe(run.recipe)
     for number, view in enumerate(config.views):
         if view.size is not None:
@@ -195,10 +199,11 @@ def table(results: Results) -> str:
         scores = [curve(run, _KNN)[1] for run in runs]
         last = [score[-1] for score in scores]
         each = f" ({', '.join(f'{score:.1f}' for score in last)})" if len(last) > 1 else ""
+        epochs = dict.fromkeys(run["config"]["epochs"] for run in runs)
         speeds = [speed for run in runs for speed in curve(run, "images_per_second")[1]]
         lines.append(
             f"| {label_of(name)} | {mean(score[0] for score in scores):.1f} % "
-            f"| {mean(last):.1f} %{each} | {runs[0]['config']['epochs']} | {median(speeds):.0f} "
+            f"| {mean(last):.1f} %{each} | {', '.join(map(str, epochs))} | {median(speeds):.0f} "
             f"| {mean(run['minutes'] for run in runs):.1f} |"
         )
     return "\n".join(lines)
@@ -248,10 +253,10 @@ def draw(results: Results, png: Path) -> None:
     figure.savefig(png, dpi=110)
 
 
-def finished(folder: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yields the names in `folder`, in the order of `RUNS`, and the results of their seeds."""
+def finished(folder: Path, setting: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yields the names of a setting in `folder`, in the order of `RUNS`, and a result for each seed."""
     for name in (*RUNS, LIGHTLY):
-        files = sorted(folder.glob(f"{name}-seed*.json"))
+        files = sorted(folder.glob(f"{setting}-{name}-seed*.json"))
         if files:
             yield name, [json.loads(file.read_text()) for file in files]
 
@@ -280,27 +285,40 @@ def main() -> None:
     speeds: dict[str, float] = {}
     for seed in args.seeds:  # all methods with the first seed come first
         for name in args.only or (*RUNS, LIGHTLY):
-            file = args.results / f"{name}-seed{seed}.json"
+            file = args.results / f"{args.setting}-{name}-seed{seed}.json"
             if file.exists():
                 continue
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
-            out = args.out / f"{name}-seed{seed}"
+            out = args.out / f"{args.setting}-{name}-seed{seed}"
             if name == LIGHTLY:
                 result = lightly_training.train(
-                    args.data, out, side=setting.side, minutes=args.minutes, seed=seed
+                    args.data,
+                    out,
+                    side=setting.side,
+                    crop_fraction=setting.crop_fraction,
+                    minutes=args.minutes,
+                    seed=seed,
                 )
                 write_result(file, result)
                 continue
-            if name not in speeds:
-                speeds[name] = probe(name, setting, args.data, args.out / "probe")
-            epochs = epochs_within(args.minutes, speeds[name], RUNS[name].work, setting)
+            chosen = out.with_suffix(
+                ".epochs.json"
+            )  # another speed must not change a run that was interrupted
+            if chosen.exists():
+                epochs = json.loads(chosen.read_text())
+            else:
+                if name not in speeds:
+                    speeds[name] = probe(name, setting, args.data, args.out / "probe")
+                epochs = epochs_within(args.minutes, speeds[name], RUNS[name].work, setting)
+                out.parent.mkdir(parents=True, exist_ok=True)
+                chosen.write_text(json.dumps(epochs))
             flags = flags_of(name, setting, epochs, seed=seed, lr_factor=args.lr_factor)
             recipe = RUNS[name].recipe
             fastsimsiam(
                 "pretrain", recipe, "--data", args.data, "--out", out, *flags, "--resume", "auto"
             )
             write_result(file, result_of(out, flags))
-    results = dict(finished(args.results))
+    results = dict(finished(args.results, args.setting))
     print(table(results))
     if args.png:
         draw(results, args.png)

@@ -43,7 +43,14 @@ class Network(nn.Module):
 
 
 def train(
-    data: Path, out: Path, *, side: int, minutes: float, seed: int, batch_size: int = 256
+    data: Path,
+    out: Path,
+    *,
+    side: int,
+    crop_fraction: float,
+    minutes: float,
+    seed: int,
+    batch_size: int = 256,
 ) -> dict[str, Any]:
     """Trains for some minutes and scores the backbone by kNN, as the other runs are.
 
@@ -51,7 +58,8 @@ def train(
         data: folder with train/ and val/.
         out: folder of the weights.
         side: of the crops in pixels.
-        minutes: duration of the training.
+        crop_fraction: side of the centered square of evaluation, over the image's shorter side.
+        minutes: duration of training and both evaluations.
         seed: of torch.
         batch_size: images per step.
 
@@ -72,10 +80,16 @@ def train(
     network = Network()
     criterion = NegativeCosineSimilarity()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06)
-    metrics: list[dict[str, float]] = [{"step": 0} | _score(network, data, out, side)]
-    step, images, started = 0, 0, time.perf_counter()
-    logged = started
-    while (now := time.perf_counter()) - started < 60 * minutes:
+    started = time.perf_counter()
+
+    def score() -> dict[str, float]:
+        return _score(network, data, out, side, crop_fraction)
+
+    metrics: list[dict[str, float]] = [{"step": 0} | score()]
+    evaluation = time.perf_counter() - started
+    step, images, logged = 0, 0, time.perf_counter()
+    end = started + max(60 * minutes - evaluation, evaluation + 1)
+    while time.perf_counter() < end:
         for (first, second), _, _ in loader:
             z0, p0 = network(first)
             z1, p1 = network(second)
@@ -89,10 +103,10 @@ def train(
                 speed = images / (now - logged)
                 metrics.append({"step": step, "loss": loss.item(), "images_per_second": speed})
                 logged, images = now, 0
-            if now - started > 60 * minutes:
+            if now > end:
                 break
+    metrics.append({"step": step} | score())
     seconds = time.perf_counter() - started
-    metrics.append({"step": step} | _score(network, data, out, side))
     return {
         "regime": "training",
         "flags": ["lightly", f"batch {batch_size}", f"{side} px"],
@@ -103,13 +117,15 @@ def train(
     }
 
 
-def _score(network: Network, data: Path, out: Path, side: int) -> dict[str, float]:
+def _score(
+    network: Network, data: Path, out: Path, side: int, crop_fraction: float
+) -> dict[str, float]:
     """KNN of the backbone's features, normalized as its transform does."""
     weights, scores = out / "backbone.pth", out / "knn.json"
     torch.save(network.backbone.state_dict(), weights)
     fastsimsiam(
         *("knn", weights, "--data", data, "--arch", "resnet18", "--image-size", side),
-        *("--json", scores),
+        *("--crop-fraction", crop_fraction, "--json", scores),
     )
-    found = json.loads(scores.read_text())["trained"]
-    return {f"knn_top1_k{k}": score for k, score in found.items()}
+    percent = json.loads(scores.read_text())["trained"]
+    return {f"knn_top1_k{k}": score for k, score in percent.items()}

@@ -71,9 +71,10 @@ def format_table(result: "UncertaintyResult") -> str:
     corruptions = list(next(iter(result.measures.values())).auroc_corrupted)
     titles = ["least", "most", "AURC", "errors", *corruptions]
     titles += ["other data"] if result.ood is not None else []
+    parts = len(next(iter(result.measures.values())).accuracy)
     lines = [
         f"{result.queries} images, kNN (k {result.k}) {result.top1:.2f} %; least and most certain "
-        f"tenth in %, AURC (best possible {result.least_aurc:.3f}), AUROC of the rest (chance: 0.5)",
+        f"1/{parts} in %, AURC (at best {result.least_aurc:.3f}), AUROC of the rest (chance 0.5)",
         f"{'':8}" + "".join(f"{title:>11}" for title in titles),
     ]
     for name, measure in result.measures.items():

@@ -6,7 +6,7 @@ resumed with other values of them. All other fields must match, see `stored.diff
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import tyro
 
@@ -201,7 +201,16 @@ class Config:
         require_checked(self.on_bad_image, self.check_images)
 
 
-def require_schedule_within(config: Config) -> None:
+class Scheduled(Protocol):
+    """Options of something that is trained for some epochs."""
+
+    @property
+    def epochs(self) -> int: ...  # noqa: D102
+    @property
+    def optimizer(self) -> OptimizerConfig: ...  # noqa: D102
+
+
+def require_schedule_within(config: Scheduled) -> None:
     """Refuses a warm-up or milestones beyond the run: the learning rate would not rise or fall.
 
     For runs that start. Configs that are stored may have such a schedule, and are read.

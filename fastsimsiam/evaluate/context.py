@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import EvalOptions, Split, normalization
-from fastsimsiam.config.run import Config
+from fastsimsiam.config.run import Config, LoaderName
 from fastsimsiam.evaluate.features import Features, center_plan, centered_features, extract
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions
@@ -44,7 +45,8 @@ class EvalContext:
         splits: `train`, and `val` unless the data set is flat.
         device: device of the backbone.
         dtype: data type of the backbone's arithmetic.
-        open_loader: opens the loader of a split.
+        open_loader: opens a loader by its name; None: the one that suits the storage.
+        loader_name: loader of the data set's splits.
         opened: loaders opened so far, by split, or by another name that `open_besides` was given.
         notes: what the user should know about the result, see `warn`.
     """
@@ -54,7 +56,8 @@ class EvalContext:
     splits: Mapping[Split, Storage]
     device: torch.device
     dtype: torch.dtype
-    open_loader: Callable[[Storage], Loader]
+    open_loader: Callable[[Storage, LoaderName | None], Loader]
+    loader_name: LoaderName
     opened: dict[str, Loader] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -71,12 +74,12 @@ class EvalContext:
     def loader(self, split: Split) -> Loader:
         """The loader of a split, opened on first use: some loaders decode the whole split then."""
         if split not in self.opened:
-            self.opened[split] = self.open_loader(self.splits[split])
+            self.opened[split] = self.open_loader(self.splits[split], self.loader_name)
         return self.opened[split]
 
     def open_besides(self, name: str, storage: Storage) -> Loader:
         """The loader of another data set, closed with the others and asked for its bad images."""
-        self.opened[name] = self.open_loader(storage)
+        self.opened[name] = self.open_loader(storage, None)
         return self.opened[name]
 
     def centered(self, split: Split) -> CenterPlan:
@@ -239,7 +242,10 @@ def open_eval_context(
         splits=splits,
         device=device,
         dtype=dtype,
-        open_loader=lambda storage: build_loader(name, storage, loader_options),
+        open_loader=lambda storage, name: build_loader(
+            name or choose_loader(options.loader, storage, device)[0], storage, loader_options
+        ),
+        loader_name=cast(LoaderName, name),
     )
     for note in (*pretrained.notes, *pretrained.notes_on_images):
         context.warn(note)

@@ -11,6 +11,8 @@ _BLUR = 1 / 16
 """Standard deviation of the blur, over the image's side."""
 _HIDDEN = 0.6
 """Side of the square that hides the middle, over the image's side."""
+LEAST_SIDE = 8
+"""Smallest side of images, in pixels, on which the corruptions are what they are called."""
 _NOISE = 0.3
 """Standard deviation of the noise, of pixels in [0, 1]."""
 
@@ -18,8 +20,11 @@ _NOISE = 0.3
 def blur(images: Tensor) -> Tensor:
     """Heavy Gaussian blur of images (B, 3, S, S) in [0, 1]: shapes of large objects are left."""
     sigma = images.shape[-1] * _BLUR
-    blurred: Tensor = gaussian_blur(images, [2 * math.ceil(3 * sigma) + 1] * 2, [sigma] * 2)
-    return blurred
+    taps = 2 * math.ceil(3 * sigma) + 1
+    # Rows, then columns: torchvision's kernel of both has taps x taps products for each pixel.
+    for size in ([taps, 1], [1, taps]):
+        images = gaussian_blur(images, size, [sigma, sigma])
+    return images
 
 
 def occlude(images: Tensor) -> Tensor:
@@ -49,4 +54,4 @@ CORRUPTIONS: Mapping[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "occlusion": lambda: occlude,
     "noise": Noise,
 }
-"""Name -> what makes a function of images (B, 3, S, S) in [0, 1], afresh for each pass."""
+"""Name -> what makes a function of images (B, 3, S, S) in [0, 1], a new one for each pass."""

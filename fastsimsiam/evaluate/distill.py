@@ -5,7 +5,7 @@ pretraining has learned of them; the student may be smaller.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,28 +14,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsimsiam.augment.photometric import Photometric
-from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.evaluation import EvalOptions, Stem
+from fastsimsiam.config.run import require_schedule_within
 from fastsimsiam.config.supervised import DistillConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.classifier import (
+    DISTILLED,
     StoredClassifier,
     load_classifier,
     new_classifier,
     placed,
     stored_values,
-    training_plan,
 )
+from fastsimsiam.evaluate.classifier_training import fit, identity_of, score, training_plan
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
-from fastsimsiam.evaluate.features import intact_batches
-from fastsimsiam.evaluate.finetune import score
-from fastsimsiam.evaluate.supervised import SupervisedState, Training, start, train
 from fastsimsiam.evaluate.training_file import TrainingFile, digest
+from fastsimsiam.loaders.base import Batch
 from fastsimsiam.models.backbones import feature_extractor
 from fastsimsiam.models.image_size import require_image_size
-from fastsimsiam.plan.batches import TrainPlan, require_a_batch
+from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.storage.base import fingerprint
-from fastsimsiam.system.progress import ImageProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,91 +122,102 @@ def distill(
         UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     config = config or DistillConfig()
-    known = load_classifier(Path(teacher))
-    file = TrainingFile.open(Path(out), resume, name="distill.pt", what="distillation")
-    assert file is not None
-    if student is not None and config.student_arch is not None:
-        raise UserError(
-            f"--student-arch is {config.student_arch}, but the student begins with {student}: drop one"
-        )
-    options = _like_teacher(options or EvalOptions(), known)
-    begin = known.path if student is None else Path(student)
-    with open_eval_context(begin, data, options) as context:
-        if tuple(context.train.classes) != known.classes:
-            raise UserError(
-                f"{data} has other classes than those of {known.path}: give the data set that it was "
-                "fine-tuned on"
-            )
-        if config.label_weight and known.data != fingerprint(context.train):
-            raise UserError(
-                f"--label-weight is {config.label_weight}, but {data} has other training images than "
-                f"those of {known.path}: give the data set that it was fine-tuned on"
-            )
+    require_schedule_within(config)
+    expert = load_classifier(Path(teacher))
+    _require_student(config, student, expert)
+    file = TrainingFile.open(Path(out), resume, name=DISTILLED, what="distillation")
+    options = _like_teacher(options or EvalOptions(), expert)
+    weights = expert.path if student is None else Path(student)
+    with open_eval_context(weights, data, options) as context:
+        _require_same_data(config, expert, context)
         if config.batch_size > len(context.train) and config.batch_size == DistillConfig.batch_size:
             context.warn(f"--batch-size is {len(context.train)}, not {config.batch_size}")
             config = replace(config, batch_size=len(context.train))
         require_a_batch(len(context.train), config.batch_size)
+        done, asked = expert.epochs
+        if done < asked:
+            context.warn(
+                f"{expert.path} is not finished ({done} of {asked} epochs): finetune --resume ends it"
+            )
         torch.manual_seed(config.seed)
         if student is None:
             context = _untrained(context, config)
-        network = new_classifier(context, 0)
-        expert = placed(known.classifier, context).eval().requires_grad_(False)
-        state = start(network, config.optimizer, context.device)
-        identity = {
-            "config": asdict(config),
-            "teacher": digest(expert),
-            "student": digest(network),
-            "images": len(context.train),
-        }
-        if resume:
-            file.restore(state, identity)
-        plan = training_plan(
-            context,
-            image_size=context.config.image_size,
-            batch_size=config.batch_size,
-            seed=config.seed,
-        )
-        started = time.perf_counter()
-        network.train()
-        values = stored_values(context, known.labeled)
+        network = new_classifier(context)
+        answers = placed(expert.classifier, context).eval().requires_grad_(False)
         has_label = torch.zeros(len(context.train), dtype=torch.bool, device=context.device)
         if config.label_weight:
-            has_label[known.labeled.to(context.device)] = True
-        with ImageProgress("epochs", unit="epochs") as progress:
-
-            def after_epoch(current: SupervisedState) -> None:
-                progress(current.epoch, config.epochs)
-                file.save(identity, values, current, context.warn)
-
-            train(
-                state,
-                lambda epoch: _batches(context, plan, epoch, has_label),
-                lambda batch: _loss(network, expert, batch, config),
-                Training(
-                    epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer
-                ),
-                steps_per_epoch=plan.num_batches,
-                after_epoch=after_epoch,
-            )
+            has_label[expert.labeled.images.to(context.device)] = True
+        started = time.perf_counter()
+        state = fit(
+            context,
+            network,
+            config,
+            training_plan(context, config),
+            lambda view, batch: _loss(network, answers, view, batch, has_label, config),
+            file=file,
+            identity=identity_of(config, context, teacher=digest(answers)),
+            values=stored_values(context, expert.labeled),
+            resume=resume,
+        )
         top1, top5, val = score(context, network)
-        teacher_top1, teacher_top5, _ = score(context, expert)
+        teacher_top1, teacher_top5, _ = score(context, answers)
         return DistillResult(
             top1=top1,
             top5=top5,
             teacher_top1=teacher_top1,
             teacher_top5=teacher_top5,
-            labeled=len(known.labeled),
+            labeled=len(expert.labeled.images),
             losses=tuple(state.losses),
             seconds=time.perf_counter() - started,
             config=config,
             bad_images=context.bad_images,
-            teacher=known.path,
+            teacher=expert.path,
             student=None if student is None else Path(student),
             data=Path(data),
             file=file.path,
             train_images=len(context.train),
             val_images=val,
             notes=tuple(context.notes),
+        )
+
+
+def _require_student(
+    config: DistillConfig, student: Path | str | None, teacher: StoredClassifier
+) -> None:
+    """Refuses a student that cannot be, before the data is opened."""
+    arch = config.student_arch
+    if arch is None:
+        return
+    if student is not None:
+        raise UserError(
+            f"--student-arch is {arch}, but the student begins with {student}: drop one"
+        )
+    try:
+        feature_extractor(arch, _stem(arch, teacher.recorded.stem))
+    except UserError as error:
+        raise UserError(str(error).replace("--arch ", "--student-arch ")) from error
+
+
+def _stem(arch: str, teacher: Stem | None) -> Stem:
+    """The teacher's stem, for networks that have several."""
+    return (teacher or "imagenet") if arch.startswith("resnet") else "imagenet"
+
+
+def _require_same_data(
+    config: DistillConfig, teacher: StoredClassifier, context: EvalContext
+) -> None:
+    """Refuses data of which the teacher's answers or labels are not.
+
+    Raises:
+        UserError: names the data set.
+    """
+    data, fix = context.config.data, "give the data set that it was fine-tuned on"
+    if tuple(context.train.classes) != teacher.classes:
+        raise UserError(f"{data} has other classes than those of {teacher.path}: {fix}")
+    if config.label_weight and teacher.labeled.data != fingerprint(context.train):
+        raise UserError(
+            f"--label-weight is {config.label_weight}, but {data} has other training images than "
+            f"those of {teacher.path}: {fix}"
         )
 
 
@@ -229,12 +238,14 @@ def _untrained(context: EvalContext, config: DistillConfig) -> EvalContext:
     """The context with random weights in place of the teacher's."""
     pretrained = context.pretrained
     arch = config.student_arch or pretrained.arch
-    require_image_size(arch, context.config.image_size, stem=pretrained.stem)
-    backbone, feature_dim = feature_extractor(arch, pretrained.stem)
+    stem = _stem(arch, pretrained.stem)
+    require_image_size(arch, context.config.image_size, stem=stem)
+    backbone, feature_dim = feature_extractor(arch, stem)
     fresh = replace(
         pretrained,
         backbone=backbone.to(context.device).to(memory_format=torch.channels_last),
         arch=arch,
+        stem=stem,
         feature_dim=feature_dim,
         step=None,
         config=None,
@@ -242,32 +253,21 @@ def _untrained(context: EvalContext, config: DistillConfig) -> EvalContext:
     return replace(context, pretrained=fresh)
 
 
-def _batches(
-    context: EvalContext, plan: TrainPlan, epoch: int, has_label: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Normalized crops (B, 3, S, S), labels, and whether the teacher knew each label."""
-    photometric = Photometric(
-        plan.specs, plan.view_sizes, context.dtype, normalize=context.pretrained.normalize
-    )
-    for batch in intact_batches(context.loader("train"), plan, epoch):
-        (view,) = photometric(batch.crops, batch.photometric)
-        yield view, batch.label, has_label[batch.index.to(has_label.device)]
-
-
 def _loss(
     student: nn.Module,
     teacher: nn.Module,
-    batch: tuple[Tensor, Tensor, Tensor],
+    view: Tensor,
+    batch: Batch,
+    has_label: Tensor,
     config: DistillConfig,
 ) -> Tensor:
     """Mean over the batch: distance to the teacher's answer, and to the label where it is known."""
-    view, label, has_label = batch
     logits = student(view)
     with torch.no_grad():
         answer = teacher(view)
     loss = soft_cross_entropy(logits, answer, config.temperature)
     if config.label_weight:
-        weight = config.label_weight * has_label
-        loss = (1 - weight) * loss + weight * F.cross_entropy(logits, label, reduction="none")
+        weight = config.label_weight * has_label[batch.index.to(has_label.device)]
+        loss = (1 - weight) * loss + weight * F.cross_entropy(logits, batch.label, reduction="none")
     mean: Tensor = loss.mean()
     return mean

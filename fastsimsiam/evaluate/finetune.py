@@ -5,7 +5,7 @@ all layers are trained on few labels; `distill` then teaches a student on all im
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
-from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.run import require_schedule_within
 from fastsimsiam.config.supervised import FinetuneConfig
+from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.classifier import (
+    FINETUNED,
+    Labeled,
     hidden_layers,
     new_classifier,
     stored_values,
-    training_plan,
-    validation,
 )
+from fastsimsiam.evaluate.classifier_training import fit, identity_of, score, training_plan
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
-from fastsimsiam.evaluate.features import intact_batches
-from fastsimsiam.evaluate.labels import choose_labeled, labels_digest, write_list
-from fastsimsiam.evaluate.supervised import SupervisedState, Training, accuracy, start, train
-from fastsimsiam.evaluate.training_file import TrainingFile, digest
-from fastsimsiam.plan.batches import TrainPlan, require_a_batch
-from fastsimsiam.system.progress import ImageProgress
+from fastsimsiam.evaluate.labels import LIST, choose_labeled, labels_digest, write_list
+from fastsimsiam.evaluate.training_file import TrainingFile
+from fastsimsiam.methods.registry import find_method
+from fastsimsiam.plan.batches import require_a_batch
+from fastsimsiam.storage.base import fingerprint
+from fastsimsiam.system.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,55 +103,42 @@ def finetune(
     Raises:
         UserError: an argument, the file or the data is wrong; the message says what to change.
     """
-    config = config or FinetuneConfig()
-    out = Path(out)
-    file = TrainingFile.open(out, resume, name="finetune.pt", what="fine-tuning")
-    assert file is not None
+    config, out = config or FinetuneConfig(), Path(out)
+    require_schedule_within(config)
+    file = TrainingFile.open(out, resume, name=FINETUNED, what="fine-tuning")
     with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
         context.warn_of_one_class()
-        labeled = choose_labeled(config.labels, context.train, config.seed)
-        config = _fitted(config, labeled, context)
-        require_a_batch(len(labeled), config.batch_size)
-        head_layers = _head_layers(config, labeled, context)
+        images = choose_labeled(config.labels, context.train, config.seed)
+        _require_labels(images, context, config)
+        config = _fitted(config, len(images), context)
+        require_a_batch(len(images), config.batch_size)
+        layers = _kept_layers(config, images, context)
+        identity = identity_of(config, context, head_layers=len(layers))
+        # Not the text, which may be the same file by another path.
+        identity["labels"] = labels_digest(images, context.train)
         torch.manual_seed(config.seed)
-        classifier = new_classifier(context, head_layers)
-        state = start(classifier, config.optimizer, context.device)
-        identity = _identity(config, head_layers, labeled, context)
-        if resume:
-            file.restore(state, identity)
-        write_list(labeled, context.train, out / "labels.txt")
-        plan = training_plan(
-            context,
-            image_size=context.config.image_size,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            only=labeled,
-        )
-        values = stored_values(context, torch.from_numpy(labeled))
+        classifier = new_classifier(context, layers)
+        labeled = Labeled(images=torch.from_numpy(images), data=fingerprint(context.train))
+        if not resume:
+            write_list(images, context.train, out / LIST)
         started = time.perf_counter()
-        classifier.train()
-        with ImageProgress("epochs", unit="epochs") as progress:
-
-            def after_epoch(current: SupervisedState) -> None:
-                progress(current.epoch, config.epochs)
-                file.save(identity, values, current, context.warn)
-
-            train(
-                state,
-                lambda epoch: _batches(context, plan, epoch),
-                lambda batch: F.cross_entropy(classifier(batch[0]), batch[1]),
-                Training(
-                    epochs=config.epochs, batch_size=config.batch_size, optimizer=config.optimizer
-                ),
-                steps_per_epoch=plan.num_batches,
-                after_epoch=after_epoch,
-            )
+        state = fit(
+            context,
+            classifier,
+            config,
+            training_plan(context, config, images),
+            lambda view, batch: F.cross_entropy(classifier(view), batch.label),
+            file=file,
+            identity=identity,
+            values=stored_values(context, labeled),
+            resume=resume,
+        )
         top1, top5, val = score(context, classifier)
         return FinetuneResult(
             top1=top1,
             top5=top5,
-            labeled=len(labeled),
-            head_layers=head_layers,
+            labeled=len(images),
+            head_layers=len(layers),
             losses=tuple(state.losses),
             seconds=time.perf_counter() - started,
             config=config,
@@ -164,60 +153,42 @@ def finetune(
         )
 
 
-def score(context: EvalContext, classifier: torch.nn.Module) -> tuple[float, float, int]:
-    """Top-1 and top-5 in percent on the validation split, and the number of its intact images."""
-    classifier.eval()
-    counts: list[int] = []
-
-    def counted() -> Iterator[tuple[Tensor, Tensor]]:
-        for logits, label in validation(context, classifier):
-            counts.append(len(label))
-            yield logits, label
-
-    top1, top5 = accuracy(counted())
-    return top1, top5, sum(counts)
-
-
-def _batches(context: EvalContext, plan: TrainPlan, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalized crops (B, 3, S, S) and labels of an epoch."""
-    photometric = Photometric(
-        plan.specs, plan.view_sizes, context.dtype, normalize=context.pretrained.normalize
-    )
-    for batch in intact_batches(context.loader("train"), plan, epoch):
-        (view,) = photometric(batch.crops, batch.photometric)
-        yield view, batch.label
+def _require_labels(
+    images: npt.NDArray[np.int64], context: EvalContext, config: FinetuneConfig
+) -> None:
+    """Refuses fewer than two labeled images, and notes classes of which there is none."""
+    if len(images) < 2:
+        raise UserError(f"--labels {config.labels} is one image: give more")
+    with_label = set(context.train.label[images].tolist())
+    without = [name for label, name in enumerate(context.train.classes) if label not in with_label]
+    if without:
+        context.warn(f"no labeled image is of {', '.join(map(printable, without[:5]))}")
+    if context.pretrained.config and find_method(context.pretrained.config.method).needs_labels:
+        name = context.pretrained.config.method.name
+        context.warn(f"{name} was pretrained with all labels: the score is not one of few labels")
 
 
-def _fitted(
-    config: FinetuneConfig, labeled: npt.NDArray[np.int64], context: EvalContext
-) -> FinetuneConfig:
+def _fitted(config: FinetuneConfig, images: int, context: EvalContext) -> FinetuneConfig:
     """The config with a default batch size lowered to the number of labeled images."""
-    if config.batch_size <= len(labeled) or config.batch_size != FinetuneConfig.batch_size:
+    if config.batch_size <= images or config.batch_size != FinetuneConfig.batch_size:
         return config
-    context.warn(f"--batch-size is {len(labeled)}, all labeled images, not {config.batch_size}")
-    return replace(config, batch_size=len(labeled))
+    context.warn(f"--batch-size is {images}, all labeled images, instead of {config.batch_size}")
+    return replace(config, batch_size=images)
 
 
-def _head_layers(
-    config: FinetuneConfig, labeled: npt.NDArray[np.int64], context: EvalContext
-) -> int:
-    if config.head_layers is not None:
-        return config.head_layers
-    if len(labeled) == len(context.train):
-        return 0
-    return min(1, len(hidden_layers(context)))
-
-
-def _identity(
-    config: FinetuneConfig, head_layers: int, labeled: npt.NDArray[np.int64], context: EvalContext
-) -> dict[str, Any]:
-    """Everything that must be equal when a training is resumed."""
-    pretrained = context.pretrained
-    return {
-        "config": asdict(config) | {"head_layers": head_layers},
-        "labeled": labels_digest(labeled, context.train),
-        "checkpoint": digest(pretrained.backbone),
-        "images": len(context.train),
-        "image_size": context.config.image_size,
-        "normalize": asdict(pretrained.normalize),
-    }
+def _kept_layers(
+    config: FinetuneConfig, images: npt.NDArray[np.int64], context: EvalContext
+) -> list[list[nn.Module]]:
+    """The layers of the projector below the classifier."""
+    if config.head_layers == 0 or (
+        config.head_layers is None and len(images) == len(context.train)
+    ):
+        return []
+    layers, asked = hidden_layers(context), config.head_layers or 1
+    if config.head_layers is not None and asked > len(layers):
+        most = f"give 0 to {len(layers)}" if layers else "give 0"
+        raise UserError(
+            f"--head-layers is {asked}, but {context.pretrained.path} has a projector of "
+            f"{len(layers)} hidden layers: {most}"
+        )
+    return layers[:asked]

@@ -16,6 +16,8 @@ from fastsimsiam.system.text import as_bytes, printable
 
 ALL = "100%"
 """The labels of all images."""
+LIST = "labels.txt"
+"""Name of the list in the folder of `finetune`."""
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
@@ -50,10 +52,15 @@ def write_list(images: npt.NDArray[np.int64], storage: Storage, path: Path) -> N
     """Writes the paths of images, a line each; `choose_labeled` reads the file.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or there is another list in its place.
     """
+    lines = _lines(images, storage)
+    if path.exists():
+        if path.read_bytes() == lines:
+            return
+        raise UserError(f"{path} is another list: give another --out, or remove it")
     with written_whole(path, "--out") as file:
-        file.write_bytes(_lines(images, storage))
+        file.write_bytes(lines)
 
 
 def labels_digest(images: npt.NDArray[np.int64], storage: Storage) -> str:
@@ -83,11 +90,13 @@ def _hash(path: str, seed: int) -> bytes:
 
 def _listed(file: Path, storage: Storage) -> npt.NDArray[np.int64]:
     try:
-        lines = file.read_bytes().decode(errors="surrogateescape").splitlines()
+        text = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"--labels {file} cannot be read ({error.strerror})") from error
-    wanted = [line.strip() for line in lines if line.strip()]
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     numbers = _numbers(storage.paths)
+    # A name may begin or end with a blank, so that it is left as it is where an image has it.
+    wanted = [line if line in numbers else line.strip() for line in lines if line.strip()]
     missing = [name for name in wanted if name not in numbers]
     if missing or not wanted:
         what = f"lists {printable(missing[0])}" if missing else "lists no image"

@@ -104,12 +104,14 @@ def linear(
         UserError: an argument, the file or the data is wrong; the message says what to change.
     """
     config = config or (CACHED if cached else LinearConfig())
-    file = TrainingFile.open(out, resume, name="linear.pt", what="linear evaluation")
+    if resume and out is None:
+        raise UserError("--resume needs --out: pass the folder of the linear evaluation to resume")
+    file = out and TrainingFile.open(out, resume, name="linear.pt", what="linear evaluation")
     with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
         context.warn_of_one_class()
         only = None if labels == ALL else choose_labeled(labels, context.train, config.seed)
         images = len(context.train) if only is None else len(only)
-        config = _fitted(config, images, context.warn)
+        config = _fitted(config, images, "training" if only is None else "labeled", context.warn)
         require_a_batch(images, config.batch_size)
         backbone = context.pretrained.backbone
         backbone.requires_grad_(False)
@@ -157,12 +159,14 @@ def linear(
         )
 
 
-def _fitted(config: LinearConfig, images: int, warn: Callable[[str], None]) -> LinearConfig:
+def _fitted(
+    config: LinearConfig, images: int, kind: str, warn: Callable[[str], None]
+) -> LinearConfig:
     """The config with a default batch size lowered to the number of images."""
     defaults = (LinearConfig.batch_size, CACHED.batch_size)
     if config.batch_size <= images or config.batch_size not in defaults:
         return config
-    warn(f"--batch-size is {images}, all training images, instead of {config.batch_size}")
+    warn(f"--batch-size is {images}, all {kind} images, instead of {config.batch_size}")
     return replace(config, batch_size=images)
 
 

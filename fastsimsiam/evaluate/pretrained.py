@@ -44,6 +44,7 @@ class PretrainedBackbone:
         assumed: whether `normalize` is ImageNet's for want of another: the file is of another package
             and records none.
         notes: what the user should know about the choice of the weights.
+        labels: labels that the weights were fine-tuned on, or their teacher's.
     """
 
     backbone: nn.Module
@@ -59,6 +60,7 @@ class PretrainedBackbone:
     whole_method: bool = False
     assumed: bool = False
     notes: tuple[str, ...] = ()
+    labels: int = 0
 
     @property
     def notes_on_images(self) -> tuple[str, ...]:
@@ -142,7 +144,9 @@ def _load_file(
     if _is_checkpoint(content):
         checkpoint = from_stored(content, path)
         return _from_checkpoint(checkpoint, path, arch, stem, image_size, crop_fraction)
+    labels = 0
     if _is_classifier(content):
+        labels = len(content["labeled"])
         metadata, content = as_text(content["weights"]), _backbone_of(content["network"])
     recorded = from_text(metadata, path)
     if recorded.arch is None and isinstance(content.get("arch"), str):
@@ -158,8 +162,9 @@ def _load_file(
         recorded=recorded,
         image_size=image_size,
         crop_fraction=crop_fraction,
-        notes=found.notes,
+        notes=(*found.notes, *([f"{path} was trained on {labels:,} labels"] if labels else ())),
     )
+    loaded = replace(loaded, labels=labels)
     # The first versions of this package recorded none, and always had ImageNet's.
     return replace(loaded, assumed=not (recorded.normalize or metadata.get("fastsimsiam")))
 
@@ -173,7 +178,8 @@ def _is_checkpoint(content: Mapping[str, Any]) -> bool:
 
 def _is_classifier(content: Mapping[str, Any]) -> bool:
     """Whether a file is of `finetune` or `distill`."""
-    return all(isinstance(content.get(key), dict) for key in ("weights", "network", "identity"))
+    dicts = all(isinstance(content.get(key), dict) for key in ("weights", "network", "identity"))
+    return dicts and isinstance(content.get("labeled"), Tensor)
 
 
 def _backbone_of(network: Mapping[str, Any]) -> dict[str, Any]:

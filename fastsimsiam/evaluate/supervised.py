@@ -1,7 +1,8 @@
 """The loop of all supervised training: `linear`, `finetune` and `distill`. Shapes: B batch, C classes.
 
-A batch is whatever the caller's loss takes; a loop that is stopped between two epochs and resumed gives
-the same weights, since order and crops depend on seed and epoch alone.
+A batch is whatever the caller's loss takes. A training that is stopped between two epochs and resumed
+gives the same weights: order and crops depend on seed and epoch alone, and torch's generators, which
+dropout draws of, are in the state.
 """
 
 import math
@@ -64,6 +65,7 @@ class SupervisedState:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "losses": self.losses,
+            "rng": _generators(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -71,6 +73,22 @@ class SupervisedState:
         self.network.load_state_dict(state[self.name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.losses = state["epoch"], list(state["losses"])
+        if "rng" in state:  # version 0.1.0 had none, for linear layers, which draw nothing
+            _restore_generators(state["rng"])
+
+
+def _generators() -> dict[str, Tensor]:
+    """State of torch's generators, of which networks with dropout draw."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_generators(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def start(

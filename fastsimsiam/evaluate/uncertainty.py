@@ -11,6 +11,7 @@ of another data set:
 Norm and margin need no training for it, so that they are what kappa has to beat.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,18 +23,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.config.run import KnnConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
-from fastsimsiam.evaluate.corruptions import CORRUPTIONS
+from fastsimsiam.evaluate.corruptions import CORRUPTIONS, LEAST_SIDE
 from fastsimsiam.evaluate.features import Features, center_plan, centered_features
 from fastsimsiam.evaluate.neighbors import nearest, votes
 from fastsimsiam.evaluate.selective import accuracy_by_quantile, auroc, least_aurc, risk_coverage
-from fastsimsiam.evaluate.trained_method import method_with_kappa
+from fastsimsiam.evaluate.trained_method import method_with_certainty
 from fastsimsiam.loaders.base import Loader
+from fastsimsiam.methods.base import Method
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.progress import ImageProgress
 
 K = 20
@@ -47,7 +50,7 @@ _Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What a measure of certainty is worth.
+    """How well a measure of certainty orders images.
 
     Attributes:
         accuracy: share of right answers in parts of equal size, least certain first.
@@ -141,11 +144,17 @@ def uncertainty(
             raise UserError(
                 f"--k {k} is more than the {len(context.train)} training images: lower it"
             )
+        if context.config.image_size < LEAST_SIDE:
+            raise UserError(
+                f"--image-size is {context.config.image_size}: give {LEAST_SIDE} or more, so that "
+                "images can be damaged"
+            )
         context.warn_of_one_class()
+        method = method_with_certainty(context.pretrained, context.device)
         other = _open_other(context, Path(ood)) if ood is not None else None
         with ImageProgress("features", unit="batches") as progress:
             bank = context.extract("train", progress)
-            measure = _Certainty(context, bank, min(k or K, len(bank)))
+            measure = _Certainty(context, bank, min(k or K, len(bank)), method)
             val = (context.loader("val"), context.centered("val"))
             clean = measure(*val, report=progress)
             corrupted = {
@@ -156,7 +165,7 @@ def uncertainty(
         correct = clean.answer == clean.label
         return UncertaintyResult(
             measures={
-                name: _worth(name, clean, correct, corrupted, unknown) for name in clean.certainty
+                name: _measure(name, clean, correct, corrupted, unknown) for name in clean.certainty
             },
             top1=100.0 * float(correct.mean()),
             least_aurc=least_aurc(correct),
@@ -190,11 +199,11 @@ class _Answers:
 class _Certainty:
     """Classifies images and says how certain each measure is of them."""
 
-    def __init__(self, context: EvalContext, bank: Features, k: int) -> None:
+    def __init__(self, context: EvalContext, bank: Features, k: int, method: Method | None) -> None:
         self._context = context
         self._bank = bank
         self.k = k
-        self._method = method_with_kappa(context.pretrained, context.device)
+        self._method = method
 
     def __call__(
         self,
@@ -227,7 +236,7 @@ class _Certainty:
         """Measures and answers of features (B, D)."""
         if self._method is not None:
             with torch.no_grad():
-                kappa = self._method.kappa(h)
+                kappa = self._method.certainty(h)
             assert kappa is not None
             yield "kappa", kappa
         yield "norm", h.norm(dim=1)
@@ -246,13 +255,23 @@ class _Certainty:
 
 
 def _open_other(context: EvalContext, path: Path) -> tuple[Loader, CenterPlan]:
-    """Loader and plan of the other data set."""
-    storage = open_split(path, "val" if has_split(path, "val") else "train")
+    """Loader and plan of the other data set: its validation split, or all of a flat one.
+
+    Raises:
+        UserError: it is the data set itself, or none.
+    """
+    split: Split = "val" if has_split(path, "val") else "train"
+    with ImageProgress("reading headers") as progress:
+        storage = open_split(path, split, report=progress)
+    if any(storage.root == own.root for own in context.splits.values()):
+        raise UserError(f"--ood {path} is the data set itself: give another")
+    for note in (*notes(storage), f"--ood: {len(storage)} images of {storage.root}"):
+        print(note, file=sys.stderr)
     plan = center_plan(storage, context.config.image_size, context.pretrained.crop_fraction)
     return context.open_besides("ood", storage), plan
 
 
-def _worth(
+def _measure(
     name: str,
     clean: _Answers,
     correct: npt.NDArray[np.bool_],

@@ -192,7 +192,7 @@ class Method(nn.Module, ABC):
         writes tensors in place.
         """
 
-    def kappa(self, features: Tensor) -> Tensor | None:
+    def certainty(self, features: Tensor) -> Tensor | None:
         """How certain the method is of each image, if it has a measure of that.
 
         Args:

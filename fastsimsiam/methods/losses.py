@@ -161,9 +161,7 @@ def queue_info_nce(
     return loss, nearer.float().mean()
 
 
-def swapped_prediction(
-    similarity: Tensor, codes: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
+def swapped_prediction(similarity: Tensor, codes: Tensor, temperature: float) -> Tensor:
     """Predicts the code of each of the first C views from every other view.
 
     Args:
@@ -173,13 +171,10 @@ def swapped_prediction(
 
     Returns:
         The loss, a scalar, the mean over C (V - 1) pairs of views and over the images, ln K where all
-        predictions are uniform; arXiv 2006.09882, equations 1, 2 and 6. And the mean entropy of the
-        predictions in nats, without gradient.
+        predictions are uniform; arXiv 2006.09882, equations 1, 2 and 6.
     """
     with torch.autocast(similarity.device.type, enabled=False):
         log_probability = F.log_softmax(similarity.float() / temperature, dim=2)
         # A view does not predict its own code.
         others = log_probability.sum(dim=0) - log_probability[: len(codes)]
-        loss = -(codes * others).sum(dim=2).mean() / (len(similarity) - 1)
-        seen = log_probability.detach()
-        return loss, -(seen.exp() * seen).sum(dim=2).mean()
+        return -(codes * others).sum(dim=2).mean() / (len(similarity) - 1)

@@ -46,11 +46,6 @@ def mean_cosine(kappa: Tensor, dim: int) -> Tensor:
     return kappa / (kappa + (dim - 1))
 
 
-def kappa_of(cosine: Tensor, dim: int) -> Tensor:
-    """The concentration whose mean cosine is given, from 0 to below 1."""
-    return (dim - 1) * cosine / (1.0 - cosine)
-
-
 def _log_normalizer(kappa: Tensor, dim: int) -> Tensor:
     beta = (dim - 1) / 2
     alpha = beta + kappa

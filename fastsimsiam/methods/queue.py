@@ -1,4 +1,4 @@
-"""A queue of keys: the negatives of MoCo, of many batches. Shapes: B batch, K size, D dimensions."""
+"""A queue of keys of many batches, for MoCo and SwAV. Shapes: B batch, K size, D dimensions."""
 
 import torch
 import torch.nn.functional as F

@@ -22,8 +22,8 @@ from fastsimsiam.models.heads import mlp
 
 _CODED_VIEWS = 2
 """The first views, of which codes are made; all others only predict them."""
-_UNIFORM = 0.999
-"""Entropy of predictions, over its largest, that fresh weights do not have."""
+_LEAST_SPREAD = 0.1
+"""`prototype_spread` below which all prototypes are as near as one another."""
 
 
 class SwAV(Method):
@@ -31,10 +31,14 @@ class SwAV(Method):
 
     Views of one size go through the backbone as one batch, and all views through the projector:
     BatchNorm sees them together. Codes are made without gradient.
+
+    Attributes:
+        queues: projections of earlier batches, one queue for each view that is coded; may be none.
+        filled: number of projections that have entered each queue, in checkpoints.
+        queue_used: 1 where the queue is full, else 0; set before each step, so not in checkpoints.
     """
 
     whole_batch = True
-    compares_images = True
 
     filled: Tensor
     queue_used: Tensor
@@ -66,19 +70,19 @@ class SwAV(Method):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Method.forward`.
 
-        Metrics: collapse_std of the first view's projections; prediction_entropy, the mean entropy of
-        the predictions over ln K, 1 where they say nothing.
+        Metrics: collapse_std of the first view's projections; prototype_spread, the standard deviation
+        of an image's similarities to the prototypes, mean over the images, times sqrt(D): about 1 with
+        fresh weights, more in training, 0 where predictions say nothing.
         """
         projections = self._project(views)
         with torch.autocast(projections.device.type, enabled=False):
             z = F.normalize(projections.float(), dim=2)
             codes = torch.stack([self._codes(z, view) for view in range(_CODED_VIEWS)])
-            loss, entropy = swapped_prediction(self.prototypes(z), codes, self.config.temperature)
+            similarity = self.prototypes(z)
+            loss = swapped_prediction(similarity, codes, self.config.temperature)
         self.fresh_keys = z[:_CODED_VIEWS].detach()  # for `after_part`
-        return loss, {
-            "collapse_std": collapse_std(z[0]),
-            "prediction_entropy": entropy / math.log(self.config.prototypes),
-        }
+        spread = similarity.detach().std(dim=2, correction=0).mean() * math.sqrt(z.shape[2])
+        return loss, {"collapse_std": collapse_std(z[0]), "prototype_spread": spread}
 
     def _project(self, views: tuple[Tensor, ...]) -> Tensor:
         """Projections (V, B, D) of all views."""
@@ -138,11 +142,23 @@ class SwAV(Method):
 
     @classmethod
     def check_batch(cls, config: Config, images: int) -> None:
-        """Refuses small crops among the views that codes are made of.
+        """Refuses small crops among the views that codes are made of, and a queue after the run.
 
         Raises:
-            UserError: names the views.
+            UserError: names the option.
         """
+        method, epochs = config.method, config.epochs
+        assert isinstance(method, SwAVConfig)
+        if method.queue_size is not None and method.queue_start_epoch >= epochs:
+            raise UserError(
+                f"--method.queue-start-epoch {method.queue_start_epoch} is not within --epochs "
+                f"{epochs}: give --method.queue-start-epoch {epochs // 10}"
+            )
+        if method.freeze_prototypes_epochs >= epochs:
+            raise UserError(
+                f"--method.freeze-prototypes-epochs {method.freeze_prototypes_epochs:g} is not within "
+                f"--epochs {epochs}: give --method.freeze-prototypes-epochs 0"
+            )
         sizes = view_sizes(config.views, config.image_size)
         if min(sizes[:_CODED_VIEWS]) < max(sizes):
             raise UserError(
@@ -152,12 +168,12 @@ class SwAV(Method):
 
     @classmethod
     def warning(cls, metrics: Mapping[str, float], batch_size: int) -> str | None:
-        """Collapsed networks have outputs that are alike, or predict all prototypes alike."""
-        entropy = metrics.get("prediction_entropy", 0.0)
-        if entropy <= _UNIFORM:
+        """Collapsed networks have outputs that are equal, or predict all prototypes alike: ln K."""
+        spread = metrics.get("prototype_spread", 1.0)
+        if spread >= _LEAST_SPREAD:
             return collapse_warning(metrics, batch_size, confirmed=False)
         return (
-            f"all prototypes are predicted alike, for all images (entropy {entropy:.4f} of ln K, loss "
-            f"{metrics['loss']:.3f}): the network has collapsed. Lower --optimizer.lr, or give "
-            "--method.epsilon 0.03."
+            f"all prototypes are predicted alike (similarities spread by {spread:.3f}, healthy is 1 or "
+            f"more; loss {metrics['loss']:.3f}): the network has collapsed. Lower --optimizer.lr, or "
+            "give --method.epsilon 0.03."
         )

@@ -32,9 +32,9 @@ class Optimizer(Protocol):
 
 
 def drop_frozen_gradients(groups: Sequence[ParameterGroup], at: Progress) -> None:
-    """Takes the gradients of groups that are still frozen.
+    """Drops the gradients of groups that are still frozen.
 
-    A learning rate of 0 would not do: momentum would gather, and let go when they thaw.
+    With a learning rate of 0 instead, momentum would accumulate and be applied afterwards.
     """
     for group in groups:
         if at.step < group.frozen_epochs * at.steps_per_epoch:

@@ -4,7 +4,7 @@ Shapes: B batch, V views, N samples of the data set. A loader gets a plan and ad
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -121,8 +121,12 @@ class _SamplePool(ABC):
 
     def replacement(self, epoch: int, index: int, attempt: int) -> BatchPlan:
         """A sample drawn by a hash, so the same on any rank and with any number of threads."""
-        number = hash_words(_REPLACEMENT_STREAM, self.seed, epoch, index, attempt)
-        return self.rows(epoch, self.samples(np.array([number % self.num_samples])))
+        number = self.drawn(epoch, index, attempt)
+        return self.rows(epoch, self.samples(np.array([number])))
+
+    def drawn(self, epoch: int, index: int, attempt: int) -> int:
+        """The number of the replacement among the samples that are used."""
+        return hash_words(_REPLACEMENT_STREAM, self.seed, epoch, index, attempt) % self.num_samples
 
 
 def require_a_batch(images: int, batch_size: int) -> None:
@@ -253,11 +257,9 @@ class CenterPlan(_SamplePool):
 
     def replacement(self, epoch: int, index: int, attempt: int) -> BatchPlan:
         """A sample with a readable header, if there is one: evaluation drops it again."""
-        drawn = int(super().replacement(epoch, index, attempt).index[0])
-        order: Iterable[int] = (
-            number % len(self.label) for number in range(drawn, drawn + len(self.label))
-        )
-        if self.only is not None:
-            order = self.only.tolist()
-        readable = next((number for number in order if self.sizes[number, 0]), drawn)
-        return self.rows(epoch, np.array([readable]))
+        drawn = self.drawn(epoch, index, attempt)
+        for number in range(drawn, drawn + self.num_samples):
+            sample = self.samples(np.array([number % self.num_samples]))
+            if self.sizes[sample[0], 0]:
+                return self.rows(epoch, sample)
+        return self.rows(epoch, self.samples(np.array([drawn])))

@@ -93,8 +93,7 @@ def imagenet_400ep_2x224() -> Config:
     Command:
         torchrun --nproc-per-node 8 -m fastsimsiam pretrain swav-imagenet-400ep-2x224 --data DATA
     Source: SwAV's code, the script for two views.
-    Expected: linear top-1 70.1 % (its README). Published, not measured here. A batch of 256 on one GPU
-        (--batch-size 256 --method.queue-size 3840) has no published score.
+    Expected: linear top-1 70.1 % (its README). Published, not measured here.
     Time: not measured yet.
     """
     view = replace(_LARGE, area=(0.08, 1.0))

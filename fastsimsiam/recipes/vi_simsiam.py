@@ -1,4 +1,4 @@
-"""VI-SimSiam's recipes: SimSiam's settings, since the paper's (arXiv 2203.11437) are not public.
+"""VI-SimSiam's recipes: SimSiam's settings, as those of the paper (arXiv 2203.11437) were not found.
 
 No gain in accuracy is promised. What a run gives beyond SimSiam's features is kappa, how certain the
 network is of each image; `fastsimsiam uncertainty` measures what it is worth.
@@ -33,8 +33,7 @@ def imagenette() -> Config:
     """VI-SimSiam on Imagenette, ResNet-18, 128 pixels, 800 epochs.
 
     Command: fastsimsiam pretrain vi-simsiam-imagenette --data IMAGENETTE --out DIR
-    Source: SimSiam's setting (imagenette); the paper reports on this data set, its settings are not
-        public.
+    Source: SimSiam's setting (imagenette). The paper's first version reports on this data set.
     Expected: no published figure that could be checked. Not measured here.
     Time: that of imagenette; not measured yet.
     """
@@ -45,8 +44,7 @@ def imagewoof() -> Config:
     """VI-SimSiam on ImageWoof (ten breeds of dogs), ResNet-18, 128 pixels, 800 epochs.
 
     Command: fastsimsiam pretrain vi-simsiam-imagewoof --data IMAGEWOOF --out DIR
-    Source: SimSiam's setting (imagewoof); the paper reports on this data set, its settings are not
-        public.
+    Source: SimSiam's setting (imagewoof). The paper's first version reports on this data set.
     Expected: no published figure that could be checked. Not measured here.
     Time: that of imagewoof; not measured yet.
     """

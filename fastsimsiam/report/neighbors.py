@@ -16,7 +16,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext
 from fastsimsiam.evaluate.knn import usable_k
 from fastsimsiam.evaluate.neighbors import nearest, vote
-from fastsimsiam.evaluate.trained_method import method_with_kappa
+from fastsimsiam.evaluate.trained_method import method_with_certainty
 from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.progress import ImageProgress
@@ -166,9 +166,9 @@ def _nearest(
 
 
 def _embed(session: EvalContext, split: Split) -> Embedded:
-    method = method_with_kappa(session.pretrained, session.device)
+    method = method_with_certainty(session.pretrained, session.device)
     with ImageProgress("features", unit="batches") as progress, torch.no_grad():
-        found = session.extract(split, progress, measure=method.kappa if method else None)
+        found = session.extract(split, progress, measure=method.certainty if method else None)
     return Embedded(
         storage=session.splits[split],
         index=found.index,

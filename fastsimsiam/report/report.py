@@ -248,7 +248,7 @@ def _add_certainty(
                     )
                 ),
                 name=classes[int(neighborhood.label[row])],
-                remark=f"{kappa[row]:,.4g}",
+                remark=f"{kappa[row]:,.0f}" if kappa[row] >= 1000 else f"{kappa[row]:.4g}",
                 right=bool(right[row]),
             )
             for row in rows.tolist()

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastsimsiam.config.evaluation import EvalOptions, Split
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
-from fastsimsiam.evaluate.trained_method import method_with_kappa
+from fastsimsiam.evaluate.trained_method import method_with_certainty
 from fastsimsiam.methods.base import Method
 from fastsimsiam.system.files import require_writable, written_whole
 from fastsimsiam.system.optional import require
@@ -90,7 +90,7 @@ def _chunks(context: EvalContext, split: Split, method: Method | None) -> Iterat
     """Yields the batches of a split; `method` says how certain it is of them."""
     with ImageProgress("features", unit="batches") as progress, torch.no_grad():
         for h, batch in context.features(split, progress):
-            kappa = None if method is None else method.kappa(h)
+            kappa = None if method is None else method.certainty(h)
             yield _Chunk(
                 features=_to_numpy(h),
                 index=batch.index.cpu().numpy(),
@@ -113,7 +113,7 @@ def _columns(
 
 
 def _write_npz(file: Path, context: EvalContext, split: Split) -> int:
-    method = method_with_kappa(context.pretrained, context.device)
+    method = method_with_certainty(context.pretrained, context.device)
     paths, label, classes = _columns(context, split)
     # An array's header holds the number of its rows, which is known once the broken images are: the
     # features wait in a file without a name, which ends with the process. Ordinary writes, because a
@@ -149,7 +149,7 @@ def _write_parquet(file: Path, context: EvalContext, split: Split) -> int:
     import pyarrow as pa
     from pyarrow import parquet
 
-    method = method_with_kappa(context.pretrained, context.device)
+    method = method_with_certainty(context.pretrained, context.device)
     paths, label, classes = _columns(context, split)
     dim = context.pretrained.feature_dim
     schema = pa.schema(

@@ -234,6 +234,7 @@ def model_card(pretrained: PretrainedBackbone, out: Path, format: Format) -> str
         f"Pretrained{labels} by the method `{pretrained.config.method.name}`: recipe "
         f"`{pretrained.config.recipe}`, {pretrained.step} steps of "
         f"{pretrained.config.batch_size} images, {pretrained.config.epochs} epochs planned.",
+        *([f"Then trained on {pretrained.labels:,} labels."] if pretrained.labels else []),
         "",
         *_run_lines(pretrained),
         "## Config",
