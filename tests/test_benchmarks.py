@@ -32,6 +32,7 @@ COMMANDS = {
     "loader",
     "loss_curves",
     "compare",
+    "multi_crop",
     "render",
     "small_maps",
     "stem",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import save_run
+from conftest import require, save_run
 from PIL import Image
 from torch import Tensor, nn
 
@@ -590,3 +590,31 @@ def test_the_card_of_fine_tuned_weights_says_so(run: Config, tmp_path: Path) -> 
     out = tmp_path / "weights.safetensors"
     assert main(["export", str(tmp_path / "tuned" / "finetune.pt"), str(out)]) == 0
     assert "Then trained on 48 labels." in out.with_name(f"{out.name}.md").read_text()
+
+
+@pytest.mark.parametrize("loader", ["resident", "reference", "dali", "ffcv"])
+def test_every_loader_shows_the_chosen_images(loader: str, run: Config, tmp_path: Path) -> None:
+    if loader in ("dali", "ffcv"):
+        require(loader)
+    data = run.data
+    if loader == "ffcv":
+        data = tmp_path / "packed"
+        data.mkdir()
+        for split in ("train", "val"):
+            assert main(["pack", str(run.data / split), str(data / f"{split}.beton")]) == 0
+    losses = []
+    for name, place in (("cpu", run.data), (loader, data)):
+        options = replace(ON_CPU, loader=name)  # type: ignore[arg-type]
+        result = finetune(run.out, place, tmp_path / name, config=QUICK, options=options)
+        losses.append(result.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_in_bfloat16_the_last_layer_is_float32(run: Config, tmp_path: Path) -> None:
+    options = replace(ON_CPU, precision="bf16")
+    exact = finetune(run.out, run.data, tmp_path / "a", config=QUICK, options=ON_CPU)
+    rough = finetune(run.out, run.data, tmp_path / "b", config=QUICK, options=options)
+    assert rough.losses == pytest.approx(exact.losses, rel=0.05)
+    assert rough.losses != exact.losses
+    stored = torch.load(rough.file, weights_only=True)["network"]
+    assert {value.dtype for value in stored.values()} <= {torch.float32, torch.int64}

@@ -13,8 +13,12 @@ import torchvision
 from conftest import CPU, progress, require
 from test_every_method import RUNS, config_of
 
+from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.optimizer import OptimizerConfig, OptimizerName
-from fastsimsiam.config.run import CompileName, Config, CpuConfig
+from fastsimsiam.config.run import CompileName, Config, CpuConfig, DeviceName
+from fastsimsiam.config.supervised import DistillConfig, FinetuneConfig
+from fastsimsiam.evaluate.distill import distill
+from fastsimsiam.evaluate.finetune import finetune
 from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.device_decode import decode_jpegs
 from fastsimsiam.loaders.registry import build_loader
@@ -206,6 +210,29 @@ def test_resume_continues_on_a_gpu(gpu_config: Config, tmp_path: Path) -> None:
     pretrain(replace(gpu_config, max_steps=5))
     pretrain(gpu_config, resume=True)
     assert load(CheckpointStore(gpu_config.out, 1).paths()[-1]).step == 12
+
+
+def test_fine_tuning_and_distillation_agree_with_a_cpu(gpu_config: Config, tmp_path: Path) -> None:
+    pretrain(replace(gpu_config, max_steps=2))
+    sgd = OptimizerConfig(lr=0.05, weight_decay=0.0, schedule="step")
+    tune = FinetuneConfig(labels="50%", epochs=2, batch_size=16, optimizer=sgd)
+    teach = DistillConfig(epochs=2, batch_size=32, optimizer=sgd, label_weight=0.5)
+    losses = []
+    devices: tuple[DeviceName, ...] = ("cpu", "cuda")
+    for device in devices:
+        options = EvalOptions(device=device, precision="fp32")
+        tuned = finetune(
+            gpu_config.out, gpu_config.data, tmp_path / device, config=tune, options=options
+        )
+        student = distill(
+            tmp_path / device,
+            gpu_config.data,
+            tmp_path / f"s-{device}",
+            config=teach,
+            options=options,
+        )
+        losses.append([*tuned.losses, *student.losses])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_gpu_and_cpu_agree(gpu_config: Config, tmp_path: Path) -> None:

@@ -134,12 +134,25 @@ def test_uncertainty_of_a_run(
     argv += ["--device", "cpu", "--precision", "fp32", "--loader", "cpu"]
     argv += [word for name, file in files.items() for word in (f"--{name}", str(file))]
     assert main(argv) == 0
+    printed = capsys.readouterr()
+    assert "kappa" in printed.out
+    assert "other data" in printed.out
+    assert f"--ood: 5 images of {other}" in printed.err
     result = json.loads(files["json"].read_text())
     assert list(result["measures"]) == ["kappa", "norm", "margin"]
     same = knn(run.out, run.data, k=(5,), options=ON_CPU)
     assert result["top1"] == pytest.approx(same.trained[5])
     assert (result["bank"], result["queries"]) == (same.bank, same.queries)
     assert result["ood_images"] == 5
+    kappas = []
+    for data, split in ((run.data, "val"), (other, "train")):
+        embed = ["embed", str(run.out), "--data", str(data), "--split", split, "--device", "cpu"]
+        embed += ["--precision", "fp32", "--out", str(tmp_path / f"{split}.npz")]
+        assert main(embed) == 0
+        kappas.append(np.load(tmp_path / f"{split}.npz")["kappa"])
+    answer = np.repeat([1, 0], [len(kappa) for kappa in kappas])
+    expected = roc_auc_score(answer, np.concatenate(kappas))
+    assert result["measures"]["kappa"]["auroc_ood"] == pytest.approx(expected, abs=0.01)
     for measure in result["measures"].values():
         assert len(measure["accuracy"]) == 10
         assert np.mean(measure["accuracy"]) == pytest.approx(result["top1"] / 100, abs=0.05)
@@ -148,9 +161,6 @@ def test_uncertainty_of_a_run(
         assert list(measure["median"]) == ["clean", "blur", "occlusion", "noise", "ood"]
         assert 0 <= measure["auroc_ood"] <= 1
         assert measure["aurc"] >= result["least_aurc"]
-    printed = capsys.readouterr().out
-    assert "kappa" in printed
-    assert "other data" in printed
     with Image.open(files["png"]) as picture:
         assert picture.size == (1320, 418)
 
@@ -237,11 +247,14 @@ def test_damaged_images_are_less_certain_where_the_measure_sees_them(
         (["--k", "0"], "--k is 0: give 1 or more"),
         (["--k", "5000"], "--k 5000 is more than the"),
         (["--ood", "/nowhere"], "/nowhere"),
+        (["--ood", "{data}"], "is the data set itself: give another"),
+        (["--image-size", "4"], "--image-size is 4: give 8 or more"),
     ],
 )
 def test_wrong_arguments_are_one_line(
     argv: list[str], message: str, run: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    argv = [word.replace("{data}", str(run.data)) for word in argv]
     assert main(["uncertainty", str(run.out), "--data", str(run.data), *argv]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -21,6 +21,7 @@ from benchmarks import (
     forecast,
     loader,
     method_steps,
+    multi_crop,
     small_maps,
     stem,
     step,
@@ -45,6 +46,7 @@ TABLES = {
     "step-methods": method_steps.table,
     "train": train.table,
     "forecast": forecast.table,
+    "multi-crop": multi_crop.table,
     "small-maps": small_maps.table,
     "stem": stem.table,
 }
