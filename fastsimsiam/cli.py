@@ -42,7 +42,8 @@ commands:
   linear CHECKPOINT     train a linear classifier on frozen features: top-1 and top-5
   finetune CHECKPOINT   train it further, with a classifier, on a share of the labels
   distill TEACHER       train a student on the answers of a fine-tuned network
-  uncertainty CHECKPOINT tell whether it knows which images it gets wrong
+  uncertainty CHECKPOINT
+                        tell whether it knows which images it gets wrong
   inspect CHECKPOINT    tell a healthy representation from a collapsed one
   embed CHECKPOINT      write the features of a data set to a file
   export CHECKPOINT DST write the backbone for torchvision, timm or onnxruntime
