@@ -201,7 +201,7 @@ def use(tile):
 
 close = torch.testing.assert_close
 by_torch = sums.gradient_sums
-for tile in (Tile(), Tile(programs=3), Tile(rows=16, programs=5, stages=3)):
+for tile in (Tile(programs=3), Tile(rows=16, programs=5, stages=3)):
     use(tile)
     for dtype in (torch.float32, torch.bfloat16):
         # The largest once for each tile: the interpreter is slow.

@@ -1,7 +1,6 @@
 """The contract of methods, proven by one with everything: see throwaway_method.py."""
 
 import json
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import assert_same_state, newest, wait_for_step
+from test_resume import assert_same_state, newest
 from test_trainer import losses, metrics, trainer
 from throwaway_method import Throwaway, ThrowawayConfig, throwaway
 
@@ -88,16 +87,17 @@ def test_it_compiles_whole_without_recompiling(config: Config) -> None:
         torch.testing.assert_close(value, state[name], atol=2e-2, rtol=2e-2)
 
 
-def test_killed_and_resumed_it_is_the_same_to_the_bit(config: Config, tmp_path: Path) -> None:
-    every = ("--checkpoint.every-epochs", "0.34", "--method.temperature", "0.3")
+def test_resumed_it_is_the_same_to_the_bit(config: Config, tmp_path: Path) -> None:
+    """The methods of the package are killed for it, in test_every_method.py."""
+    config = replace(
+        config,
+        method=ThrowawayConfig(temperature=0.3),
+        checkpoint=replace(config.checkpoint, every_epochs=0.34),
+    )
     whole = replace(config, out=tmp_path / "whole")
-    process = subprocess.Popen(command(config, *every), stdout=subprocess.DEVNULL)
-    wait_for_step(config, process, 9)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 0 < load(newest(config)).step < 24
-    subprocess.run(command(config, *every, "--resume"), check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(command(whole, *every), check=True, stdout=subprocess.DEVNULL)
+    pretrain(replace(config, max_steps=9))
+    pretrain(config, resume=True)
+    pretrain(whole)
     assert_same_state(newest(config), newest(whole))
     stored = load(newest(config)).config
     assert stored.method == ThrowawayConfig(temperature=0.3)
