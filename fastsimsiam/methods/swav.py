@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -33,18 +32,19 @@ class SwAV(Method):
     BatchNorm sees them together. Codes are made without gradient.
 
     Attributes:
-        queues: projections of earlier batches, one queue for each view that is coded; may be none.
-        filled: number of projections that have entered each queue, in checkpoints.
+        queue: projections of earlier images, those of all coded views in a row; may be None.
+        filled: number of images that have entered the queue, in checkpoints.
         queue_used: 1 where the queue is full, else 0; set before each step, so not in checkpoints.
     """
 
     whole_batch = True
 
+    queue: KeyQueue | None
     filled: Tensor
     queue_used: Tensor
 
     def __init__(self, backbone: nn.Module, feature_dim: int, config: SwAVConfig) -> None:
-        """Builds the head, the prototypes, and a queue for each view that is coded.
+        """Builds the head, the prototypes, and the queue.
 
         Args:
             backbone: network from images to features (B, feature_dim).
@@ -57,10 +57,9 @@ class SwAV(Method):
         hidden = [config.hidden_dim or feature_dim] * (config.projector_layers - 1)
         self.projector = mlp([feature_dim, *hidden, config.projection_dim], hidden_bias=True)
         self.prototypes = Prototypes(config.prototypes, config.projection_dim)
-        self.queues = nn.ModuleList()
+        self.queue = None
         if config.queue_size is not None:
-            for _ in range(_CODED_VIEWS):
-                self.queues.append(KeyQueue(config.queue_size, config.projection_dim))
+            self.queue = KeyQueue(config.queue_size, _CODED_VIEWS * config.projection_dim)
             self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
             self.register_buffer("queue_used", torch.zeros(()), persistent=False)
         self._fills = False
@@ -100,8 +99,9 @@ class SwAV(Method):
         """Codes (B, K) of one view's projections, balanced over those of all ranks and of the queue."""
         own, everyone = len(z[view]), gather(z[view])
         first, used = rank() * own, None
-        if len(self.queues):
-            keys = cast(KeyQueue, self.queues[view]).keys
+        if self.queue is not None:
+            dim = self.config.projection_dim
+            keys = self.queue.keys[:, view * dim : (view + 1) * dim]
             used = torch.cat([self.queue_used.expand(len(keys)), everyone.new_ones(len(everyone))])
             everyone, first = torch.cat([keys, everyone]), first + len(keys)
         codes = sinkhorn(
@@ -130,10 +130,9 @@ class SwAV(Method):
             self.queue_used.copy_(self.filled >= self.config.queue_size)
 
     def after_part(self) -> None:
-        """Puts the new projections into the queues, which the codes were balanced without."""
-        if self._fills:
-            for queue, keys in zip(self.queues, self.fresh_keys, strict=True):
-                cast(KeyQueue, queue).enqueue(keys)
+        """Puts the new projections into the queue, which the codes were balanced without."""
+        if self.queue is not None and self._fills:
+            self.queue.enqueue(torch.cat(self.fresh_keys.unbind(), dim=1))
             self.filled.add_(self.fresh_keys.shape[1] * world_size())
 
     def after_step(self) -> None:
