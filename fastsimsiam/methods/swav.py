@@ -162,7 +162,8 @@ class SwAV(Method):
         if min(sizes[:_CODED_VIEWS]) < max(sizes):
             raise UserError(
                 f"views are of {', '.join(map(str, sizes))} pixels, but swav makes its codes of the "
-                f"first {_CODED_VIEWS}, which must be the largest: give the small ones after them"
+                f"first {_CODED_VIEWS}, which must be the largest: give --image-size {max(sizes)}, or "
+                "a smaller --views.N.size to the others"
             )
 
     @classmethod
