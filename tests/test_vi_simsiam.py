@@ -103,7 +103,7 @@ def vi_simsiam(**options: Any) -> VISimSiam:
 
 
 def test_with_a_fixed_kappa_and_von_mises_fisher_it_is_simsiam() -> None:
-    """Up to the factor kappa / d."""
+    """Gradients are equal; the value has the factor kappa / d."""
     torch.manual_seed(0)
     simsiam = SimSiam(backbone(), 12, SimSiamConfig(**NARROW))
     fixed = vi_simsiam(density="von-mises-fisher", kappa=80.0)
@@ -119,7 +119,7 @@ def test_with_a_fixed_kappa_and_von_mises_fisher_it_is_simsiam() -> None:
         simsiam.named_parameters(), fixed.named_parameters(), strict=True
     ):
         assert two.grad is not None
-        torch.testing.assert_close(two.grad / 5, one.grad, msg=name)
+        torch.testing.assert_close(two.grad, one.grad, msg=name)
 
 
 def test_the_loss_is_the_mean_log_density_of_both_directions() -> None:
@@ -142,6 +142,41 @@ def test_the_loss_is_the_mean_log_density_of_both_directions() -> None:
     assert metrics["expected_cosine"].item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert all(parameter.grad is not None for parameter in method.parameters())
+
+
+def test_the_gradient_is_that_of_the_log_density_over_the_mean_kappa() -> None:
+    method = vi_simsiam()
+    assert method.kappa_head is not None
+    nn.init.normal_(method.kappa_head.layers[-1].weight)
+    views = some_views()
+    method(views, torch.zeros(8))[0].backward()
+    gradients = {name: parameter.grad for name, parameter in method.named_parameters()}
+    method.zero_grad()
+    h = [method.backbone(view) for view in views]
+    z = [method.projector(features) for features in h]
+    p = [method.predictor(projection) for projection in z]
+    kappa = [method.kappa_head(features) for features in h]
+    total = torch.zeros(())
+    for a, b in ((0, 1), (1, 0)):
+        mu = nn.functional.normalize(p[a], dim=1)
+        other = nn.functional.normalize(z[b].detach(), dim=1)
+        total = total - PowerSpherical(mu, kappa[a], validate_args=False).log_prob(other).mean()
+    (total / 2 / torch.cat(kappa).detach().mean()).backward()
+    for name, parameter in method.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, msg=name, rtol=1e-3, atol=1e-5)
+
+
+def test_an_uncertain_network_learns_as_fast() -> None:
+    """A gradient that vanishes with kappa leaves the network where it was."""
+    norms = []
+    for bias in (0.0, -8.0):
+        method = vi_simsiam()
+        assert method.kappa_head is not None
+        nn.init.constant_(method.kappa_head.layers[-1].bias, bias)
+        method(some_views(), torch.zeros(8))[0].backward()
+        gradients = [parameter.grad for parameter in method.predictor.parameters()]
+        norms.append(nn.utils.get_total_norm([g for g in gradients if g is not None]).item())
+    assert norms[1] == pytest.approx(norms[0], rel=0.1)
 
 
 def test_kappa_reaches_any_certainty_at_the_learning_rates_of_sgd() -> None:

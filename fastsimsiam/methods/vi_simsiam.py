@@ -8,9 +8,10 @@ concentration kappa: it is uncertain.
 No official code was found, and the paper's settings could not be checked; what is open is decided as
 follows. The loss is the alignment of the views alone. Kappa is (d - 1) exp(x), where x is the logit of
 the mean cosine that the distribution expects; a head predicts x, from one half on. With softplus in
-place of exp, SGD would not reach the 18,423 that a mean cosine of 0.9 takes (d 2048). The density is
-divided by d. Its gradient by the cosine is then kappa / d / (1 + cosine): 0.7 at one half, 4.7 at 0.9,
-where SimSiam's is 1: the surer the network is, the faster it learns.
+place of exp, SGD would not reach the 18,423 that a mean cosine of 0.9 takes (d 2048). The loss is the
+mean density over d; its gradient is that over the mean kappa instead. By the cosine it is then
+1 / (1 + cosine) for an image of mean kappa, where SimSiam's is 1. Over d it would grow with kappa, and
+vanish with it: at the start, when no view is predicted, kappa falls faster than the network learns.
 """
 
 from collections.abc import Mapping
@@ -105,7 +106,9 @@ class VISimSiam(Method):
         with torch.autocast(views[0].device.type, enabled=False):
             cosines = torch.stack([_cosine(p[a], z[b].detach()) for a, b in pairs])
             kappas = torch.stack([kappa[a] for a, _ in pairs])
-            loss = -self._log_density(cosines, kappas).mean() / self.config.projector_dim
+            value = -self._log_density(cosines, kappas).mean() / self.config.projector_dim
+            weight = self.config.projector_dim / kappas.detach().mean()
+            loss = value.detach() + weight * (value - value.detach())
         return loss.float(), {
             "collapse_std": collapse_std(z[0]),
             "cosine": cosines.detach().mean(),
