@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fastsimsiam.config.views import Interpolation, ViewSpec, view_sizes
 from fastsimsiam.errors import UserError
 from fastsimsiam.plan.counter_rng import hash_words
-from fastsimsiam.plan.order import epoch_order
+from fastsimsiam.plan.order import BlockOrder, order_at
 from fastsimsiam.plan.views import ViewTable, center_boxes, draw_views, without_photometric
 
 _REPLACEMENT_STREAM = 3
@@ -154,6 +154,7 @@ class TrainPlan(_SamplePool):
             consecutive pieces of the epoch's order, so the samples of a step depend on
             `batch_size * world_size` only.
         round_to: divisor of `num_batches`: the number of batches accumulated in a step.
+        blocks: order by blocks of samples that lie together, of all samples; None: a full shuffle.
     """
 
     specs: Sequence[ViewSpec]
@@ -162,8 +163,10 @@ class TrainPlan(_SamplePool):
     rank: int = 0
     world_size: int = 1
     round_to: int = 1
+    blocks: BlockOrder | None = None
 
     def __post_init__(self) -> None:
+        assert self.blocks is None or self.only is None
         require_a_batch(self.num_samples, self.batch_size * self.world_size * self.round_to)
 
     @property
@@ -197,8 +200,10 @@ class TrainPlan(_SamplePool):
         """(B,) sample indices of batch `step` of an epoch, on this rank."""
         assert 0 <= step < self.num_batches
         first = (step * self.world_size + self.rank) * self.batch_size
-        order = epoch_order(self.num_samples, self.seed, epoch)
-        return self.samples(order[first : first + self.batch_size])
+        positions = np.arange(first, first + self.batch_size)
+        if self.blocks is not None:
+            return self.blocks.at(epoch, positions)
+        return self.samples(order_at(positions, self.num_samples, self.seed, epoch))
 
     def batch(self, epoch: int, step: int) -> BatchPlan:
         """Batch `step` of an epoch, on this rank."""
