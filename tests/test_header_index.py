@@ -1,6 +1,7 @@
 """The index of headers: what it remembers, what it must not, and what it does not believe."""
 
 import errno
+import json
 import os
 import struct
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,12 @@ from test_storage import save
 
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.storage import header_index
+from fastsimsiam.storage.cached_arrays import cache_file, save_arrays
 from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.storage.names import Names
+
+HEAD = struct.Struct("<20sIQ")
+"""Magic with the version, checksum and length of the description."""
 
 
 @pytest.fixture
@@ -143,20 +150,39 @@ def test_eight_readers_hold_few_files(data: Path) -> None:
 
 
 def index_of(data: Path) -> Path:
-    file = header_index._index_file(data)
+    file = cache_file(data, "")
     assert file is not None
     return file
 
 
-def forged(paths: list[str], rows: list[tuple[int, ...]], count: int | None = None) -> bytes:
-    """An index with a right checksum."""
-    content = np.array(rows, "<i8").tobytes()
-    names = "".join(f"{path}\0" for path in paths).encode()
-    checksum = zlib.crc32(content + names)
-    head = header_index._HEAD.pack(
-        header_index._MAGIC, checksum, len(rows) if count is None else count, len(names)
+def forged(paths: list[str], rows: list[tuple[int, ...]], **changes: Any) -> bytes:
+    """An index with right checksums."""
+    names = Names.of(paths)
+    columns = np.array(rows, np.int64).T
+    arrays = {
+        "names": names.content,
+        "ends": names.ends,
+        "bytes": columns[0],
+        "mtime": columns[1],
+        "height": columns[2].astype("<i4"),
+        "width": columns[3].astype("<i4"),
+        "orientation": columns[4].astype("u1"),
+    }
+    file = Path(os.environ["XDG_CACHE_HOME"]) / "forged.bin"
+    save_arrays(file, {}, {name: array for name, array in (arrays | changes).items() if len(array)})
+    return file.read_bytes()
+
+
+def with_head(index: bytes, **changes: Any) -> bytes:
+    """An index with another description of its arrays, and the right checksum of it."""
+    magic, _, length = HEAD.unpack(index[: HEAD.size])
+    head = json.loads(index[HEAD.size : HEAD.size + length])
+    for name, described in changes.items():
+        head["arrays"][name] = described
+    content = json.dumps(head).encode().ljust(length)
+    return (
+        HEAD.pack(magic, zlib.crc32(content), len(content)) + content + index[HEAD.size + length :]
     )
-    return head + content + names
 
 
 def test_a_forged_index_is_not_believed(data: Path) -> None:
@@ -172,24 +198,27 @@ def test_a_forged_index_is_not_believed(data: Path) -> None:
         good[:40],
         b"",
         b"PK\x03\x04" + good,
-        good.replace(b"index 2", b"index 1"),
+        good.replace(b"index 3", b"index 2"),
         *(good[:n] + bytes([good[n] ^ 1]) + good[n + 1 :] for n in range(0, len(good), 7)),
         *(
             forged(["k/a.png"], [(size, mtime, *row)])
-            for row in (
-                (0, 8, 1),
-                (-4, 8, 1),
-                (4, 2**40, 1),
-                (4, 8, 0),
-                (4, 8, 9),
-                (4, 8, -(2**62)),
-            )
+            for row in ((0, 8, 1), (-4, 8, 1), (4, 8, 0), (4, 8, 9))
         ),
         forged(["k/a.png"], [(size, mtime, 99, 99, 1)] * 2),
-        forged(["k/a.png", "k/a.png"], [(size, mtime, 99, 99, 1)] * 2),
-        forged(["k/a.png"], [(size, mtime, 99, 99, 1)], count=2**61),
-        forged(["k/a.png"], [(size, mtime, 99, 99, 1)], count=-1),
-        struct.pack("<20sIqq", header_index._MAGIC, 0, 2**40, 2**40),
+        forged(["k/a.png", "k/b.png"], [(size, mtime, 99, 99, 1)]),
+        forged(["k/a.png"], [(size, mtime, 99, 99, 1)], height=np.zeros(0, "<i4")),
+        forged(["k/a.png"], [(size, mtime, 99, 99, 1)], height=np.array([99, 99], "<i4")),
+        forged(["k/a.png"], [(size, mtime, 99, 99, 1)], ends=np.array([5])),
+        forged(["k/a.png"], [(size, mtime, 99, 99, 1)], ends=np.array([2**60])),
+        forged(["k/a.png"], [(size, mtime, 99, 99, 1)] * 2, ends=np.array([7, 7])),
+        with_head(good, bytes=["<i8", 2**61, 0, 0]),
+        with_head(good, bytes=["<i8", -1, 0, 0]),
+        with_head(good, bytes=["<i8", 0, -64, 0]),
+        with_head(good, bytes=["O", 3, 0, 0]),
+        with_head(good, bytes=["<i8", 0]),
+        with_head(good, bytes=None),
+        HEAD.pack(b"fastsimsiam index 3\n", zlib.crc32(b"[1]"), 3) + b"[1]",
+        HEAD.pack(b"fastsimsiam index 3\n", 0, 2**40),
     ]
     for content in poison:
         index.write_bytes(content)
@@ -197,15 +226,24 @@ def test_a_forged_index_is_not_believed(data: Path) -> None:
         assert index.read_bytes() == good, content[:80]
 
 
-def test_a_huge_index_takes_no_memory(data: Path) -> None:
-    """The file claims 2^37 rows, and has them: a hole of terabytes."""
+def test_a_huge_index_takes_no_memory_and_no_time(data: Path) -> None:
+    """A hole of terabytes."""
     index = index_of(data)
     index.parent.mkdir(parents=True, exist_ok=True)
     with open(index, "wb") as file:
-        file.write(header_index._HEAD.pack(header_index._MAGIC, 0, 2**37, 8))
-        file.truncate(header_index._HEAD.size + 2**37 * 40 + 8)
+        file.write(HEAD.pack(b"fastsimsiam index 3\n", 0, 2**43))
+        file.truncate(2**43)
     assert widths(open_split(data, "train")) == [8, 9, 10]
-    assert index.stat().st_size < 1000
+    assert index.stat().st_size < 2000
+
+
+def test_what_is_left_of_an_index_is_used(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_split(data, "train")
+    save(data / "k" / "aa.png", (20, 4))
+    (data / "k" / "c.png").unlink()
+    read = reading(monkeypatch, {})
+    assert widths(open_split(data, "train")) == [8, 20, 9]
+    assert read == ["aa.png"]
 
 
 def link_to_a_pipe(path: Path) -> None:
@@ -257,7 +295,7 @@ def test_without_a_home_there_is_no_index(data: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
-    assert header_index._index_file(data) is None
+    assert cache_file(data, "") is None
     read = reading(monkeypatch, {})
     for _ in range(2):
         assert widths(open_split(data, "train")) == [8, 9, 10]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage import header_index
+from fastsimsiam.storage.cached_arrays import cache_file
 from fastsimsiam.storage.class_folder import open_split
 
 
@@ -115,7 +116,7 @@ def test_only_changed_files_are_read_again(tmp_path: Path, monkeypatch: pytest.M
 def test_a_damaged_index_is_rebuilt(tmp_path: Path) -> None:
     save(tmp_path / "data" / "k" / "a.png")
     open_split(tmp_path / "data", "train")
-    index = header_index._index_file(tmp_path / "data")
+    index = cache_file(tmp_path / "data", "")
     assert index.exists()
     index.write_bytes(index.read_bytes()[:40])
     assert open_split(tmp_path / "data", "train").sizes.tolist() == [[8, 12]]

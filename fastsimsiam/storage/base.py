@@ -23,7 +23,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastsimsiam.system.text import as_bytes
+from fastsimsiam.storage.names import Names
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 """Formats of the encoded images, by PIL's names: `image_file.open_image` opens them by content."""
@@ -116,8 +116,13 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
 
+def as_names(paths: Sequence[str]) -> Names:
+    """The same names, in arrays."""
+    return paths if isinstance(paths, Names) else Names.of(paths)
+
+
 def fingerprint(storage: Images) -> str:
     """A short text that changes when the images of a data set change (by path or size)."""
-    digest = hashlib.sha256(as_bytes("\n".join(storage.paths)))
+    digest = hashlib.sha256(as_names(storage.paths).lines())
     digest.update(np.ascontiguousarray(storage.sizes).tobytes())
     return f"{len(storage)} images, {digest.hexdigest()[:12]}"

@@ -16,6 +16,7 @@ from fastsimsiam.storage import passed_over as kinds
 from fastsimsiam.storage.base import Report
 from fastsimsiam.storage.header_index import read_headers
 from fastsimsiam.storage.listing import Listing, beside_splits, list_images
+from fastsimsiam.storage.names import Names
 from fastsimsiam.storage.read_ahead import read_ahead
 from fastsimsiam.storage.split_names import (
     find_split,
@@ -162,7 +163,7 @@ def open_split(
         passed_over |= beside_splits(data)
     return ClassFolder(
         root=root,
-        paths=paths,
+        paths=Names.of(paths),
         classes=known,
         label=np.array([label[folder] for folder in folders], dtype=np.int64),
         sizes=headers.rows[:, :2].astype(np.int32),

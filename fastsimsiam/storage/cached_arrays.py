@@ -1,0 +1,178 @@
+"""Arrays in the user's cache folder: what was read of a data set, so that it is not read again.
+
+The cache folder is `XDG_CACHE_HOME`, else ~/.cache. A file holds: the magic with its version; CRC-32
+and length of a JSON object; this object, of what the author wants and of each array's data type,
+length, position and CRC-32; the arrays, without a gap. Nothing in it is code, and nothing in it is
+trusted: whoever can write to the cache folder may have written it.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+import struct
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsimsiam.errors import UserError
+from fastsimsiam.system.files import written_whole
+
+_MAGIC = b"fastsimsiam index 3\n"
+_HEAD = struct.Struct(f"<{len(_MAGIC)}sIQ")
+_ALIGNED = 8
+_MAPPED = 1 << 28
+"""Bytes of a file from which on it is mapped instead of read. It is replaced as a whole alone."""
+_CHUNK = 1 << 24
+_DTYPES = ("<i8", "<i4", "|u1")
+_LARGEST_HEAD = 1 << 30
+_PARTIAL = re.compile(r"index-[0-9a-f]{20}\.\w+\.(\d{1,7})\.partial")
+"""A file that a process writes; the group is its number."""
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def cache_file(root: Path, form: str) -> Path | None:
+    """The file for a data set; None where there is no folder for it: no home, and no XDG_CACHE_HOME.
+
+    Args:
+        root: the data set's folder or file.
+        form: what it is read as: two forms of one folder have two files.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME")
+    if not cache:
+        try:
+            cache = os.fspath(Path.home() / ".cache")
+        except RuntimeError:
+            return None
+    name = os.fsencode(root.resolve()) + (b"\0" + form.encode() if form else b"")
+    return Path(cache) / "fastsimsiam" / f"index-{hashlib.sha256(name).hexdigest()[:20]}.bin"
+
+
+def load_arrays(
+    file: Path | None, most_bytes: int
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]] | None:
+    """What was saved, read-only; None if there is nothing that is whole.
+
+    Args:
+        file: of `cache_file`.
+        most_bytes: a larger file is not read.
+    """
+    if file is None:
+        return None
+    _remove_leftovers(file)
+    try:
+        # Without O_NONBLOCK a named pipe would wait for somebody to write to it.
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
+            status = os.fstat(handle.fileno())
+            if not stat.S_ISREG(status.st_mode) or not _HEAD.size <= status.st_size <= most_bytes:
+                return None
+            if status.st_size < _MAPPED:
+                content = np.fromfile(handle, np.uint8)
+            else:
+                content = np.memmap(handle, np.uint8, "r")
+    except (OSError, ValueError):
+        return None
+    try:
+        return _parsed(content)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
+        return None
+
+
+def save_arrays(file: Path | None, facts: Mapping[str, Any], arrays: Arrays) -> None:
+    """Saves arrays atomically; does nothing where the cache folder cannot be written.
+
+    Args:
+        file: of `cache_file`; several processes may write it together, the last one wins.
+        facts: what else is to be known, as JSON has it.
+        arrays: (N,) arrays of int64, int32 or uint8.
+    """
+    if file is None:
+        return
+    described: dict[str, list[Any]] = {}
+    position = 0
+    # Each begins at a multiple of the size of its elements.
+    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
+    for name, array in arrays.items():
+        described[name] = [array.dtype.str, len(array), position, _checksum(_bytes(array))]
+        position += array.nbytes
+    head = json.dumps({"facts": facts, "arrays": described}).encode()
+    head += b" " * (-(_HEAD.size + len(head)) % _ALIGNED)
+    # Without it all is read again, which costs time alone.
+    with (
+        suppress(UserError),
+        written_whole(file, "index") as partial,
+        open(partial, "wb") as handle,
+    ):
+        handle.write(_HEAD.pack(_MAGIC, zlib.crc32(head), len(head)) + head)
+        for array in arrays.values():
+            handle.write(_bytes(array).data)
+
+
+def _parsed(content: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    magic, checksum, length = _HEAD.unpack(content[: _HEAD.size].tobytes())
+    if magic != _MAGIC or length > min(_LARGEST_HEAD, len(content) - _HEAD.size):
+        raise ValueError("another file")
+    head = content[_HEAD.size : _HEAD.size + length].tobytes()
+    if zlib.crc32(head) != checksum:
+        raise ValueError("damaged")
+    described = json.loads(head)
+    start = _HEAD.size + length
+    end, arrays = start, {}
+    for name, (dtype, count, position, expected) in described["arrays"].items():
+        if dtype not in _DTYPES or count < 0 or position < 0:
+            raise ValueError("no such array")
+        begin = start + position
+        part = content[begin : begin + count * np.dtype(dtype).itemsize]
+        array = part.view(dtype)
+        if len(array) != count or _checksum(part) != expected:
+            raise ValueError("damaged")
+        array.flags.writeable = False
+        arrays[name] = array
+        end = max(end, begin + len(part))
+    if end != len(content):
+        raise ValueError("another length")
+    return described["facts"], arrays
+
+
+def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+def _checksum(content: npt.NDArray[np.uint8]) -> int:
+    value = 0
+    for first in range(0, len(content), _CHUNK):
+        value = zlib.crc32(content[first : first + _CHUNK].data, value)
+    return value
+
+
+def _remove_leftovers(file: Path) -> None:
+    """Removes what cannot be used any more: files of killed processes and of earlier versions."""
+    with suppress(OSError):
+        if stat.S_ISFIFO(file.lstat().st_mode):
+            file.unlink()
+    with suppress(OSError):
+        file.with_suffix(".npz").unlink()
+    with suppress(OSError), os.scandir(file.parent) as entries:
+        for entry in entries:
+            written_by = _PARTIAL.fullmatch(entry.name)
+            if entry.name.startswith("tmp") or (written_by and not _is_alive(int(written_by[1]))):
+                with suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _is_alive(process: int) -> bool:
+    """Whether there is a process with this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,127 @@
+"""Images that lie in files of many: tars, Arrow files. A `Storage` for every such format.
+
+A format gives what it finds as rows: the file, the position and the length of each encoded image. To
+read them needs nothing of the format any more.
+"""
+
+import errno
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.storage.record_files import RecordFiles
+from fastsimsiam.storage.system_errors import why_not_read
+from fastsimsiam.system.text import printable
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedImages:
+    """A `Storage` of N images in S files; attributes as there.
+
+    Attributes:
+        root: the folder or file that the user has named.
+        files: the files.
+        starts: S + 1 numbers: the first image of each file, and N.
+        position: (N,) int64 first byte of each encoded image in its file.
+        length: (N,) integer bytes of each encoded image.
+        unreadable: sample -> reason, completing "NAME ...", of images that cannot be used.
+    """
+
+    root: Path
+    files: RecordFiles
+    starts: Sequence[int]
+    paths: Sequence[str]
+    classes: Sequence[str]
+    label: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]
+    orientation: npt.NDArray[np.uint8]
+    position: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    is_packed: ClassVar[bool] = True
+
+    @property
+    def bytes_total(self) -> int:
+        """Total size of the encoded images."""
+        return int(self.length.sum())
+
+    @property
+    def blocks(self) -> npt.NDArray[np.int64]:
+        """See `Storage`: the files."""
+        return np.array(self.starts, np.int64)
+
+    @property
+    def all_files(self) -> Sequence[Path]:
+        """See `Storage`."""
+        return [stamp.path for stamp in self.files.stamps]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.length)
+
+    def name(self, index: int) -> str:
+        """File and name of an image, printable."""
+        file = self.files.stamps[self._file_of(index)].path
+        return printable(f"{file}: {self.paths[index]}")
+
+    def read(self, index: int) -> memoryview:
+        """The encoded bytes of an image, in memory that this thread's next call overwrites.
+
+        Raises:
+            BadImageError: the image is on a part of the disk that cannot be read.
+            UserError: its file was cut off or changed, or the system cannot read it.
+        """
+        number = self._file_of(index)
+        length = int(self.length[index])
+        try:
+            return self.files[number].read(int(self.position[index]), length)
+        except EOFError as error:
+            raise UserError(
+                f"{self.name(index)} is beyond the end of its file, which was cut off: restore it and "
+                "start the command again"
+            ) from error
+        except MemoryError as error:
+            reason = f"no memory for {length} bytes"
+            raise BadImageError(f"{self.name(index)} cannot be read ({reason})") from error
+        except OSError as error:
+            if error.errno == errno.EIO:  # the one reason that may concern a part of the file alone
+                raise BadImageError(
+                    f"{self.name(index)} cannot be read ({error.strerror})"
+                ) from error
+            raise UserError(why_not_read(self.files.stamps[number].path, error)) from error
+
+    def will_need(self, index: int) -> None:
+        """Starts reading an image into the page cache; errors are left to `read`."""
+        try:
+            file = self.files[self._file_of(index)]
+        except UserError:
+            return
+        file.will_need(int(self.position[index]), int(self.length[index]))
+
+    def require_readable(self, option: str = "skip") -> None:
+        """Refuses a data set with images that cannot be used.
+
+        Args:
+            option: value of --on-bad-image that skips them, for the message.
+
+        Raises:
+            UserError: names the first such image and how many there are.
+        """
+        if not self.unreadable:
+            return
+        index, reason = next(iter(self.unreadable.items()))
+        more = f" (and {len(self.unreadable) - 1} more)" if len(self.unreadable) > 1 else ""
+        raise UserError(
+            f"{self.name(index)} {reason}{more}: fetch or make its file again, or pass --on-bad-image "
+            f"{option}"
+        )
+
+    def _file_of(self, index: int) -> int:
+        return bisect_right(self.starts, index) - 1
