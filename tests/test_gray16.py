@@ -23,7 +23,8 @@ from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.report.thumbnails import center
 from fastsimsiam.storage.beton import open_beton
-from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.tools.pack import PackOptions, pack
 from fastsimsiam.train.pretrain import pretrain
 
@@ -47,7 +48,7 @@ def x_rays(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def first_crops(name: str, storage: ClassFolder, gray16_max: int) -> np.ndarray:
+def first_crops(name: str, storage: ImageFiles, gray16_max: int) -> np.ndarray:
     """The crops of a batch."""
     plan = TrainPlan(
         label=storage.label,

@@ -18,7 +18,8 @@ from test_storage import save
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.storage import header_index
 from fastsimsiam.storage.cached_arrays import cache_file, save_arrays
-from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.storage.names import Names
 
 HEAD = struct.Struct("<20sIQ")
@@ -53,7 +54,7 @@ def failing(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def widths(found: ClassFolder) -> list[int]:
+def widths(found: ImageFiles) -> list[int]:
     return found.sizes[:, 1].tolist()
 
 

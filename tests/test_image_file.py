@@ -21,7 +21,7 @@ from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.storage.base import IMAGE_FORMATS, Storage
-from fastsimsiam.storage.class_folder import ClassFolder
+from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.storage.image_header import exif_orientation, read_header
 
 WHOLE = {
@@ -57,7 +57,7 @@ def one_file(path: Path) -> Storage:
         height, width, orientation = read_header(path)
     except BadImageError:
         height, width, orientation = 0, 0, 1
-    return ClassFolder(
+    return ImageFiles(
         root=path.parent,
         paths=[path.name],
         classes=["k"],

@@ -203,7 +203,7 @@ def test_every_loader_counts_warnings_and_refuses_them_if_it_is_told_to(
         assert named(loader.bad_images) == IN_DATA
         # Used in place of others too, and reported once.
         assert named(loader.warned_images) == HARMLESS
-    shown = {storage.path(index).name for index in batch.index.tolist()}
+    shown = {storage.file_of(index).name for index in batch.index.tolist()}
     assert shown == {f"{number:02d}.jpg" for number in range(20)} - IN_DATA
 
 
@@ -216,7 +216,7 @@ def test_the_guess_that_is_shown_is_that_of_the_other_loaders(name: str, warned:
         shown = next(iter(loader.iterate(plan_of(storage)))).crops[0]
         # nvJPEG's guess is another one; that of DALI on the CPU may be the same.
         own = {n for n in range(len(storage)) if loader._first_use.is_taken_back(n)}
-    assert {storage.path(number).name for number in own} == HARMLESS | IN_DATA
+    assert {storage.file_of(number).name for number in own} == HARMLESS | IN_DATA
     assert (shown.int() - wanted.int()).abs().max() <= 2
 
 
@@ -354,7 +354,7 @@ def test_packed_files_are_right_for_ffcvs_own_decoder(tmp_path: Path) -> None:
     )
     (images, *_) = next(iter(loader))
     for index, shown in enumerate(np.asarray(images)):
-        wanted = np.asarray(open_with_pil(storage.path(index)), np.int16)
+        wanted = np.asarray(open_with_pil(storage.file_of(index)), np.int16)
         # Its DCT and its upsampling are the fast ones.
         assert np.abs(shown - wanted).mean() < 4, storage.paths[index]
 

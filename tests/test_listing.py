@@ -17,7 +17,8 @@ from fastsimsiam.cli import main
 from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage import open as storages
-from fastsimsiam.storage.class_folder import ClassFolder, has_split, open_split
+from fastsimsiam.storage.class_folder import has_split, open_split
+from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.storage.listing import IMAGE_SUFFIXES, list_images
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.train.pretrain import pretrain
@@ -287,7 +288,7 @@ def test_classes_that_one_split_lacks(tmp_path: Path) -> None:
         open_split(tmp_path, "val", classes=train.classes)
 
 
-def linked(tmp_path: Path, *links: tuple[str, str]) -> ClassFolder:
+def linked(tmp_path: Path, *links: tuple[str, str]) -> ImageFiles:
     """A set of cat/1.png and dog/1.png with links (from, to)."""
     for name in ("cat", "dog"):
         save(tmp_path / "train" / name / "1.png")

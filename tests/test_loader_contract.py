@@ -40,7 +40,8 @@ from fastsimsiam.loaders.resident_loader import ResidentLoader, decode_all
 from fastsimsiam.plan.batches import Plan, TrainPlan
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import open_beton
-from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.system import optional
 from fastsimsiam.tools.pack import PackOptions, pack
 
@@ -86,7 +87,7 @@ def _pack_here(tmp_path_factory: pytest.TempPathFactory) -> None:
     _packed[()] = tmp_path_factory.mktemp("packed")
 
 
-def stored(name: str, storage: ClassFolder) -> Storage:
+def stored(name: str, storage: ImageFiles) -> Storage:
     """The images as a loader wants them: packed for ffcv."""
     if name != "ffcv":
         return storage
@@ -323,7 +324,7 @@ def test_broken_images_are_replaced_and_reported(name: str, damaged: Path) -> No
     loader = make_loader(name, storage, on_bad_image="skip")
     batch = run(loader, train_plan(storage))[0]
     bad = {4, 6, 7}
-    broken = {i for i in range(20) if storage.path(i).name in ("04.jpg", "06.jpg", "07.jpg")}
+    broken = {i for i in range(20) if storage.file_of(i).name in ("04.jpg", "06.jpg", "07.jpg")}
     assert len(broken) == len(bad)
     assert not broken & set(batch.index.tolist())
     assert {Path(path).name for path in loader.bad_images} == {"04.jpg", "06.jpg", "07.jpg"}
@@ -373,7 +374,7 @@ def test_what_the_decoder_refuses_is_named(name: str, damaged: Path) -> None:
     assert [len(batch.index) for batch in batches] == [5] * 4
     assert {Path(path).name for path in loader.bad_images} == {"04.jpg"}
     whole = {f"{number:02d}.jpg" for number in range(20)} - {"04.jpg"}
-    assert {storage.path(i).name for batch in batches for i in batch.index.tolist()} == whole
+    assert {storage.file_of(i).name for batch in batches for i in batch.index.tolist()} == whole
 
 
 def test_oddities_come_out_as_upright_rgb(name: str, tmp_path: Path) -> None:
@@ -446,7 +447,7 @@ def test_the_storage_alone_says_how_an_image_stands(name: str, tmp_path: Path) -
 def test_a_file_that_changes_size_during_a_run_is_reported(name: str, damaged: Path) -> None:
     storage = open_split(damaged, "train")
     for index in range(len(storage)):
-        Image.new("RGB", (10, 10)).save(storage.path(index))
+        Image.new("RGB", (10, 10)).save(storage.file_of(index))
     with pytest.raises(BadImageError, match="10x10 pixels, but was 64x48"):
         run(make_loader(name, storage), train_plan(storage))
 
@@ -545,7 +546,7 @@ def test_beside_a_cpu_that_trains_files_alone_are_read_ahead(
         made.add(index)
         return decode(policy, storage, index)
 
-    monkeypatch.setattr(ClassFolder, "will_need", lambda _, index: asked.add(index))
+    monkeypatch.setattr(ImageFiles, "will_need", lambda _, index: asked.add(index))
     monkeypatch.setattr(BadImagePolicy, "read_rgb", counted)
     with closing(
         cpu_module.cpu_loader(storage, LoaderOptions(device=CPU), prefetch=prefetch)
@@ -570,11 +571,11 @@ def test_reading_ahead_ends_when_its_batch_is_due(
     plan = train_plan(storage)
     asked: list[int] = []
 
-    def slow(_: ClassFolder, index: int) -> None:
+    def slow(_: ImageFiles, index: int) -> None:
         asked.append(index)
         time.sleep(0.2)
 
-    monkeypatch.setattr(ClassFolder, "will_need", slow)
+    monkeypatch.setattr(ImageFiles, "will_need", slow)
     with closing(cpu_module.cpu_loader(storage, LoaderOptions(device=CPU, workers=1))) as loader:
         batches = loader.iterate(plan)
         next(batches)
@@ -614,7 +615,7 @@ def test_asking_for_what_will_be_needed(
         asked.will_need(index)
         assert bytes(asked.read(index)) == before
         start, length, advice = told.pop()
-        with open(asked.path(index) if where == "folder" else asked.root, "rb") as file:
+        with open(asked.file_of(index) if where == "folder" else asked.root, "rb") as file:
             file.seek(start)
             assert file.read(length or None) == before
         assert advice == os.POSIX_FADV_WILLNEED
@@ -625,7 +626,7 @@ def test_decoding_is_bit_equal_to_pil(photos: Path) -> None:
     storage = open_split(photos, "train")
     for index in range(0, len(storage), 5):
         ours = read_rgb(storage, index)
-        np.testing.assert_array_equal(ours, np.asarray(open_with_pil(storage.path(index))))
+        np.testing.assert_array_equal(ours, np.asarray(open_with_pil(storage.file_of(index))))
 
 
 def test_batches_stay_whole_while_they_are_held(class_folders: Path) -> None:

@@ -74,7 +74,7 @@ def test_they_pass_through_the_index(data: Path, monkeypatch: pytest.MonkeyPatch
     again = open_split(data, "train")
     assert list(again.paths) == list(first.paths)
     assert fingerprint(again) == fingerprint(first)
-    assert [printable(again.path(i)) for i in range(len(again))] == [
+    assert [printable(again.file_of(i)) for i in range(len(again))] == [
         again.name(i) for i in range(len(again))
     ]
 

@@ -170,7 +170,7 @@ def test_the_picture_of_views_is_in_their_own_colors(class_folders: Path, tmp_pa
         draw_views_grid(storage, samples, told, seed=1, out=file)
         grid = open_with_pil(file)
         for row, sample in enumerate(samples):
-            image = open_with_pil(storage.path(sample))
+            image = open_with_pil(storage.file_of(sample))
             for view, spec in enumerate(specs):
                 box = boxes[row, view].tolist()
                 crop = crop_with_pil(image, box, 192, spec.interpolation)

@@ -61,7 +61,7 @@ def test_jpegs_are_copied_byte_by_byte(images: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(beton.sizes, folder.sizes)
     assert list(beton.classes) == ["k0", "k1"]
     for index in range(12):
-        assert bytes(beton.read(index)) == folder.path(index).read_bytes()
+        assert bytes(beton.read(index)) == folder.file_of(index).read_bytes()
     manifest = json.loads(manifest_path(tmp_path / "a.beton").read_text())
     assert manifest["images_with_their_own_bytes"] == manifest["images_total"] == 12
     assert manifest["images_of_class"] == [6, 6]

@@ -26,8 +26,8 @@ def test_split_folders(class_folders: Path) -> None:
     assert (len(train), len(val)) == (96, 24)
     assert train.classes == ["ant", "bee", "cow"]
     for index in (0, 40, 95):
-        assert train.path(index).parent.name == train.classes[train.label[index]]
-        with Image.open(train.path(index)) as image:
+        assert train.file_of(index).parent.name == train.classes[train.label[index]]
+        with Image.open(train.file_of(index)) as image:
             width, height = image.size
         assert train.sizes[index].tolist() == [height, width]
 

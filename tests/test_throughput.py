@@ -147,7 +147,7 @@ def test_cpu_to_reference(storage: Storage) -> None:
     boxes = plan_of(storage).rows(0, np.arange(IMAGES)).views.box
 
     def reference(index: int) -> None:
-        image = open_with_pil(storage.path(index))
+        image = open_with_pil(storage.file_of(index))
         for view in range(2):
             np.asarray(crop_with_pil(image, boxes[index, view].tolist(), 224))
 

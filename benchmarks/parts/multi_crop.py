@@ -21,7 +21,8 @@ from fastsimsiam.loaders.cpu_loader import cpu_loader
 from fastsimsiam.loaders.resident_loader import resident_loader
 from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.recipes import catalogue
-from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.system.optional import has_ffcv
 
 VIEWS = {
@@ -31,7 +32,7 @@ VIEWS = {
 _BATCH = 50
 
 
-def loaders(files: ClassFolder, workers: int) -> dict[str, Loader]:
+def loaders(files: ImageFiles, workers: int) -> dict[str, Loader]:
     """The loaders by name; ffcv where it is installed."""
     options = LoaderOptions(device=CPU, workers=workers)
     made: dict[str, Loader] = {

@@ -38,20 +38,21 @@ from benchmarks.harness import (
 )
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.loaders.device_decode import decode_jpegs
-from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.system.optional import has_dali
 
 _DALI_BATCH = 32
 _NVJPEG_BATCH = 64
 
-Decode = Callable[[ClassFolder, list[int], int], Iterator[int]]
+Decode = Callable[[ImageFiles, list[int], int], Iterator[int]]
 """(files, indices of the images, number of threads) -> numbers of decoded images, one per step."""
 
 
-def threaded(decode_one: Callable[[ClassFolder, int], object]) -> Decode:
+def threaded(decode_one: Callable[[ImageFiles, int], object]) -> Decode:
     """Runs a decoder of single files on threads."""
 
-    def decode(files: ClassFolder, index: list[int], workers: int) -> Iterator[int]:
+    def decode(files: ImageFiles, index: list[int], workers: int) -> Iterator[int]:
         def count(number: int) -> int:
             decode_one(files, number)
             return 1
@@ -62,33 +63,35 @@ def threaded(decode_one: Callable[[ClassFolder, int], object]) -> Decode:
     return decode
 
 
-def fresh_memory(files: ClassFolder, number: int) -> None:
+def fresh_memory(files: ImageFiles, number: int) -> None:
     """libjpeg-turbo with newly allocated memory for each file and frame."""
-    simplejpeg.decode_jpeg(files.path(number).read_bytes(), "RGB")
+    simplejpeg.decode_jpeg(files.file_of(number).read_bytes(), "RGB")
 
 
-def fast_dct(files: ClassFolder, number: int) -> None:
+def fast_dct(files: ImageFiles, number: int) -> None:
     """libjpeg-turbo with its fastest settings."""
-    simplejpeg.decode_jpeg(files.path(number).read_bytes(), "RGB", fastdct=True, fastupsample=True)
+    simplejpeg.decode_jpeg(
+        files.file_of(number).read_bytes(), "RGB", fastdct=True, fastupsample=True
+    )
 
 
-def encoded(files: ClassFolder, number: int) -> Tensor:
+def encoded(files: ImageFiles, number: int) -> Tensor:
     """The bytes of a file."""
-    return torch.from_numpy(np.fromfile(files.path(number), np.uint8))
+    return torch.from_numpy(np.fromfile(files.file_of(number), np.uint8))
 
 
-def torchcodec_cpu(files: ClassFolder, number: int) -> None:
+def torchcodec_cpu(files: ImageFiles, number: int) -> None:
     """Torchcodec's binding of libjpeg-turbo."""
     decode_jpegs([encoded(files, number)], torch.device("cpu"))
 
 
-def pillow(files: ClassFolder, number: int) -> None:
+def pillow(files: ImageFiles, number: int) -> None:
     """PIL."""
-    with Image.open(files.path(number)) as image:
+    with Image.open(files.file_of(number)) as image:
         np.asarray(image.convert("RGB"))
 
 
-def nvjpeg(files: ClassFolder, index: list[int], workers: int) -> Iterator[int]:
+def nvjpeg(files: ImageFiles, index: list[int], workers: int) -> Iterator[int]:
     """Torchcodec's binding of nvJPEG, by batches; threads read the files."""
     with ThreadPoolExecutor(workers) as pool:
         for first in range(0, len(index), _NVJPEG_BATCH):
@@ -102,12 +105,12 @@ def nvjpeg(files: ClassFolder, index: list[int], workers: int) -> Iterator[int]:
 def dali(device: str) -> Decode:
     """DALI's reader and decoder, on the device `cpu` or `mixed` (the GPU)."""
 
-    def decode(files: ClassFolder, index: list[int], workers: int) -> Iterator[int]:
+    def decode(files: ImageFiles, index: list[int], workers: int) -> Iterator[int]:
         from nvidia.dali import fn, pipeline_def, types
 
         @pipeline_def
         def frames() -> Any:
-            data, _ = fn.readers.file(files=[str(files.path(number)) for number in index])
+            data, _ = fn.readers.file(files=[str(files.file_of(number)) for number in index])
             return fn.decoders.image(data, device=device, output_type=types.RGB)
 
         pipeline = frames(

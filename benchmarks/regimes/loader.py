@@ -57,7 +57,8 @@ from fastsimsiam.plan.batches import TrainPlan
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import Beton, open_beton
-from fastsimsiam.storage.class_folder import ClassFolder, open_split
+from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.tools.pack import PackOptions, pack
 
 CPU = torch.device("cpu")
@@ -69,7 +70,7 @@ IMAGES_FOR_MEMORY = 1000
 
 Epoch = Callable[[int, int], Iterator[int]]
 """(number of the epoch, number of images) -> number of images of each batch."""
-Make = Callable[[ClassFolder, int], Epoch]
+Make = Callable[[ImageFiles, int], Epoch]
 """(files, number of workers) -> an epoch function."""
 
 
@@ -86,7 +87,7 @@ def plan_of(storage: Storage, images: int) -> TrainPlan:
     )
 
 
-def decode(storage: ClassFolder, workers: int) -> Epoch:
+def decode(storage: ImageFiles, workers: int) -> Epoch:
     """Decodes every image without an orientation flag and drops the pixels."""
     upright = np.flatnonzero(storage.orientation == 1).tolist()
 
@@ -106,10 +107,10 @@ def unchecked(workers: int) -> LoaderOptions:
     return LoaderOptions(device=CPU, workers=workers, check_images=False)
 
 
-def ours(make: Callable[[ClassFolder, int], Loader]) -> Make:
+def ours(make: Callable[[ImageFiles, int], Loader]) -> Make:
     """A configuration of one of our loaders."""
 
-    def configuration(storage: ClassFolder, workers: int) -> Epoch:
+    def configuration(storage: ImageFiles, workers: int) -> Epoch:
         loader = make(storage, workers)
 
         def epoch(number: int, images: int) -> Iterator[int]:
@@ -122,7 +123,7 @@ def ours(make: Callable[[ClassFolder, int], Loader]) -> Make:
     return configuration
 
 
-def cpu_color(storage: ClassFolder, workers: int) -> Epoch:
+def cpu_color(storage: ImageFiles, workers: int) -> Epoch:
     """The loader cpu and our color, compiled as in long runs."""
     loader = cpu_loader(storage, LoaderOptions(device=CPU, workers=workers))
     photometric = Photometric(catalogue.recipe("imagenet-100ep").views, (224, 224))
@@ -136,7 +137,7 @@ def cpu_color(storage: ClassFolder, workers: int) -> Epoch:
     return epoch
 
 
-def ffcv_stock(storage: ClassFolder, workers: int) -> Epoch:
+def ffcv_stock(storage: ImageFiles, workers: int) -> Epoch:
     """FFCV's own operations. Every epoch reads the whole file."""
     from benchmarks.peers.stock_ffcv import stock_ffcv_loader
 
@@ -144,7 +145,7 @@ def ffcv_stock(storage: ClassFolder, workers: int) -> Epoch:
     return lambda number, images: (len(views[0]) for views in loader)
 
 
-def dali_stock(storage: ClassFolder, workers: int) -> Epoch:
+def dali_stock(storage: ImageFiles, workers: int) -> Epoch:
     """DALI's own reader and crops. It has no epochs: its queue stays full from one to the next."""
     from benchmarks.peers.stock_dali import stock_dali_batches
 
@@ -158,7 +159,7 @@ def dali_stock(storage: ClassFolder, workers: int) -> Epoch:
     return epoch
 
 
-def official(storage: ClassFolder, workers: int) -> Epoch:
+def official(storage: ImageFiles, workers: int) -> Epoch:
     """The official recipe's loader."""
     num_files = len(set(storage.paths))
 
@@ -170,7 +171,7 @@ def official(storage: ClassFolder, workers: int) -> Epoch:
     return epoch
 
 
-def lightly(storage: ClassFolder, workers: int) -> Epoch:
+def lightly(storage: ImageFiles, workers: int) -> Epoch:
     """Lightly's transform and dataset."""
     from benchmarks.peers.lightly_simsiam import lightly_loader
 
@@ -184,7 +185,7 @@ def lightly(storage: ClassFolder, workers: int) -> Epoch:
     return epoch
 
 
-def packed(storage: ClassFolder) -> Beton:
+def packed(storage: ImageFiles) -> Beton:
     """The images as a packed file, written at the first call."""
     content = "\n".join([str(storage.root), *storage.paths])
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]

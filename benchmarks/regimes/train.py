@@ -40,7 +40,7 @@ from fastsimsiam.doctor.diagnosis import parts_allow
 from fastsimsiam.doctor.measure import batches_of, logged, trainer_of, wait_for
 from fastsimsiam.doctor.synthetic import repeated
 from fastsimsiam.recipes import catalogue
-from fastsimsiam.storage.class_folder import ClassFolder
+from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.storage.open import open_split
 
 NAMES = ("loader", "step", "train")
@@ -72,7 +72,7 @@ def config_of(args: argparse.Namespace) -> Config:
 def measure(name: str, config: Config, steps: int) -> dict[str, Any]:
     """Times one of NAMES in this process."""
     storage = open_split(config.data, "train")
-    if isinstance(storage, ClassFolder) and config.loader != "resident":
+    if isinstance(storage, ImageFiles) and config.loader != "resident":
         # One epoch holds all steps: short epochs of a small data set would measure their ends.
         storage = repeated(storage, (2 * steps + _WARM_UP) * config.batch_size)
     with trainer_of(config, storage) as trainer:

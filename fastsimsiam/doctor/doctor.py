@@ -226,7 +226,7 @@ def _measure(
         host_free=host_free,
         mean_pixels=float(np.prod(train.sizes.astype(np.float64), axis=1).mean()),
         crop_pixels=float(config.image_size**2),
-        packed=train.is_one_file,
+        packed=train.is_packed,
         has_dali=has_dali(),
         why_compile_fails=why_compile_fails(device.type),
         precision=str(chosen.dtype).removeprefix("torch."),

@@ -28,9 +28,7 @@ def measure_storage(storage: Storage, workers: int | None, seconds: float) -> tu
     # Synthetic photographs repeat: a file's second read would come from the cache.
     different = list(dict(zip(storage.paths, range(len(storage)), strict=True)).values())
     chosen = different[:: -(-len(different) // _FILES)]
-    for path in {
-        storage.root if storage.is_one_file else storage.root / storage.paths[n] for n in chosen
-    }:
+    for path in {storage.file_of(number) for number in chosen}:
         _drop_from_cache(path)
     end = time.perf_counter() + min(seconds, _STORAGE_SECONDS)
 

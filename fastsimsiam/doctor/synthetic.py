@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fastsimsiam.errors import UserError
-from fastsimsiam.storage.class_folder import ClassFolder
+from fastsimsiam.storage.image_files import ImageFiles
 
 _CLASSES = ("ant", "bee")
 
@@ -70,7 +70,7 @@ def synthetic_photographs(images: int = 64, height: int = 375, width: int = 500)
     return root
 
 
-def repeated(storage: ClassFolder, images: int) -> ClassFolder:
+def repeated(storage: ImageFiles, images: int) -> ImageFiles:
     """Repeats a storage's files until it has at least `images`."""
     times = -(-images // len(storage))
     return replace(

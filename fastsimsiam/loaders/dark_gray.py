@@ -25,7 +25,7 @@ def dark_gray_warning(storage: Storage, gray16_max: int) -> str | None:
         storage: the images.
         gray16_max: the level that is shown as white; the line is for its default alone.
     """
-    if gray16_max != GRAY16_MAX or storage.is_one_file:
+    if gray16_max != GRAY16_MAX or storage.is_packed:
         return None
     deep = [i for i, path in enumerate(storage.paths) if path.lower().endswith(_SUFFIXES)]
     chosen = deep[:: max(1, len(deep) // _LOOKED_AT)][:_LOOKED_AT]

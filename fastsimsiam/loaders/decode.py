@@ -65,7 +65,7 @@ def read_rgb(
 
 def other_size(storage: Storage, index: int, height: int, width: int) -> BadImageError:
     """The error for a decoded, upright image that has another size than the storage says."""
-    if storage.is_one_file:
+    if storage.is_packed:
         return BadImageError(
             f"{storage.name(index)} is {width}x{height} pixels, not what the table of the file says",
             fix="pack the data set again",

@@ -17,6 +17,7 @@ worker processes: it must be picklable.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,8 @@ from fastsimsiam.storage.names import Names
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 """Formats of the encoded images, by PIL's names: `image_file.open_image` opens them by content."""
+
+_BLOCK_BYTES = 1 << 26
 
 Report = Callable[[int, int], None]
 """Called with (done, total) during long work."""
@@ -44,8 +47,9 @@ class Storage(Protocol):
             readable header. A decoded image of another size is an error.
         orientation: (N,) uint8 EXIF orientation, 1 to 8, by which loaders turn the decoded image. The
             EXIF data in an image's bytes is ignored.
-        is_one_file: whether `root` is a file that holds all images; if not, `root / paths[i]` is the
-            file of image i.
+        is_packed: whether images lie in files of many; if not, each is a file of its own.
+        blocks: (S + 1,) int64 first sample of each run of images that lie together, and N, for
+            `--shuffle blocks`; None where there are none.
         bytes_total: total size of the encoded images.
         unreadable: sample -> reason, of images without a readable header.
         passed_over: kind -> number, of entries of the data set that are not among the images.
@@ -64,7 +68,9 @@ class Storage(Protocol):
     @property
     def orientation(self) -> npt.NDArray[np.uint8]: ...  # noqa: D102
     @property
-    def is_one_file(self) -> bool: ...  # noqa: D102
+    def is_packed(self) -> bool: ...  # noqa: D102
+    @property
+    def blocks(self) -> npt.NDArray[np.int64] | None: ...  # noqa: D102
     @property
     def bytes_total(self) -> int: ...  # noqa: D102
     @property
@@ -74,6 +80,9 @@ class Storage(Protocol):
 
     def __len__(self) -> int:
         """Number of images."""
+
+    def file_of(self, index: int) -> Path:
+        """The file that holds an image."""
 
     def name(self, index: int) -> str:
         """Name of an image in reports and errors: its file or its record, printable."""
@@ -114,6 +123,23 @@ class Images(Protocol):
     @property
     def sizes(self) -> npt.NDArray[np.int32]: ...  # noqa: D102
     def __len__(self) -> int: ...
+
+
+def blocks_of(length: npt.NDArray[np.int64], starts: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Cuts files of images into blocks of about 64 MiB, of images that follow each other.
+
+    Args:
+        length: (N,) bytes of each image.
+        starts: S + 1 numbers: the first image of each of S files, and N.
+
+    Returns:
+        As `Storage.blocks`.
+    """
+    parts = []
+    for first, end in pairwise(starts):
+        before = np.cumsum(length[first:end]) - length[first:end]
+        parts.append(first + np.flatnonzero(np.diff(before // _BLOCK_BYTES, prepend=-1)))
+    return np.concatenate([*parts, [starts[-1]]]).astype(np.int64)
 
 
 def as_names(paths: Sequence[str]) -> Names:

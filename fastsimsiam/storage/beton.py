@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.storage.base import Report, Storage
+from fastsimsiam.storage.base import Report, Storage, blocks_of
 from fastsimsiam.storage.beton_tables import Tables, read_tables
 from fastsimsiam.storage.image_file import open_image
 from fastsimsiam.storage.manifest import Manifest, manifest_path, read_manifest
@@ -60,7 +60,7 @@ class Beton:
     owner: npt.NDArray[np.int64]
     file: RecordFile
     unreadable: Mapping[int, str]
-    is_one_file: ClassVar[bool] = True
+    is_packed: ClassVar[bool] = True
     passed_over: ClassVar[Mapping[str, int]] = MappingProxyType({})
 
     @property
@@ -71,6 +71,16 @@ class Beton:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.label)
+
+    @property
+    def blocks(self) -> npt.NDArray[np.int64]:
+        """See `Storage`."""
+        return blocks_of(self.length, [0, len(self)])
+
+    def file_of(self, index: int) -> Path:
+        """The packed file."""
+        del index
+        return self.root
 
     def name(self, index: int) -> str:
         """File, record and original name of an image, printable."""

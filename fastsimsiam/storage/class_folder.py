@@ -1,23 +1,19 @@
 """Class folders of image files: `ROOT/train/CLASS/*.jpg`, or flat, `ROOT/CLASS/*.jpg`."""
 
-import os
 import stat
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.errors import UserError
 from fastsimsiam.storage import passed_over as kinds
 from fastsimsiam.storage.base import Report
 from fastsimsiam.storage.header_index import read_headers
+from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.storage.listing import Listing, beside_splits, list_images
 from fastsimsiam.storage.names import Names
-from fastsimsiam.storage.read_ahead import read_ahead
 from fastsimsiam.storage.split_names import (
     find_split,
     missing_split,
@@ -25,101 +21,8 @@ from fastsimsiam.storage.split_names import (
     splits_among,
     what_is,
 )
-from fastsimsiam.storage.system_errors import RESTORE, reason_of, why_not_read
-from fastsimsiam.system.scratch import scratch
+from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.system.text import printable
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassFolder:
-    """A `Storage` of one split; attributes as there.
-
-    Attributes:
-        root: the folder that holds the class folders.
-        paths: N paths relative to `root`, sorted by class and name.
-        classes: printable names of the class folders, sorted, or those of the training split.
-        broken: sample -> error, of files whose content has no readable header.
-        out_of_reach: sample -> the system's reason, of files that it does not read now.
-    """
-
-    root: Path
-    paths: Sequence[str]
-    classes: Sequence[str]
-    label: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int32]
-    orientation: npt.NDArray[np.uint8]
-    bytes_total: int
-    broken: Mapping[int, BadImageError] = field(default_factory=dict)
-    out_of_reach: Mapping[int, str] = field(default_factory=dict)
-    passed_over: Mapping[str, int] = field(default_factory=dict)
-    is_one_file: ClassVar[bool] = False
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.paths)
-
-    def path(self, index: int) -> Path:
-        """The file of an image."""
-        return self.root / self.paths[index]
-
-    def name(self, index: int) -> str:
-        """The file of an image, for reports; what cannot be printed is escaped."""
-        return printable(self.path(index))
-
-    def read(self, index: int) -> memoryview:
-        """The bytes of a file, in memory that this thread's next call overwrites.
-
-        Raises:
-            BadImageError: the file cannot be read.
-            UserError: the system cannot read any file now.
-        """
-        try:
-            # Without O_NONBLOCK a named pipe, in the place of the file by now, would wait for a writer.
-            file = os.open(self.path(index), os.O_RDONLY | os.O_NONBLOCK)
-            try:
-                length = os.fstat(file).st_size
-                buffer = scratch("file", length)
-                length = os.readv(file, [buffer[:length].data]) if length else 0
-            finally:
-                os.close(file)
-        except OSError as error:
-            reason = reason_of(self.path(index), error)
-            raise BadImageError(
-                f"{self.name(index)} cannot be read ({reason})", fix=RESTORE
-            ) from error
-        return buffer[:length].data
-
-    def will_need(self, index: int) -> None:
-        """Starts reading a file into the page cache; errors are left to `read`."""
-        read_ahead(self.path(index))
-
-    @property
-    def unreadable(self) -> Mapping[int, str]:
-        """Sample -> reason, of files without a readable header."""
-        out_of_reach = {
-            index: f"cannot be read ({reason})" for index, reason in self.out_of_reach.items()
-        }
-        broken = {index: str(error) for index, error in self.broken.items()}
-        return dict(sorted((broken | out_of_reach).items()))
-
-    def require_readable(self, option: str = "skip") -> None:
-        """Refuses a data set with files that are no images.
-
-        Args:
-            option: value of --on-bad-image that skips them, for the message.
-
-        Raises:
-            UserError: names the first such file and how many there are.
-        """
-        bad = self.unreadable
-        if not bad:
-            return
-        index, reason = next(iter(bad.items()))
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        what, fix = reason, RESTORE
-        if broken := self.broken.get(index):
-            what, fix = f"is {reason}", f"{broken.fix}, remove the file"
-        raise UserError(f"{self.name(index)} {what}{more}: {fix}, or pass --on-bad-image {option}")
 
 
 def has_split(data: Path, split: str) -> bool:
@@ -133,7 +36,7 @@ def has_split(data: Path, split: str) -> bool:
 
 def open_split(
     data: Path, split: str, *, classes: Sequence[str] | None = None, report: Report | None = None
-) -> ClassFolder:
+) -> ImageFiles:
     """Opens the folder of a split, or `data` itself if it is a flat data set and `split` is `train`.
 
     Args:
@@ -161,7 +64,7 @@ def open_split(
     passed_over = dict(listing.passed_over)
     if root != data and split == "train":
         passed_over |= beside_splits(data)
-    return ClassFolder(
+    return ImageFiles(
         root=root,
         paths=Names.of(paths),
         classes=known,

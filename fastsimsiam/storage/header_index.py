@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -176,8 +177,9 @@ def _save_index(
         return
     kept = names if found.all() else names.taken(np.flatnonzero(found))
     values = np.concatenate([stamps, rows], axis=1)[found]
-    columns = {
+    columns: dict[str, npt.NDArray[Any]] = {
         column: values[:, number].astype(dtype)
         for number, (column, dtype) in enumerate(_COLUMNS.items())
     }
-    save_arrays(file, {}, {"names": kept.content, "ends": kept.ends} | columns)
+    columns |= {"names": kept.content, "ends": kept.ends}
+    save_arrays(file, {}, columns)

@@ -5,6 +5,7 @@ import re
 import stat
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -51,10 +52,16 @@ def read_header(path: Path) -> tuple[int, int, int]:
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise BadImageError("not a regular file")
-        with open(handle, "rb", closefd=False) as file, open_image(file) as image:
-            return upright_size(image)
+        with open(handle, "rb", closefd=False) as file:
+            return header_of(file)
     finally:
         os.close(handle)
+
+
+def header_of(file: BinaryIO) -> tuple[int, int, int]:
+    """`read_header` for an open file, at its start; raises as it does."""
+    with open_image(file) as image:
+        return upright_size(image)
 
 
 def upright_size(image: OpenImage) -> tuple[int, int, int]:

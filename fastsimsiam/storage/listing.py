@@ -86,7 +86,7 @@ def beside_splits(data: Path) -> dict[str, int]:
                     continue
                 if _is_folder(entry):
                     found[kinds.FOLDERS_BESIDE_SPLITS] += 1
-                elif _is_image(entry.name):
+                elif is_image(entry.name):
                     found[kinds.IMAGES_BESIDE_SPLITS] += 1
     except OSError as error:
         raise UserError(why_not_read(error.filename or data, error)) from error
@@ -136,7 +136,7 @@ def _scan(root: Path, prefix: str, found: Listing) -> list[tuple[str, bool]]:
                     found.passed_over[kinds.HIDDEN] += 1
                 elif _is_folder(entry):
                     subfolders.append((prefix + entry.name, entry.is_symlink()))
-                elif _is_image(entry.name):
+                elif is_image(entry.name):
                     _add_image(entry, prefix, found)
                 else:
                     found.passed_over[_kind(entry)] += 1
@@ -173,12 +173,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError as error:
         # What leads nowhere is no folder; neither is what is called an image. Else a class may be lost.
-        if error.errno == errno.ELOOP or _is_image(entry.name):
+        if error.errno == errno.ELOOP or is_image(entry.name):
             return False
         raise
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a name has the suffix of an image file."""
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 

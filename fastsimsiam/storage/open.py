@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fastsimsiam.storage import beton, class_folder
+from fastsimsiam.storage import beton, class_folder, imagenet_tars, webdataset
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.split_names import missing_split
 
@@ -31,6 +31,8 @@ class _Opener:
 # has packed them to be used. Class folders accept everything, and report what is missing.
 _OPENERS = (
     _Opener(beton.has_split, beton.accepts, beton.open_split),
+    _Opener(imagenet_tars.has_split, imagenet_tars.accepts, imagenet_tars.open_split),
+    _Opener(webdataset.has_split, webdataset.accepts, webdataset.open_split),
     _Opener(class_folder.has_split, lambda data, split: True, class_folder.open_split),
 )
 

@@ -15,7 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.storage.record_files import RecordFiles
+from fastsimsiam.storage.base import Report, blocks_of
+from fastsimsiam.storage.labels import of_split
+from fastsimsiam.storage.packed_index import Scan, read_index
+from fastsimsiam.storage.passed_over import listed
+from fastsimsiam.storage.record_files import FileStamp, RecordFiles
 from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.system.text import printable
 
@@ -54,22 +58,20 @@ class PackedImages:
 
     @property
     def blocks(self) -> npt.NDArray[np.int64]:
-        """See `Storage`: the files."""
-        return np.array(self.starts, np.int64)
-
-    @property
-    def all_files(self) -> Sequence[Path]:
         """See `Storage`."""
-        return [stamp.path for stamp in self.files.stamps]
+        return blocks_of(self.length, self.starts)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.length)
 
+    def file_of(self, index: int) -> Path:
+        """The file that holds an image."""
+        return self.files.stamps[self._number_of(index)].path
+
     def name(self, index: int) -> str:
         """File and name of an image, printable."""
-        file = self.files.stamps[self._file_of(index)].path
-        return printable(f"{file}: {self.paths[index]}")
+        return printable(f"{self.file_of(index)}: {self.paths[index]}")
 
     def read(self, index: int) -> memoryview:
         """The encoded bytes of an image, in memory that this thread's next call overwrites.
@@ -78,7 +80,7 @@ class PackedImages:
             BadImageError: the image is on a part of the disk that cannot be read.
             UserError: its file was cut off or changed, or the system cannot read it.
         """
-        number = self._file_of(index)
+        number = self._number_of(index)
         length = int(self.length[index])
         try:
             return self.files[number].read(int(self.position[index]), length)
@@ -100,7 +102,7 @@ class PackedImages:
     def will_need(self, index: int) -> None:
         """Starts reading an image into the page cache; errors are left to `read`."""
         try:
-            file = self.files[self._file_of(index)]
+            file = self.files[self._number_of(index)]
         except UserError:
             return
         file.will_need(int(self.position[index]), int(self.length[index]))
@@ -123,5 +125,51 @@ class PackedImages:
             f"{option}"
         )
 
-    def _file_of(self, index: int) -> int:
+    def _number_of(self, index: int) -> int:
         return bisect_right(self.starts, index) - 1
+
+
+def packed_images(
+    root: Path,
+    form: str,
+    files: Sequence[FileStamp],
+    scan: Scan,
+    classes: Sequence[str] | None,
+    report: Report | None,
+) -> PackedImages:
+    """Opens files of images, by their index.
+
+    Args:
+        root: see `PackedImages`.
+        form: name of the format, with the version of `scan`: another one is another index.
+        files: the files.
+        scan: finds the images of a file.
+        classes: class names of the training split; None: this is the training split.
+        report: receives the progress of reading the files, in megabytes.
+
+    Raises:
+        UserError: a file cannot be read, holds a class that is not in `classes`, or there is no image.
+    """
+    index = read_index(root, form, files, scan, report)
+    if not len(index.names):
+        there = f" (they hold {listed(index.passed_over)})" if index.passed_over else ""
+        raise UserError(f"no images in {_counted(files)} of {printable(root)}{there}")
+    own, label = of_split(root, index.classes, index.label, classes)
+    return PackedImages(
+        root=root,
+        files=RecordFiles(files),
+        starts=index.starts,
+        paths=index.names,
+        classes=own,
+        label=label,
+        sizes=index.sizes,
+        orientation=index.orientation,
+        position=index.position,
+        length=index.length,
+        unreadable=index.unreadable,
+        passed_over=index.passed_over,
+    )
+
+
+def _counted(files: Sequence[FileStamp]) -> str:
+    return "the 1 file" if len(files) == 1 else f"the {len(files)} files"

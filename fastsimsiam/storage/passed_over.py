@@ -14,6 +14,11 @@ HIDDEN = "hidden or system entries"
 SPECIAL = "pipes, sockets and devices"
 DEAD_LINKS = "links to nothing"
 TWICE = "links to folders that are listed already"
+FURTHER_IMAGES = "further images of samples"
+TAR_LINKS = "links and other entries of tars that are no files"
+CUT_OFF = "is cut off: the end of its tar is missing"
+"""The reason for which an image cannot be used."""
+CUT_OFF_TARS = "tars without an end: images may be missing"
 _PICTURES = (
     *(".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl", ".svg", ".psd", ".tga", ".ico", ".icns"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".exr", ".hdr", ".dcm", ".dicom", ".dng", ".cr2", ".cr3"),
@@ -66,6 +71,12 @@ def notes(storage: Storage) -> list[str]:
         )
     if number := counts.pop(FOLDERS_BESIDE_SPLITS, 0):
         lines.append(f"not used beside {root}: {number} other folder{'s' if number > 1 else ''}")
+    if number := counts.pop(CUT_OFF_TARS, 0):
+        tars = "tars end" if number > 1 else "tar ends"
+        lines.append(
+            f"WARNING: {number} {tars} without the mark of an end in {root}: compare the size or "
+            "checksum with that of its source"
+        )
     if counts:
         lines.append(f"not used in {root}: {listed(counts)}")
     return lines
@@ -77,7 +88,7 @@ def _images(number: int) -> str:
 
 def _folders_of_the_only_class(storage: Storage) -> int:
     """Number of folders below a data set's only class folder; 0 if it holds images itself."""
-    if storage.is_one_file or len(storage.classes) != 1:
+    if storage.is_packed or len(storage.classes) != 1:
         return 0
     parts = [path.split("/", 2) for path in storage.paths]
     if any(len(part) < 3 for part in parts):

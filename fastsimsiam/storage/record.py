@@ -219,9 +219,14 @@ class RecordedStorage:
         return self._storage.root
 
     @property
-    def is_one_file(self) -> bool:
-        """Whether one file holds all images."""
-        return self._storage.is_one_file
+    def is_packed(self) -> bool:
+        """Whether images lie in files of many."""
+        return self._storage.is_packed
+
+    @property
+    def blocks(self) -> None:
+        """None: images of a block may be gone."""
+        return None
 
     @property
     def bytes_total(self) -> int:
@@ -241,6 +246,13 @@ class RecordedStorage:
     def __len__(self) -> int:
         """Number of images in the record."""
         return len(self.paths)
+
+    def file_of(self, index: int) -> Path:
+        """The file of an image, or where it was."""
+        position = int(self._position[index])
+        if position == _MISSING:
+            return self.root / self.paths[index]
+        return self._storage.file_of(position)
 
     def name(self, index: int) -> str:
         """The image's name, for reports."""
@@ -297,7 +309,7 @@ def as_recorded(
         )
     found = changes(record, storage)
     start = f"--resume: the training images changed since the run started: {found}"
-    if storage.is_one_file or not found.can_be_skipped:
+    if storage.is_packed or not found.can_be_skipped:
         raise UserError(f"{start}: restore them, or start again with another --out")
     if not skip:
         raise UserError(f"{start}: restore them, or go on with --resume --on-bad-image {option}")

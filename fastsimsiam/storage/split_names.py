@@ -52,7 +52,7 @@ def missing_split(data: Path, split: str, *, otherwise: str = "") -> str:
     """
     wanted = (split, "test") if split == "val" else (split,)
     spellings = SPELLINGS.get(split, (split,))
-    near = _folders(data, lambda name: _kind(name) in wanted and name.casefold() not in spellings)
+    near = _folders(data, lambda name: kind_of(name) in wanted and name.casefold() not in spellings)
     text = f"{printable(data)} has no folder {split}/"
     if os.path.lexists(data / split):  # not a folder, or `find_split` would have found it
         text += f" ({split} is {what_is(data / split)})"
@@ -89,16 +89,16 @@ def splits_among(names: Iterable[str]) -> list[str]:
     names = list(names)
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in names:
-        if _kind(name):
+        if kind_of(name):
             groups[_rest(name)].append(name)
-    several = [group for group in groups.values() if len({_kind(name) for name in group}) > 1]
+    several = [group for group in groups.values() if len({kind_of(name) for name in group}) > 1]
     alone = groups.get((), [])
     if len(alone) == len(names):
         several.append(alone)
     return sorted({name for group in several for name in group})
 
 
-def _kind(name: str) -> str | None:
+def kind_of(name: str) -> str | None:
     """The split that a name speaks of: `train`, `val` or `test`; None if of none or of several."""
     kinds = [_KIND[word] for word in _words(name) if word in _KIND]
     return kinds[0] if len(kinds) == 1 else None

@@ -22,7 +22,7 @@ from fastsimsiam.plan.order import epoch_order
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.runs.curves import PALETTE
 from fastsimsiam.storage.base import Storage
-from fastsimsiam.storage.class_folder import ClassFolder
+from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.storage.image_header import read_header
 from fastsimsiam.storage.open import open_split
 
@@ -98,13 +98,13 @@ def _intact(storage: Storage, order: Sequence[int], number: int, gray16_max: int
     return intact
 
 
-def _single_image(path: Path) -> ClassFolder:
+def _single_image(path: Path) -> ImageFiles:
     """The data set of one image file."""
     try:
         height, width, orientation = read_header(path)
     except BadImageError as error:
         raise UserError(f"{path} is {error}: pass another") from error
-    return ClassFolder(
+    return ImageFiles(
         root=path.parent,
         paths=[path.name],
         classes=["image"],
