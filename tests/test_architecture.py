@@ -204,6 +204,12 @@ def test_importing_loads_no_optional_dependency() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_only_the_loader_ffcv_needs_ffcv() -> None:
+    """Packed files are written, read and checked without it."""
+    users = {path.name for path in MODULES if {"ffcv"} & {n.split(".")[0] for n in imports(path)}}
+    assert users == {"ffcv_decode.py", "ffcv_pipeline.py"}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_are_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 350

@@ -35,7 +35,6 @@ from fastsimsiam.cli import main
 from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.evaluate.features import center_plan
-from fastsimsiam.loaders import registry
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.plan.batches import TrainPlan
@@ -81,19 +80,6 @@ def test_a_file_is_read_without_ffcv(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(verify(file).beton) == 12
     with pytest.raises(UserError, match="--loader ffcv needs FFCV: "):
         build_loader("ffcv", beton, LoaderOptions(device=CPU))
-
-
-def test_without_ffcv_auto_takes_another_loader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    beton = open_beton(write(intact(), tmp_path / "a.beton"))
-    monkeypatch.setattr(registry, "RESIDENT_HOST_SHARE", 0.0)
-    monkeypatch.setattr(registry, "has_ffcv", lambda: True)
-    assert registry.choose_loader("auto", beton, CPU)[0] == "ffcv"
-    monkeypatch.setattr(registry, "has_ffcv", lambda: False)
-    name, why = registry.choose_loader("auto", beton, CPU)
-    assert name == "cpu"
-    assert "FFCV, the faster reader of a packed file, is not installed" in why
 
 
 class _Samples:

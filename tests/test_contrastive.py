@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import require
 from lightly.loss import NTXentLoss as LightlyNTXent
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 from test_method_contract import backbone, some_views
@@ -325,7 +324,6 @@ def test_one_class_is_refused_where_classes_are_compared(
     (data / "train").mkdir(parents=True)
     (data / "train" / "ant").symlink_to(class_folders / "train" / "ant")
     if kind == "packed":
-        require("ffcv")
         assert main(["pack", str(data / "train"), str(tmp_path / "train.beton")]) == 0
         (tmp_path / "train.beton.json").unlink()  # names of classes and images
         data = tmp_path / "train.beton"

@@ -81,7 +81,6 @@ def test_packed_files_and_pictures_show_them(x_rays: Path, tmp_path: Path) -> No
         for one in (storage, eight)
     ]
     np.testing.assert_array_equal(*pictures)
-    require("ffcv")
     manifest = pack(storage, tmp_path / "a.beton", PackOptions(quality=98, gray16_max=TWELVE_BITS))
     assert manifest["options"]["gray16_max"] == TWELVE_BITS
     beton = open_beton(tmp_path / "a.beton")
@@ -150,6 +149,5 @@ def test_dark_images_of_fewer_bits_are_told(
     bright.mkdir(parents=True)
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(bright / "a.png")
     assert dark_gray_warning(open_split(bright.parent, "train"), 65535) is None
-    require("ffcv")
     assert main(["pack", str(x_rays / "sixteen"), str(tmp_path / "p.beton")]) == 0
     assert "WARNING: the 16-bit gray images" in capsys.readouterr().err

@@ -299,7 +299,6 @@ def test_a_run_names_warnings_in_log_and_summary(tiny_config: Config, warned: Pa
 def test_pack_lists_warnings_and_copies_no_such_bytes(
     warned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    require("ffcv")
     target = tmp_path / "a.beton"
     assert main(["pack", str(warned / "train"), str(target)]) == 0
     assert "the decoder warned of 5 images, of the data of 2" in capsys.readouterr().out

@@ -605,8 +605,6 @@ def test_asking_for_what_will_be_needed(
 ) -> None:
     """It is a hint: the bytes are the same, and a file that has gone is for `read` to report."""
     storage = open_split(class_folders, "train")
-    if where == "packed":
-        require("ffcv")
     asked = stored("ffcv" if where == "packed" else "cpu", storage)
     told: list[tuple[int, int, int]] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda _, *part: told.append(part))

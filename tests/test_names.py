@@ -10,7 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from conftest import require
 from pyarrow import parquet
 from test_storage import save
 
@@ -107,7 +106,6 @@ def test_a_run_and_its_evaluations(data: Path, tiny_config: Config, tmp_path: Pa
 
 
 def test_a_packed_file_has_printable_names(data: Path, tmp_path: Path) -> None:
-    require("ffcv")
     assert main(["pack", str(data / "train"), str(tmp_path / "a.beton")]) == 0
     manifest = json.loads((tmp_path / "a.beton.json").read_text())
     assert manifest["classes"] == [r"cl\xe9", "k"]

@@ -29,11 +29,7 @@ from fastsimsiam.storage.open import has_split
 from fastsimsiam.storage.open import open_split as open_any
 from fastsimsiam.tools.pack import PackOptions, pack
 from fastsimsiam.tools.verify import verify
-
-
-@pytest.fixture(autouse=True)
-def _ffcv() -> None:
-    require("ffcv")
+from fastsimsiam.version import __version__
 
 
 def packed(source: Path, target: Path, **options: object) -> Beton:
@@ -65,6 +61,7 @@ def test_jpegs_are_copied_byte_by_byte(images: Path, tmp_path: Path) -> None:
     manifest = json.loads(manifest_path(tmp_path / "a.beton").read_text())
     assert manifest["images_with_their_own_bytes"] == manifest["images_total"] == 12
     assert manifest["images_of_class"] == [6, 6]
+    assert manifest["versions"] == {"fastsimsiam": __version__}
     assert len(verify(tmp_path / "a.beton").beton) == 12
 
 
@@ -127,6 +124,7 @@ def test_broken_files_are_left_out_and_listed(nasty_folder: Path, tmp_path: Path
         original = original.resize(read_rgb(beton, index).shape[1::-1])
         difference = read_rgb(beton, index).astype(int) - np.asarray(original, dtype=int)
         assert np.abs(difference).mean() < 10
+    require("ffcv")
     with closing(
         build_loader("ffcv", beton, LoaderOptions(device=CPU, workers=2, on_bad_image="error"))
     ) as loader:
@@ -165,6 +163,7 @@ def damage(beton: Beton, index: int) -> None:
 
 def test_a_broken_record_is_named_and_never_loaded(images: Path, tmp_path: Path) -> None:
     """FFCV alone would return the pixels of the previous image instead."""
+    require("ffcv")
     beton = packed(images, tmp_path / "a.beton")
     damage(beton, 3)
     plan = TrainPlan(
@@ -221,6 +220,7 @@ def test_data_sets_are_opened_by_their_format(images: Path, tmp_path: Path) -> N
     np.testing.assert_array_equal(swapped.label, 1 - train.label)
     with pytest.raises(UserError, match="has a class k0"):
         open_any(data, "val", classes=["k1"])
+    require("ffcv")
     with pytest.raises(UserError, match="fastsimsiam pack"):
         build_loader(
             "ffcv",

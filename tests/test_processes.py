@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from conftest import CPU, require
+from conftest import CPU
 from small_places import exit_code
 
 from fastsimsiam.doctor.synthetic import repeated
@@ -122,25 +122,17 @@ def test_the_reference_loader_needs_no_shared_memory(class_folders: Path) -> Non
     assert exit_code(load, tmpfs=Path("/dev/shm"), size="16k") == 0
 
 
-@pytest.mark.parametrize(("size", "code"), [("16k", 0), ("4k", 2)])
-def test_pack_needs_little_shared_memory(
-    class_folders: Path, tmp_path: Path, size: str, code: int
-) -> None:
-    """FFCV keeps the table of images in it: where it is full, the process ends by SIGBUS."""
-    require("ffcv")
+def test_pack_needs_no_shared_memory(class_folders: Path, tmp_path: Path) -> None:
+    """The writer of FFCV keeps the table of images in it."""
     storage = repeated(open_split(class_folders, "train"), 300)
     target = tmp_path / "a.beton"
 
     def pack_here() -> int:
-        try:
-            pack(storage, target, PackOptions(), workers=1)
-        except UserError as error:
-            return 2 if "make room in /dev/shm" in str(error) else 3
+        pack(storage, target, PackOptions(), workers=1)
         return 0
 
-    assert exit_code(pack_here, tmpfs=Path("/dev/shm"), size=size) == code
-    if code == 0:
-        assert len(open_beton(target)) == len(storage)
+    assert exit_code(pack_here, tmpfs=Path("/dev/shm"), size="4k") == 0
+    assert len(open_beton(target)) == len(storage)
 
 
 def test_an_error_at_the_start_of_a_thread_arrives() -> None:

@@ -43,7 +43,7 @@ _NO_MANIFEST = "all can be decoded; without a manifest, checksums and names are 
 
 def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Packs class folders into one file for FFCV, and decodes every image to check it."
+    about = "Packs class folders into one file, FFCV's .beton, and decodes every image to check it."
     arguments = parse(_Pack, argv, "fastsimsiam pack", about=about)
     from fastsimsiam.loaders.dark_gray import dark_gray_warning
     from fastsimsiam.loaders.jpeg_warning import warned_line

@@ -145,8 +145,8 @@ class Config:
     """bf16: autocast to bfloat16. auto: bf16 where the device has arithmetic for it."""
     loader: LoaderName = neutral("auto")
     """cpu: decode on CPU threads. nvjpeg: decode on the GPU. dali: NVIDIA DALI, on the GPU if there is
-    one. ffcv: packed files. resident: decode once, keep on the device. reference: PIL, slow. auto: by
-    the data set's size and the machine."""
+    one. ffcv: FFCV, packed files only. resident: decode once, keep on the device. reference: PIL, slow.
+    auto: resident, dali or cpu, by the data set's size and the machine."""
     on_bad_image: OnBadImage = neutral("error")
     """error: a broken image stops the run. skip: it is reported and replaced by another image.
     error-strict, skip-strict: a JPEG is broken, too, if the decoder warns of the image's data."""

@@ -16,8 +16,7 @@ from fastsimsiam.loaders.frame_loader import nvjpeg_loader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader
 from fastsimsiam.loaders.resident_loader import decoded_bytes, resident_loader
 from fastsimsiam.storage.base import Report, Storage
-from fastsimsiam.storage.beton import as_beton
-from fastsimsiam.system.optional import has_dali, has_ffcv
+from fastsimsiam.system.optional import has_dali
 from fastsimsiam.system.resources import available_memory, host_memory, num_cores
 
 # Shares of GPU memory and host memory that a decoded split may take: training needs the rest.
@@ -67,8 +66,9 @@ def choose_loader(
 ) -> tuple[str, str]:
     """The name of the loader to build, and the reason for it.
 
-    `auto` is the first that applies: `resident` if the decoded split fits the memory, `ffcv` for a
-    packed file if FFCV is installed, `dali` for a GPU with few CPU cores, else `cpu`.
+    `auto` is the first that applies: `resident` if the decoded split fits the memory, `dali` for a GPU
+    with few CPU cores, else `cpu`. Packed files are no exception: `ffcv` needs a library that has to be
+    compiled, and is faster than `cpu` by a tenth at most (docs/loaders.md).
 
     Args:
         name: `auto`, or the loader that the user asks for.
@@ -86,14 +86,6 @@ def choose_loader(
     fits, why = _fits_in_memory(storage, device, num_processes)
     if fits:
         return "resident", why
-    if as_beton(storage) and has_ffcv():
-        if storage.bytes_total > host_memory() / 2:
-            why += "; a packed file, larger than half of the memory: read ahead of use"
-        else:
-            why += "; a packed file, which stays in the page cache"
-        return "ffcv", why
-    if as_beton(storage):
-        why += "; FFCV, the faster reader of a packed file, is not installed"
     cores = num_cores() / num_processes
     if device.type == "cuda" and cores < _CORES_PER_GPU and has_dali():
         return "dali", f"{why}; {cores:.0f} CPU cores per GPU are few, so the GPU decodes"

@@ -1,9 +1,9 @@
 """FFCV's packed files (.beton): a table of sizes and labels, and a storage record, a JPEG, per image.
 
-`fastsimsiam pack` also writes a manifest, FILE.json, with the names of classes and images. Only writing
-a file, and the loader `ffcv`, need the optional library FFCV; any loader can read the records.
-Format: https://docs.ffcv.io/ffcv_examples/custom_datasets.html (images are its RGBImageField), and
-beton_tables.py.
+`fastsimsiam pack` also writes a manifest, FILE.json, with the names of classes and images. Neither
+reading nor writing needs FFCV: only the loader `ffcv` does, and any other one reads the records.
+Format: https://docs.ffcv.io/ffcv_examples/custom_datasets.html (images are its RGBImageField),
+beton_tables.py and beton_writer.py.
 """
 
 import errno

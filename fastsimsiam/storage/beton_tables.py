@@ -1,4 +1,4 @@
-"""The tables of FFCV's packed files, read and checked without FFCV.
+"""The tables of FFCV's packed files, read and checked without FFCV; beton_writer.py writes them.
 
 A file holds, in this order and little-endian: a header; a descriptor of each field; a row of all fields
 for each sample (an image: mode, width, height, position of its record; an integer: its value); the
@@ -7,6 +7,7 @@ Files from elsewhere can claim anything. So every number is compared with the si
 memory is taken for it, and every position is within the records.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,12 @@ MODE_JPEG = 0
 """Mode of an image in the table: its record is a JPEG."""
 MODE_RAW = 1
 """Mode of an image in the table: its record is raw pixels."""
-_VERSION = 2
+VERSION = 2
 _MOST_FIELDS = 1000
 _MOST_CLASSES = 1 << 20
 """Labels are below this number, or below the number of images: a class takes memory."""
 
-_HEADER = np.dtype(
+HEADER = np.dtype(
     [
         ("version", "<u2"),
         ("fields", "<u2"),
@@ -34,12 +35,12 @@ _HEADER = np.dtype(
         ("allocations", "<u8"),
     ]
 )
-_FIELD = np.dtype([("type", "u1"), ("name", "S16"), ("arguments", "V1024")])
-_ALLOCATION = np.dtype([("sample", "<u8"), ("position", "<u8"), ("bytes", "<u8")])
+FIELD = np.dtype([("type", "u1"), ("name", "S16"), ("arguments", "V1024")])
+ALLOCATION = np.dtype([("sample", "<u8"), ("position", "<u8"), ("bytes", "<u8")])
 _IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("position", "<u8")])
 _BYTES = np.dtype([("position", "<u8"), ("bytes", "<u8")])
 # By the number of a field's type: float, integer, image, bytes, array, JSON, tensor.
-_INTEGER_TYPE, _IMAGE_TYPE = 1, 2
+INTEGER_TYPE, IMAGE_TYPE = 1, 2
 _TYPES = (
     np.dtype("<f8"),
     np.dtype("<i8"),
@@ -77,30 +78,35 @@ def read_tables(file: RecordFile) -> Tables:
         UserError: the file is truncated or damaged, or holds no JPEGs with integer labels.
         OSError: the system cannot read the file.
     """
-    header = _table(file, _HEADER, 0, 1)[0]
+    header = _table(file, HEADER, 0, 1)[0]
     version, fields = int(header["version"]), int(header["fields"])
     samples, allocations = int(header["samples"]), int(header["allocations"])
-    if version != _VERSION:
-        raise _damaged(file.path, f"its version is {version}, not {_VERSION}")
+    if version != VERSION:
+        raise _damaged(file.path, f"its version is {version}, not {VERSION}")
     if not 1 <= fields <= _MOST_FIELDS:
         raise _damaged(file.path, f"it claims {fields} fields")
     page_size = int(header["page_size"])
     if page_size == 0 or page_size & (page_size - 1):
         raise _damaged(file.path, f"it claims pages of {page_size} bytes")
-    types = _table(file, _FIELD, _HEADER.itemsize, fields)["type"].tolist()
+    types = _table(file, FIELD, HEADER.itemsize, fields)["type"].tolist()
     image_field, label_field = _fields(file.path, types)
-    row = np.dtype([("", _TYPES[number]) for number in types], align=True)
-    start = _HEADER.itemsize + fields * _FIELD.itemsize
+    row = row_type(types)
+    start = HEADER.itemsize + fields * FIELD.itemsize
     if samples == 0:
         raise _damaged(file.path, "it holds no images")
     rows = _table(file, row, start, samples)
     records = start + rows.nbytes
-    allocated, rest = divmod(file.size - allocations, _ALLOCATION.itemsize)
+    allocated, rest = divmod(file.size - allocations, ALLOCATION.itemsize)
     if not (records <= allocations and rest == 0 and 1 <= allocated <= samples * fields):
         raise _damaged(file.path, f"it claims that its last table is at byte {allocations}")
-    table = _table(file, _ALLOCATION, allocations, allocated)
+    table = _table(file, ALLOCATION, allocations, allocated)
     _require_within(file.path, table, records, allocations, page_size)
     return _joined(file.path, rows[image_field], rows[label_field], table)
+
+
+def row_type(types: Sequence[int]) -> np.dtype[np.void]:
+    """The row of a sample, with fields f0, f1, ..., by the numbers of the fields' types."""
+    return np.dtype([("", _TYPES[number]) for number in types], align=True)
 
 
 def _table(
@@ -123,10 +129,10 @@ def _fields(path: Path, types: list[int]) -> tuple[str, str]:
     unknown = [number for number in types if number >= len(_TYPES)]
     if unknown:
         raise _damaged(path, f"it has a field of the unknown type {unknown[0]}")
-    for number, what in ((_IMAGE_TYPE, "images"), (_INTEGER_TYPE, "integer labels")):
+    for number, what in ((IMAGE_TYPE, "images"), (INTEGER_TYPE, "integer labels")):
         if number not in types:
             raise _damaged(path, f"it has no field of {what}")
-    return f"f{types.index(_IMAGE_TYPE)}", f"f{types.index(_INTEGER_TYPE)}"
+    return f"f{types.index(IMAGE_TYPE)}", f"f{types.index(INTEGER_TYPE)}"
 
 
 def _require_within(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fastsimsiam.system.compiler import why_compile_fails
-from fastsimsiam.system.optional import has_dali
+from fastsimsiam.system.optional import has_dali, has_ffcv
 from fastsimsiam.system.resources import container_limits, host_memory, num_cores
 from fastsimsiam.version import __version__
 
@@ -110,7 +110,7 @@ def describe() -> dict[str, Any]:
         "system": platform.platform(),
         "versions": versions(),
         "optional": {
-            "ffcv": importlib.util.find_spec("ffcv") is not None,
+            "ffcv": has_ffcv(),
             "dali": has_dali(),
             "compiler": why_compile_fails("cuda" if torch.cuda.is_available() else "cpu") is None,
             "matplotlib": importlib.util.find_spec("matplotlib") is not None,

@@ -1,8 +1,8 @@
 """`fastsimsiam pack`: writes class folders to one file of FFCV's format, and checks every image.
 
 FFCV's own loader ignores the decoder's return code: a packed file must contain only intact JPEGs. So
-each image is decoded before it is written, and its copy is compared with it afterwards. The writer,
-FFCV's, uses one thread; decoding and encoding run on all workers.
+each image is decoded before it is written, and its copy is compared with it afterwards. One thread
+writes; decoding and encoding run on all workers.
 """
 
 import json
@@ -11,9 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,18 +26,17 @@ from fastsimsiam.loaders.decode import Pixels, decode_jpeg
 from fastsimsiam.loaders.jpeg_header import plain_size
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.beton import SUFFIX, open_beton
+from fastsimsiam.storage.beton_writer import LARGEST_RECORD, BetonWriter
 from fastsimsiam.storage.manifest import FORMAT, manifest_path
 from fastsimsiam.storage.record_file import RecordFile
 from fastsimsiam.system.files import written_whole
-from fastsimsiam.system.optional import require_ffcv
 from fastsimsiam.system.resources import num_workers
 from fastsimsiam.system.text import printable
 from fastsimsiam.tools.verify import checksum
 from fastsimsiam.version import __version__
 
-_SMALLEST_PAGE = 1 << 23
-_LARGEST_PAGE = 1 << 31
-_LARGEST_SIDE = (1 << 16) - 1
+_LARGEST_SIDE = 65_500
+"""Pixels of a JPEG's side that libjpeg-turbo writes and reads; the format has room for more."""
 _AHEAD = 8
 """Images per worker that may be encoded ahead of writing."""
 
@@ -82,7 +79,7 @@ class PackOptions:
         return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Record:
     """An encoded image, or the reason why it is broken.
 
@@ -130,9 +127,8 @@ def pack(
         The manifest.
 
     Raises:
-        UserError: FFCV is missing, the file cannot be written, or an image is broken and not skipped.
+        UserError: the file cannot be written, or an image is broken and not skipped.
     """
-    require_ffcv("fastsimsiam pack")
     workers = num_workers(workers)
     if target.suffix != SUFFIX:
         raise UserError(f"DST is {target}: give a name that ends in {SUFFIX}")
@@ -154,50 +150,23 @@ def _write(
     policy: BadImagePolicy,
     report: Report | None,
 ) -> dict[str, Any]:
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.memory_allocator import MemoryAllocator
-    from ffcv.writer import DatasetWriter
-
-    fields = {"image": RGBImageField(write_mode="jpg"), "label": IntField()}
-    writer = DatasetWriter(str(file), fields, page_size=_page_size(storage, options))
-    # The table of images comes before their data, but the number of intact images is known only after
-    # all are decoded: the table has room for all, and rows at its end stay empty for broken ones.
-    writer.num_samples = len(storage)
-    try:
-        writer.prepare()
-        # Stays unused: where it is full, writing to it ends the process by SIGBUS.
-        writer.metadata_sm.close()
-        writer.metadata_sm.unlink()
-        allocator = MemoryAllocator(str(file), writer.data_region_start, writer.page_size)
-    except OSError as error:
-        if error.filename == str(file):
-            raise
-        raise UserError(
-            f"FFCV needs some shared memory to pack ({error.strerror}): make room in /dev/shm"
-        ) from error
-    rows = np.zeros(len(storage), dtype=writer.metadata_type)
-    image, label = rows["f0"], rows["f1"]
     records: list[_Record] = []
     checksums: list[int] = []
     broken: dict[str, str] = {}
-    with allocator:
+    # How many images are intact is known only after all are decoded: the table, which comes before
+    # their data, has room for all of them.
+    with BetonWriter(file, len(storage)) as writer:
         for record in _records(storage, options, workers, policy, report):
             if record.broken:
                 broken[printable(storage.paths[record.source])] = record.broken
                 continue
-            position = len(records)
-            allocator.set_current_sample(position)
-            pointer, space = allocator.malloc(len(record.data))
-            space[:] = np.frombuffer(record.data, np.uint8)
-            image[position] = (0, record.width, record.height, pointer)
-            label[position] = storage.label[record.source]
+            label = int(storage.label[record.source])
+            writer.add(record.data, record.height, record.width, label)
             records.append(replace(record, data=b""))
             checksums.append(zlib.crc32(record.data))
-    if not records:
-        raise UserError(f"{storage.root} has no intact image: choose another folder")
-    writer.metadata_sm = SimpleNamespace(buf=rows.tobytes())
-    writer.header["num_samples"] = len(records)
-    writer.finalize(allocator.allocations)
+        if not records:
+            raise UserError(f"{storage.root} has no intact image: choose another folder")
+        writer.finish()
     beton = open_beton(file)
     for position, crc32 in enumerate(checksums):
         if zlib.crc32(beton.read(position)) != crc32:
@@ -229,29 +198,13 @@ def _manifest(
             "quality": options.quality,
             "gray16_max": options.gray16_max,
         },
-        "versions": {"fastsimsiam": __version__, "ffcv": version("ffcv")},
+        "versions": {"fastsimsiam": __version__},
         "left_out": broken,
         "warned": {printable(storage.paths[r.source]): r.warned for r in records if r.warned},
         "classes": list(map(printable, storage.classes)),
         "images_of_class": [count[i] for i in range(len(storage.classes))],
         "images": [printable(storage.paths[record.source]) for record in records],
     }
-
-
-def _page_size(storage: Storage, options: PackOptions) -> int:
-    """A power of two, in bytes, that is large enough for the largest record."""
-    largest = _SMALLEST_PAGE
-    for index, (height, width) in enumerate(storage.sizes.tolist()):
-        if height * width * 3 <= largest:
-            continue  # a sensible JPEG is no larger than its pixels
-        bounded = options.bounded(height, width)
-        if bounded != (height, width):
-            largest = max(largest, 3 * bounded[0] * bounded[1])
-        else:
-            largest = max(largest, len(storage.read(index)), 3 * height * width)
-    if largest > _LARGEST_PAGE:
-        raise UserError(f"{storage.root} has images too large for the format: pass --max-side")
-    return 1 << (largest - 1).bit_length()
 
 
 def _records(
@@ -291,7 +244,8 @@ def _encode(storage: Storage, index: int, options: PackOptions, policy: BadImage
         ):
             data = storage.read(index)
             plain = plain_size(data) == (height, width)
-            pixels = decode_jpeg(data, height * width) if plain else None
+            fits = len(data) <= LARGEST_RECORD  # a JPEG may drag along any number of bytes
+            pixels = decode_jpeg(data, height * width) if plain and fits else None
             if pixels is not None and pixels.shape[:2] == (height, width):
                 return _Record(
                     source=index, data=bytes(data), height=height, width=width, copied=True
@@ -301,14 +255,14 @@ def _encode(storage: Storage, index: int, options: PackOptions, policy: BadImage
         if not policy.skip:
             raise policy.refuse(error) from error
         return _Record(source=index, broken=str(error))
-    if max(pixels.shape) > _LARGEST_SIDE:
+    height, width = options.bounded(*pixels.shape[:2])
+    if max(height, width) > _LARGEST_SIDE:
         raise UserError(f"{storage.name(index)} is too large for the format: pass --max-side")
-    pixels = _resized(pixels, options.bounded(*pixels.shape[:2]))
+    pixels = _resized(pixels, (height, width))
     data = simplejpeg.encode_jpeg(
         np.ascontiguousarray(pixels), options.quality, "RGB", colorsubsampling="420"
     )
     warned = policy.warned_images.get(storage.name(index), "")
-    height, width = pixels.shape[:2]
     return _Record(source=index, data=data, height=height, width=width, warned=warned)
 
 

@@ -1,7 +1,7 @@
 """`fastsimsiam pack --verify`: compares a packed file with its manifest, and decodes every image.
 
-Works without FFCV, and for packed files from elsewhere, which have no manifest: then there are no
-checksums to compare, and everything else is checked.
+Works for packed files from elsewhere, too, which have no manifest: then there are no checksums to
+compare, and everything else is checked.
 """
 
 import hashlib
