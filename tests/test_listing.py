@@ -236,16 +236,27 @@ def test_a_class_may_be_called_train(tmp_path: Path, files: list[str]) -> None:
     ]
 
 
-def test_images_without_classes_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    touch(*(tmp_path / "flat" / f"{n}.jpg" for n in range(16)))
-    assert refusal(tmp_path / "flat") == (
-        f"{tmp_path}/flat holds 16 images, but no class folders: expected {tmp_path}/flat/CLASS/IMAGE, "
-        f"or {tmp_path}/flat/all/IMAGE if no classes are known"
-    )
+def test_images_without_classes_have_no_labels(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        save(tmp_path / "flat" / f"{name}.png")
+    (tmp_path / "flat" / "c.jpg").symlink_to("nothing")
+    touch(tmp_path / "flat" / ".hidden.png")
+    found = open_split(tmp_path / "flat", "train")
+    assert found.paths == ["a.png", "b.png", "c.jpg"]
+    assert found.classes == ["unlabeled"]
+    assert found.unreadable == {2: "cannot be read (a link to nothing)"}
+    assert found.passed_over == {"hidden or system entries": 1}
     save(tmp_path / "set" / "train" / "a" / "x.png")
-    touch(tmp_path / "set" / "val" / "x.jpg")
-    assert "val holds 1 image, but no class folders" in refusal(tmp_path / "set", "val")
-    assert "with the classes of the training split; rename" in refusal(tmp_path / "set", "val")
+    save(tmp_path / "set" / "val" / "x.png")
+    with pytest.raises(UserError) as caught:
+        open_split(tmp_path / "set", "val", classes=["a"])
+    assert str(caught.value) == (
+        f"{tmp_path}/set/val has no labels, and the training split has: sort its images into class "
+        "folders, or rename it to leave it out"
+    )
+
+
+def test_a_folder_without_images_is_refused_with_what_is_in_it(tmp_path: Path) -> None:
     touch(tmp_path / "tars" / "a" / "x.tar", tmp_path / "tars" / "b" / "x.txt")
     assert (
         "(it holds .tar files: 1, class folders without images: 2, files without an image suffix: 1)"

@@ -55,12 +55,7 @@ def test_orientation_gives_upright_sizes(tmp_path: Path) -> None:
     ("make", "split", "message"),
     [
         (lambda root: None, "train", "does not exist"),
-        (lambda root: root.mkdir(), "train", "no image files in class folders"),
-        (
-            lambda root: save(root / "x.png"),
-            "train",
-            "1 image, but no class folders: expected .*/CLASS/IMAGE",
-        ),
+        (lambda root: root.mkdir(), "train", "no image files under"),
         (lambda root: save(root / "a" / "x.png"), "val", "has no folder val/"),
         (lambda root: save(root / "val" / "a" / "x.png"), "train", "has no folder train/"),
     ],

@@ -1,6 +1,7 @@
 """The options of the commands that evaluate a checkpoint."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from fastsimsiam.config.fields import (
@@ -48,6 +49,8 @@ def normalization(mean: Channels | None, std: Channels | None) -> NormalizeConfi
 class EvalOptions:
     """Options of all commands that take a checkpoint and a data set."""
 
+    val: Path | None = None
+    """Validation images, of any format of --data; None: those that it has."""
     image_size: int | None = None
     """Side of the crops in pixels; None: as in training, or 224."""
     crop_fraction: float | None = None

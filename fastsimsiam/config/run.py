@@ -110,6 +110,7 @@ _LARGEST = {
     "workers": MOST_WORKERS,
     "max_steps": 10**12,
     "log_every": 10**12,
+    "shuffle_blocks": 10**6,
 }
 """Field of `Config` -> its largest value; the smallest is 1."""
 
@@ -121,8 +122,10 @@ class Config:
     recipe: tyro.conf.Suppress[str]
     """Name of the recipe that this config is based on."""
     data: Path = neutral(Path("data"))
-    """Folder of class folders of image files, split into train/ and val/ or not; or of packed
-    files train.beton and val.beton; or a packed file."""
+    """Images as they lie: folders of image files, in class folders or not, split into train/ and val/
+    or not; tars; packed files (.beton); a list (.txt, .csv). docs/formats.md has all."""
+    val: Path | None = neutral(None)
+    """Validation images for kNN, of any format of data; None: those that data has."""
     out: Path = neutral(Path("runs/run"))
     """Folder for checkpoints, metrics and logs."""
     epochs: int = 100
@@ -141,6 +144,11 @@ class Config:
     """The scale of each residual block's last BatchNorm starts at 0 (ResNets)."""
     seed: int = 0
     """Seed of the weights, the order of the images and the views."""
+    shuffle: Literal["full", "blocks"] = "full"
+    """full: any image may follow any other. blocks: for disks on which random reads are slow: pieces of
+    64 MB of packed files and tars in random order, a few of which are shuffled together."""
+    shuffle_blocks: int = 32
+    """How many of these pieces are shuffled together."""
     precision: PrecisionName = "auto"
     """bf16: autocast to bfloat16. auto: bf16 where the device has arithmetic for it."""
     loader: LoaderName = neutral("auto")

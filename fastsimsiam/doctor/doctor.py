@@ -22,7 +22,7 @@ from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage import class_folder
 from fastsimsiam.storage.base import Storage
-from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.open import has_val, open_split, open_val
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.compiler import why_compile_fails
 from fastsimsiam.system.device import choose_device
@@ -113,9 +113,9 @@ def diagnose(config: Config, *, minutes: float = 1.0, say: Say = lambda text: No
 def _open(config: Config) -> tuple[Storage, int]:
     """Opens the data set; returns the training split and the number of validation images."""
     train = open_split(config.data, "train")
-    if not has_split(config.data, "val"):
+    if not has_val(config.data, config.val):
         return train, 0
-    return train, len(open_split(config.data, "val", classes=train.classes))
+    return train, len(open_val(config.data, config.val, classes=train.classes))
 
 
 def _open_synthetic(config: Config) -> tuple[Storage, int]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import EvalOptions, Split, normalization
 from fastsimsiam.config.run import Config, LoaderName
+from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.features import Features, center_plan, centered_features, extract
 from fastsimsiam.evaluate.pretrained import PretrainedBackbone, load_pretrained
 from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions
@@ -25,13 +26,15 @@ from fastsimsiam.models.image_size import require_image_size
 from fastsimsiam.plan.batches import CenterPlan
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.base import Report, Storage
-from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.labels import NO_CLASSES
+from fastsimsiam.storage.open import has_val, open_split, open_val
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.barriers import share_cores
 from fastsimsiam.system.device import choose_device, choose_dtype
 from fastsimsiam.system.malloc import keep_freed_memory
 from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import ImageProgress
+from fastsimsiam.system.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +137,17 @@ class EvalContext:
             report=report,
         )
 
-    def warn_of_one_class(self) -> None:
-        """Notes that a data set cannot be scored: with one class every answer is right."""
+    def require_labels(self) -> None:
+        """Refuses images without labels; notes that with one class every answer is right.
+
+        Raises:
+            UserError: the training images have no labels.
+        """
+        if tuple(self.train.classes) == NO_CLASSES:
+            raise UserError(
+                f"{printable(self.train.root)}: the images have no labels, so nothing can be scored: "
+                "give images with labels (embed, inspect and report need none)"
+            )
         if len(self.train.classes) == 1:
             self.warn(
                 f"all training images are of the class {self.train.classes[0]}: scores are 100"
@@ -221,8 +233,8 @@ def open_eval_context(
     splits: dict[Split, Storage] = {}
     with ImageProgress("reading headers") as progress:
         splits["train"] = train = open_split(data, "train", report=progress)
-        if need_val or has_split(data, "val"):
-            splits["val"] = open_split(data, "val", classes=train.classes, report=progress)
+        if need_val or has_val(data, options.val):
+            splits["val"] = open_val(data, options.val, classes=train.classes, report=progress)
     for line in (note for storage in splits.values() for note in notes(storage)):
         print(line, file=sys.stderr)
     if dark := dark_gray_warning(train, config.gray16_max):

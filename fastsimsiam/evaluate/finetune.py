@@ -107,7 +107,7 @@ def finetune(
     require_schedule_within(config)
     file = TrainingFile.open(out, resume, name=FINETUNED, what="fine-tuning")
     with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
-        context.warn_of_one_class()
+        context.require_labels()
         images = choose_labeled(config.labels, context.train, config.seed)
         _require_labels(images, context, config)
         config = _fitted(config, len(images), context)

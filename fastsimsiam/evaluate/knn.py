@@ -226,7 +226,7 @@ def knn(
             raise UserError(
                 f"--k {max(k)} is more than the {len(context.train)} training images: lower it"
             )
-        context.warn_of_one_class()
+        context.require_labels()
         counts = tuple(k or KNN_K)
         with ImageProgress("features", unit="batches") as progress:
             evaluator = KnnEvaluator(

@@ -108,7 +108,7 @@ def linear(
         raise UserError("--resume needs --out: pass the folder of the linear evaluation to resume")
     file = out and TrainingFile.open(out, resume, name="linear.pt", what="linear evaluation")
     with open_eval_context(checkpoint, data, options or EvalOptions()) as context:
-        context.warn_of_one_class()
+        context.require_labels()
         only = None if labels == ALL else choose_labeled(labels, context.train, config.seed)
         images = len(context.train) if only is None else len(only)
         config = _fitted(config, images, "training" if only is None else "labeled", context.warn)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsimsiam.config.evaluation import EvalOptions, Split
+from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.run import KnnConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
@@ -35,7 +35,7 @@ from fastsimsiam.evaluate.trained_method import method_with_certainty
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.methods.base import Method
 from fastsimsiam.plan.batches import CenterPlan
-from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.open import open_split, whole_or_val
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.progress import ImageProgress
 
@@ -149,7 +149,7 @@ def uncertainty(
                 f"--image-size is {context.config.image_size}: give {LEAST_SIDE} or more, so that "
                 "images can be damaged"
             )
-        context.warn_of_one_class()
+        context.require_labels()
         method = method_with_certainty(context.pretrained, context.device)
         other = _open_other(context, Path(ood)) if ood is not None else None
         with ImageProgress("features", unit="batches") as progress:
@@ -260,9 +260,8 @@ def _open_other(context: EvalContext, path: Path) -> tuple[Loader, CenterPlan]:
     Raises:
         UserError: it is the data set itself, or none.
     """
-    split: Split = "val" if has_split(path, "val") else "train"
     with ImageProgress("reading headers") as progress:
-        storage = open_split(path, split, report=progress)
+        storage = open_split(path, whole_or_val(path), report=progress)
     if any(storage.root == own.root for own in context.splits.values()):
         raise UserError(f"--ood {path} is the data set itself: give another")
     for note in (*notes(storage), f"--ood: {len(storage)} images of {storage.root}"):

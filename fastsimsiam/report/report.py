@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,10 @@ def report(
         _add_note(page, "pictures", "Views, neighbors and map", f"left out: {why_not}")
     else:
         place = data or run.config.data
-        with open_eval_context(
-            run.path, place, options or EvalOptions(), need_val=False
-        ) as session:
+        options = options or EvalOptions()
+        if data is None and options.val is None:
+            options = replace(options, val=run.config.val)
+        with open_eval_context(run.path, place, options, need_val=False) as session:
             _add_pictures(page, run, session)
     page.body += [
         sections.section("repeat", "Repeat the run", sections.repeat(run)),
@@ -138,13 +139,13 @@ def _why_no_pictures(run: Run, data: Path | None) -> str:
     """Returns why views, neighbors and map have to be left out; empty if nothing is missing."""
     if run.step is None:
         return f"{run.path} has no checkpoint, which pictures need"
-    if data is None and not run.config.data.exists():
-        return f"there is no data set at {run.config.data}; pass --data PATH"
     if data is None:
         try:
             open_split(run.config.data, "train")
         except UserError as error:
-            return str(error)
+            if run.config.data.exists():
+                return str(error)
+            return f"there is no data set at {run.config.data}; pass --data PATH"
     return ""
 
 

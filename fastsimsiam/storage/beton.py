@@ -21,6 +21,7 @@ from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.storage.base import Report, Storage, blocks_of
 from fastsimsiam.storage.beton_tables import Tables, read_tables
 from fastsimsiam.storage.image_file import open_image
+from fastsimsiam.storage.labels import of_split
 from fastsimsiam.storage.manifest import Manifest, manifest_path, read_manifest
 from fastsimsiam.storage.record_file import RecordFile
 from fastsimsiam.storage.system_errors import why_not_read
@@ -195,14 +196,15 @@ def open_beton(file: Path, *, classes: Sequence[str] | None = None) -> Beton:
     manifest = read_manifest(file) or Manifest()
     _require_match(opened, tables, manifest)
     file_classes = manifest.classes or [str(i) for i in range(int(tables.label.max()) + 1)]
+    known, label = of_split(file, file_classes, tables.label, classes)
     count = len(tables.label)
     sizes = tables.sizes.copy()
     sizes[list(unreadable)] = 0
     return Beton(
         root=file,
         paths=manifest.images or [str(i) for i in range(count)],
-        classes=file_classes if classes is None else list(classes),
-        label=_translate(file, tables.label, file_classes, classes),
+        classes=known,
+        label=label,
         sizes=sizes,
         orientation=np.ones(count, np.uint8),
         pointer=tables.position,
@@ -246,20 +248,3 @@ def _header_size(file: RecordFile, tables: Tables, index: int) -> tuple[int, int
             return image.pil.height, image.pil.width
     except (BadImageError, EOFError, MemoryError):
         return None
-
-
-def _translate(
-    file: Path,
-    label: npt.NDArray[np.int64],
-    file_classes: Sequence[str],
-    classes: Sequence[str] | None,
-) -> npt.NDArray[np.int64]:
-    """Labels, positions in `file_classes`, as positions in `classes`."""
-    if classes is None:
-        return label
-    number = {name: position for position, name in enumerate(classes)}
-    names = [file_classes[i] for i in np.unique(label).tolist()]
-    unknown = [name for name in names if name not in number]
-    if unknown:
-        raise UserError(f"{file} has a class {unknown[0]} that the training split does not have")
-    return np.array([number.get(name, -1) for name in file_classes], np.int64)[label]

@@ -1,4 +1,7 @@
-"""Class folders of image files: `ROOT/train/CLASS/*.jpg`, or flat, `ROOT/CLASS/*.jpg`."""
+"""Class folders of image files: `ROOT/train/CLASS/*.jpg`, or flat, `ROOT/CLASS/*.jpg`.
+
+A folder of images without class folders is read as well: its images have no labels.
+"""
 
 import stat
 from collections import defaultdict
@@ -11,7 +14,8 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.storage import passed_over as kinds
 from fastsimsiam.storage.base import Report
 from fastsimsiam.storage.header_index import read_headers
-from fastsimsiam.storage.image_files import ImageFiles
+from fastsimsiam.storage.image_files import ImageFiles, image_files
+from fastsimsiam.storage.labels import NO_CLASSES
 from fastsimsiam.storage.listing import Listing, beside_splits, list_images
 from fastsimsiam.storage.names import Names
 from fastsimsiam.storage.split_names import (
@@ -50,10 +54,14 @@ def open_split(
             should be, or a class that is not in `classes`.
     """
     root = _root(data, split)
-    listing = _list(root, flat=root == data, is_other=split != "train")
+    listing = _list(root, flat=root == data)
+    if not listing.files:
+        return _without_classes(root, listing, classes, report)
     paths = [path for path, _, _ in listing.files]
     folders = [path.split("/", 1)[0] for path in paths]
     shown = {folder: printable(folder) for folder in set(folders)}
+    if classes is not None and tuple(classes) == NO_CLASSES:
+        shown = dict.fromkeys(shown, NO_CLASSES[0])
     known = sorted(set(shown.values())) if classes is None else list(classes)
     number = {name: position for position, name in enumerate(known)}
     unknown = sorted(folder for folder, name in shown.items() if name not in number)
@@ -107,34 +115,40 @@ def _require_folder(data: Path) -> None:
     )
 
 
-def _list(root: Path, *, flat: bool, is_other: bool) -> Listing:
+def _without_classes(
+    root: Path, listing: Listing, classes: Sequence[str] | None, report: Report | None
+) -> ImageFiles:
+    """The images that lie in the folder of a split itself."""
+    passed_over = dict(listing.passed_over)
+    passed_over.pop(kinds.IMAGES_BESIDE_CLASSES)
+    return image_files(
+        root,
+        listing.loose,
+        listing.out_of_reach,
+        [None] * len(listing.loose),
+        classes,
+        report,
+        passed_over=passed_over,
+    )
+
+
+def _list(root: Path, *, flat: bool) -> Listing:
     """The images of a split.
 
     Args:
         root: the folder of the class folders.
         flat: whether `root` is the whole data set.
-        is_other: whether it is another split than the training split.
 
     Raises:
         UserError: there are none, or folders of splits are where classes should be.
     """
     listing = list_images(root)
-    counts = dict(listing.passed_over)
     where = printable(root)
-    if not listing.files:
-        loose = counts.pop(kinds.IMAGES_BESIDE_CLASSES, 0)
-        if loose:
-            fix = f"expected {where}/CLASS/IMAGE"
-            fix += (
-                f" with the classes of the training split; rename {where} to leave it out"
-                if is_other
-                else f", or {where}/all/IMAGE if no classes are known"
-            )
-            images = f"{loose} image{'s' if loose > 1 else ''}"
-            raise UserError(f"{where} holds {images}, but no class folders: {fix}")
-        there = f" (it holds {kinds.listed(counts)})" if counts else ""
+    if not (listing.files or listing.loose):
+        there = f" (it holds {kinds.listed(listing.passed_over)})" if listing.passed_over else ""
         raise UserError(
-            f"no image files in class folders under {where}{there}: expected {where}/CLASS/IMAGE.jpg"
+            f"no image files under {where}{there}: expected {where}/CLASS/IMAGE.jpg, or "
+            f"{where}/IMAGE.jpg without classes"
         )
     _refuse_splits(root, listing.folders, flat=flat)
     return listing

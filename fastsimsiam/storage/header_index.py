@@ -4,7 +4,7 @@ Only headers of new and changed files are read again. The index holds what was r
 the reason of one may be gone the next time, and a newer library may read what this one refuses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ _SPARE_ROWS = 1 << 16
 _MEAN_BYTES = 1 << 10
 """Bytes that a row and its path may have on the average."""
 
-FileStamp = tuple[str, int, int]
+ListedFile = tuple[str, int, int]
 """Path relative to the root, bytes, and modification time in ns: tells whether a file has changed."""
 _Row = tuple[int, int, int]
 """Height, width and orientation."""
@@ -70,20 +70,25 @@ class Headers:
 
 
 def read_headers(
-    root: Path, files: list[FileStamp], out_of_reach: Mapping[str, str], report: Report | None
+    root: Path,
+    files: Sequence[ListedFile],
+    out_of_reach: Mapping[str, str],
+    report: Report | None,
+    form: str = "",
 ) -> Headers:
     """Reads the headers of N files; those of unchanged files come from the index.
 
     Args:
-        root: folder of the files; each root has an index.
+        root: folder of the files; each root and form has an index.
         files: all image files under `root`.
         out_of_reach: path -> the system's reason, of files that are not to be read.
         report: receives the progress over files that are read.
+        form: what the files are listed by; "" for all in the folder.
 
     Raises:
         UserError: the system cannot read any file now.
     """
-    index_file = cache_file(root, "")
+    index_file = cache_file(root, form)
     index = _load_index(index_file, len(files))
     headers = Headers(len(files))
     names = Names.of(path for path, _, _ in files)
@@ -108,7 +113,7 @@ def read_headers(
 
 def _read(
     root: Path,
-    files: list[FileStamp],
+    files: Sequence[ListedFile],
     positions: list[int],
     headers: Headers,
     report: Report | None,

@@ -10,6 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.storage.base import Report
+from fastsimsiam.storage.header_index import ListedFile, read_headers
+from fastsimsiam.storage.labels import NO_LABEL, in_order, of_split
+from fastsimsiam.storage.names import Names
 from fastsimsiam.storage.read_ahead import read_ahead
 from fastsimsiam.storage.system_errors import RESTORE, reason_of
 from fastsimsiam.system.scratch import scratch
@@ -107,3 +111,48 @@ class ImageFiles:
         if broken := self.broken.get(index):
             what, fix = f"is {reason}", f"{broken.fix}, remove the file"
         raise UserError(f"{self.name(index)} {what}{more}: {fix}, or pass --on-bad-image {option}")
+
+
+def image_files(
+    root: Path,
+    files: Sequence[ListedFile],
+    out_of_reach: Mapping[str, str],
+    labels: Sequence[str | None],
+    classes: Sequence[str] | None,
+    report: Report | None,
+    *,
+    passed_over: Mapping[str, int],
+    form: str = "",
+) -> ImageFiles:
+    """Opens files whose classes are known.
+
+    Args:
+        root: folder that the paths are relative to.
+        files: path, bytes and time of each file.
+        out_of_reach: path -> the system's reason, of files that cannot be read.
+        labels: class name of each file; None: it has none.
+        classes: class names of the training split; None: this is the training split.
+        report: receives the progress of reading headers.
+        passed_over: see `ImageFiles`.
+        form: see `header_index.read_headers`.
+
+    Raises:
+        UserError: some images have labels and others none, or a class is not in `classes`.
+    """
+    own = in_order({label for label in labels if label is not None})
+    number = {name: position for position, name in enumerate(own)}
+    label = np.array([NO_LABEL if name is None else number[name] for name in labels], np.int64)
+    known, label = of_split(root, own, label, classes)
+    headers = read_headers(root, files, out_of_reach, report, form)
+    return ImageFiles(
+        root=root,
+        paths=Names.of(path for path, _, _ in files),
+        classes=known,
+        label=label,
+        sizes=headers.rows[:, :2].astype(np.int32),
+        orientation=headers.rows[:, 2].astype(np.uint8),
+        bytes_total=sum(size for _, size, _ in files),
+        broken=headers.broken,
+        out_of_reach=headers.out_of_reach,
+        passed_over=passed_over,
+    )

@@ -85,7 +85,10 @@ def of_split(
     number = {name: position for position, name in enumerate(classes)}
     unknown = [name for i, name in enumerate(own) if name not in number and (label == i).any()]
     if unknown and tuple(own) == NO_CLASSES:
-        raise UserError(f"{printable(where)} has no labels, and the training split has")
+        raise UserError(
+            f"{printable(where)} has no labels, and the training split has: sort its images into class "
+            "folders, or rename it to leave it out"
+        )
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise UserError(

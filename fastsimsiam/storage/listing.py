@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage import passed_over as kinds
-from fastsimsiam.storage.header_index import FileStamp
+from fastsimsiam.storage.header_index import ListedFile
 from fastsimsiam.storage.split_names import SPELLINGS
 from fastsimsiam.storage.system_errors import reason_of, why_not_read
 
@@ -35,14 +35,17 @@ class Listing:
     """What lies in class folders.
 
     Attributes:
-        files: the image files, sorted by path; bytes and time are 0 for those in `out_of_reach`.
+        files: the image files in class folders, sorted by path; bytes and time are 0 for those in
+            `out_of_reach`.
+        loose: those that lie beside the class folders.
         out_of_reach: path -> the system's reason, of image files that cannot be read.
         folders: paths of all folders that hold image files.
         empty: names of class folders without images, sorted.
         passed_over: kind -> number, of entries that are not among the images.
     """
 
-    files: list[FileStamp] = field(default_factory=list)
+    files: list[ListedFile] = field(default_factory=list)
+    loose: list[ListedFile] = field(default_factory=list)
     out_of_reach: dict[str, str] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
@@ -72,6 +75,7 @@ def list_images(root: Path) -> Listing:
     for name, is_link in sorted(_scan(root, "", found)):
         _list_class(root, name, is_link, above, found)
     found.files.sort()
+    found.loose.sort()
     return found
 
 
@@ -154,17 +158,15 @@ def _add_image(entry: os.DirEntry[str], prefix: str, found: Listing) -> None:
         reason = reason_of(entry.path, error)
         if isinstance(error, FileNotFoundError) and entry.is_symlink():
             reason = "a link to nothing"
-        if prefix:
-            found.out_of_reach[prefix + entry.name] = reason
-            found.files.append((prefix + entry.name, 0, 0))
-        else:
-            found.passed_over[kinds.IMAGES_BESIDE_CLASSES] += 1
-        return
-    if not stat.S_ISREG(status.st_mode):
-        found.passed_over[kinds.SPECIAL] += 1
-    elif prefix:
-        found.files.append((prefix + entry.name, status.st_size, status.st_mtime_ns))
+        found.out_of_reach[prefix + entry.name] = reason
+        listed = (prefix + entry.name, 0, 0)
     else:
+        if not stat.S_ISREG(status.st_mode):
+            found.passed_over[kinds.SPECIAL] += 1
+            return
+        listed = (prefix + entry.name, status.st_size, status.st_mtime_ns)
+    (found.files if prefix else found.loose).append(listed)
+    if not prefix:
         found.passed_over[kinds.IMAGES_BESIDE_CLASSES] += 1
 
 

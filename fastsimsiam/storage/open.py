@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fastsimsiam.storage import beton, class_folder, imagenet_tars, webdataset
+from fastsimsiam.config.evaluation import Split
+from fastsimsiam.storage import beton, class_folder, image_list, imagenet_tars, kaggle, webdataset
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.split_names import missing_split
 
-__all__ = ["has_split", "missing_split", "open_split"]
+__all__ = ["has_split", "has_val", "missing_split", "open_split", "open_val", "whole_or_val"]
 
 
 class _OpenSplit(Protocol):
@@ -33,6 +34,8 @@ _OPENERS = (
     _Opener(beton.has_split, beton.accepts, beton.open_split),
     _Opener(imagenet_tars.has_split, imagenet_tars.accepts, imagenet_tars.open_split),
     _Opener(webdataset.has_split, webdataset.accepts, webdataset.open_split),
+    _Opener(image_list.has_split, image_list.accepts, image_list.open_split),
+    _Opener(kaggle.has_split, kaggle.accepts, kaggle.open_split),
     _Opener(class_folder.has_split, lambda data, split: True, class_folder.open_split),
 )
 
@@ -42,13 +45,47 @@ def has_split(data: Path, split: str) -> bool:
     return any(opener.has_split(data, split) for opener in _OPENERS)
 
 
+def has_val(data: Path, val: Path | None) -> bool:
+    """Whether there are validation images: in `data`, or where `--val` says."""
+    return val is not None or has_split(data, "val")
+
+
+def open_val(
+    data: Path,
+    val: Path | None,
+    *,
+    classes: Sequence[str] | None = None,
+    report: Report | None = None,
+) -> Storage:
+    """Opens the validation images.
+
+    Args:
+        data: the data set.
+        val: another data set: its validation split, or all of one without splits; None: that of
+            `data`.
+        classes: see `open_split`.
+        report: see `open_split`.
+
+    Raises:
+        UserError: see `open_split`.
+    """
+    if val is None:
+        return open_split(data, "val", classes=classes, report=report)
+    return open_split(val, whole_or_val(val), classes=classes, report=report)
+
+
+def whole_or_val(data: Path) -> Split:
+    """The split of another data set that is evaluated: `val`, or all of one without splits."""
+    return "val" if has_split(data, "val") else "train"
+
+
 def open_split(
     data: Path, split: str, *, classes: Sequence[str] | None = None, report: Report | None = None
 ) -> Storage:
-    """Opens a split: `data/SPLIT.beton`, `data` if it is a packed file, or class folders.
+    """Opens a split, in whatever form it is there.
 
     Args:
-        data: the data set's folder, or a packed file, which is the training split.
+        data: the data set's folder, or a file of images or a list of them: a training split.
         split: `train` or `val`.
         classes: class names that labels refer to (the training split's); None: the split's own.
         report: receives the progress of reading headers.

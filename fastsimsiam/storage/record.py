@@ -19,6 +19,8 @@ from fastsimsiam.storage.base import Storage, fingerprint
 from fastsimsiam.system.files import written_whole
 from fastsimsiam.system.text import printable
 
+MOST_RECORDED = 10_000_000
+"""Images of a data set whose list is kept. Larger ones lie in shards, which lose no single images."""
 _VERSION = 1
 _MISSING = -1
 _UNREADABLE = (0, 0)

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.run import CompileName, Config
+from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.registry import build_method
@@ -17,11 +18,13 @@ from fastsimsiam.models.small_convolutions import keep_gradient_strides, use_mat
 from fastsimsiam.optim.build import build_optimizer
 from fastsimsiam.optim.schedule import schedule_steps
 from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.plan.order import BlockOrder
 from fastsimsiam.runs.checkpoint import CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Storage, fingerprint
 from fastsimsiam.system.barriers import share_cores
 from fastsimsiam.system.malloc import keep_freed_memory
+from fastsimsiam.system.text import printable
 from fastsimsiam.train.distributed import World
 from fastsimsiam.train.evaluator import Evaluator
 from fastsimsiam.train.step import TrainStep
@@ -77,6 +80,7 @@ def build_trainer(
         rank=world.rank,
         world_size=world.size,
         round_to=config.accumulate,
+        blocks=_blocks(config, storage),
     )
     method = build_method(config)
     if world.size > 1 and device.type == "cuda" and method.sync_batch_norm:
@@ -119,3 +123,16 @@ def build_trainer(
         device=device,
         world=world,
     )
+
+
+def _blocks(config: Config, storage: Storage) -> BlockOrder | None:
+    """The order by blocks that a config asks for; None for a full shuffle."""
+    if config.shuffle == "full":
+        return None
+    blocks = storage.blocks
+    if blocks is None:
+        raise UserError(
+            f"--shuffle blocks: the images of {printable(storage.root)} are files of their own, in no "
+            "order on the disk: pack them (fastsimsiam pack), or pass --shuffle full"
+        )
+    return BlockOrder(blocks, config.shuffle_blocks, config.seed)

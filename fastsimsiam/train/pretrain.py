@@ -17,9 +17,10 @@ from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.folder import IMAGES_FILE
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Storage
-from fastsimsiam.storage.open import has_split, missing_split, open_split
+from fastsimsiam.storage.labels import NO_CLASSES
+from fastsimsiam.storage.open import has_val, missing_split, open_split, open_val
 from fastsimsiam.storage.passed_over import notes
-from fastsimsiam.storage.record import as_recorded, read_record, write_record
+from fastsimsiam.storage.record import MOST_RECORDED, as_recorded, read_record, write_record
 from fastsimsiam.system.device import choose_device
 from fastsimsiam.system.launcher import read_launch, told_by_the_first
 from fastsimsiam.system.out_of_memory import memory_told
@@ -123,7 +124,7 @@ def _prepare(
     chosen = choose_all(config, train, world.local_rank, world.size)
     for line in filter(None, (chosen.why, *start.lines, changed)):
         recorder.say(line)
-    if world.is_main and not record:
+    if world.is_main and not record and len(train) <= MOST_RECORDED:
         write_record(config.out / IMAGES_FILE, train)
     loaders = opened.enter_context(closing(RunLoaders(config, chosen, recorder)))
     loader = loaders.open(train)
@@ -196,13 +197,16 @@ def _evaluators(
     """KNN on the validation split, on the main rank."""
     if not config.knn.every_epochs:
         return []
-    if not has_split(config.data, "val"):
+    if tuple(train.classes) == NO_CLASSES:
+        recorder.say("no kNN during training: the images have no labels")
+        return []
+    if not has_val(config.data, config.val):
         recorder.say(f"no kNN during training: {missing_split(config.data, 'val')}")
         return []
     if not world.is_main:
         return []
     report = reporter(recorder, "reading headers")
-    val = open_split(config.data, "val", classes=train.classes, report=report)
+    val = open_val(config.data, config.val, classes=train.classes, report=report)
     for line in notes(val):
         recorder.say(line)
     loaders.passed_over_in_val = dict(val.passed_over)
