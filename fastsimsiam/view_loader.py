@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +18,8 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.registry import build_loader, choose_loader
 from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.storage.arrays import array_images
+from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.open import has_split, open_split
 from fastsimsiam.system.device import choose_device
 
@@ -39,7 +44,7 @@ class Loader:
 
     def __init__(
         self,
-        data: Path | str,
+        data: Path | str | npt.NDArray[np.uint8] | Sequence[npt.NDArray[Any]],
         *,
         batch_size: int,
         image_size: int = 224,
@@ -59,7 +64,8 @@ class Loader:
         """Opens a data set.
 
         Args:
-            data: folder of class folders, with train/ and val/ or flat; or packed files.
+            data: a data set of any form, see docs/formats.md; or images in memory, (N, H, W, 3) uint8;
+                or a pair of such images and their labels (N,).
             batch_size: images per batch, all ranks together.
             image_size: side in pixels of views without a size in their spec.
             views: one spec per view, at least one; SimSiam's two views by default.
@@ -90,11 +96,7 @@ class Loader:
             rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         if batch_size < 1 or batch_size % world_size:
             raise UserError(f"batch_size is {batch_size}: give a multiple of {world_size}")
-        data = Path(data)
-        classes = None
-        if split != "train" and has_split(data, "train"):
-            classes = open_split(data, "train").classes  # the same labels in both splits
-        storage = open_split(data, split, classes=classes)
+        storage = _opened(data, split)
         self.classes = list(storage.classes)
         self.passed_over = dict(storage.passed_over)
         self.epoch = 0
@@ -163,3 +165,18 @@ class Loader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _opened(
+    data: Path | str | npt.NDArray[np.uint8] | Sequence[npt.NDArray[Any]], split: str
+) -> Storage:
+    if isinstance(data, np.ndarray):
+        return array_images(Path("array"), data)
+    if not isinstance(data, (Path, str)):
+        images, labels = data
+        return array_images(Path("array"), np.asarray(images), np.asarray(labels))
+    data = Path(data)
+    classes = None
+    if split != "train" and has_split(data, "train"):
+        classes = open_split(data, "train").classes  # the same labels in both splits
+    return open_split(data, split, classes=classes)

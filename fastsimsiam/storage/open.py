@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Protocol
 
 from fastsimsiam.config.evaluation import Split
-from fastsimsiam.storage import beton, class_folder, image_list, imagenet_tars, kaggle, webdataset
+from fastsimsiam.storage import (
+    arrays,
+    beton,
+    class_folder,
+    image_list,
+    imagenet_tars,
+    kaggle,
+    webdataset,
+)
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.split_names import missing_split
 
@@ -34,6 +42,7 @@ _OPENERS = (
     _Opener(beton.has_split, beton.accepts, beton.open_split),
     _Opener(imagenet_tars.has_split, imagenet_tars.accepts, imagenet_tars.open_split),
     _Opener(webdataset.has_split, webdataset.accepts, webdataset.open_split),
+    _Opener(arrays.has_split, arrays.accepts, arrays.open_split),
     _Opener(image_list.has_split, image_list.accepts, image_list.open_split),
     _Opener(kaggle.has_split, kaggle.accepts, kaggle.open_split),
     _Opener(class_folder.has_split, lambda data, split: True, class_folder.open_split),
