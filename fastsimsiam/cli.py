@@ -30,6 +30,7 @@ COMMANDS = (
     "report",
     "views",
     "pack",
+    "index",
     "doctor",
     "recipes",
 )
@@ -50,6 +51,7 @@ commands:
   report RUN ...        write an HTML report on runs: curves, neighbors, a map, commands
   views PATH            draw the views of a recipe
   pack SRC DST          pack class folders into one file (.beton)
+  index PATH            read the headers of a data set once, and tell what is in it
   doctor                measure this machine: its bottleneck, and the time a recipe takes
   recipes               list the recipes
 

@@ -204,6 +204,7 @@ REQUIRED = {
     "report": ["run"],
     "views": ["data", "--out", "views.png"],
     "pack": ["data", "data.beton"],
+    "index": ["data"],
     "doctor": [],
     "recipes": [],
 }

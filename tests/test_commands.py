@@ -103,6 +103,7 @@ REACHED_FROM = {
     "tools/embed.py": ("embed",),
     "tools/export.py": ("export",),
     "tools/views.py": ("views",),
+    "tools/index.py": ("index",),
     "report/report.py": ("report",),
     "report/neighbors.py": ("report",),
     "loaders/bad_images.py": (*EVALUATIONS, "report", "pretrain", "doctor", "pack"),

@@ -219,7 +219,7 @@ def test_a_tar_cut_off_in_an_image(class_folders: Path, tmp_path: Path) -> None:
     cut(data / "0.tar", tail - last.offset_data - last.size + 5)
     for _ in range(2):  # not from the index alone
         found = open_split(data, "train")
-        assert found.unreadable == {2: "is cut off: the end of its tar is missing"}
+        assert found.unreadable == {2: "cut off: the end of its tar is missing"}
         assert found.sizes[2].tolist() == [0, 0]
         assert bytes(found.read(1)) == images[1]
         with pytest.raises(UserError, match=r"0.tar: 0.tar/2.jpg is cut off: .*: fetch or make"):
@@ -307,7 +307,7 @@ def test_an_image_without_a_header_is_unreadable(class_folders: Path, tmp_path: 
     for _ in range(2):
         found = open_split(data, "train")
         assert found.unreadable == {
-            1: "is not a readable image (the content is none of JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF)"
+            1: "not a readable image (the content is none of JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF)"
         }
         assert found.sizes[1].tolist() == [0, 0]
 
@@ -368,7 +368,7 @@ def test_a_training_tar_cut_off_in_a_class(class_folders: Path, tmp_path: Path) 
     assert 64 < len(found) < 96
     (name, reason), *_ = ((found.paths[i], text) for i, text in found.unreadable.items())
     assert name.startswith("cow/")
-    assert reason == "is cut off: the end of its tar is missing"
+    assert reason == "cut off: the end of its tar is missing"
 
 
 def test_many_shards_and_few_descriptors(

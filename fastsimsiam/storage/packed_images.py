@@ -34,7 +34,7 @@ class PackedImages:
         starts: S + 1 numbers: the first image of each file, and N.
         position: (N,) int64 first byte of each encoded image in its file.
         length: (N,) integer bytes of each encoded image.
-        unreadable: sample -> reason, completing "NAME ...", of images that cannot be used.
+        unreadable: sample -> reason, completing "NAME is", of images that cannot be used.
     """
 
     root: Path
@@ -121,7 +121,7 @@ class PackedImages:
         index, reason = next(iter(self.unreadable.items()))
         more = f" (and {len(self.unreadable) - 1} more)" if len(self.unreadable) > 1 else ""
         raise UserError(
-            f"{self.name(index)} {reason}{more}: fetch or make its file again, or pass --on-bad-image "
+            f"{self.name(index)} is {reason}{more}: fetch or make its file again, or pass --on-bad-image "
             f"{option}"
         )
 

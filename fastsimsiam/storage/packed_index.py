@@ -41,7 +41,7 @@ class Members:
         position, length: (n,) int64 bytes of each encoded image in the file.
         label: (n,) int64 position in `classes`, or `NO_LABEL`.
         classes: class names of this file's labels.
-        broken: image -> reason, completing "NAME ...", of images that cannot be used.
+        broken: image -> reason, completing "NAME is", of images that cannot be used.
         passed_over: kind -> number, of what is not among the images.
     """
 
@@ -205,7 +205,7 @@ def _finished(part: Part) -> PackedIndex:
         try:
             header = header_of(section(RecordFile(path), position, length))
         except BadImageError as error:
-            reasons[image] = f"is {error}"
+            reasons[image] = str(error)
         except OSError as error:
             raise UserError(why_not_read(path, error)) from error
         else:  # another version of the decoder

@@ -16,8 +16,8 @@ DEAD_LINKS = "links to nothing"
 TWICE = "links to folders that are listed already"
 FURTHER_IMAGES = "further images of samples"
 TAR_LINKS = "links and other entries of tars that are no files"
-CUT_OFF = "is cut off: the end of its tar is missing"
-"""The reason for which an image cannot be used."""
+CUT_OFF = "cut off: the end of its tar is missing"
+"""The reason for which an image cannot be used, which completes "NAME is"."""
 CUT_OFF_TARS = "tars without an end: images may be missing"
 _PICTURES = (
     *(".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl", ".svg", ".psd", ".tga", ".ico", ".icns"),
