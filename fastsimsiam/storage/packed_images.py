@@ -121,8 +121,8 @@ class PackedImages:
         index, reason = next(iter(self.unreadable.items()))
         more = f" (and {len(self.unreadable) - 1} more)" if len(self.unreadable) > 1 else ""
         raise UserError(
-            f"{self.name(index)} is {reason}{more}: fetch or make its file again, or pass --on-bad-image "
-            f"{option}"
+            f"{self.name(index)} is {reason}{more}: fetch or make its file again, or pass "
+            f"--on-bad-image {option}"
         )
 
     def _number_of(self, index: int) -> int:
