@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from as_stored import shards
 from PIL import Image
 from small_places import files_of_at_most
 
@@ -18,6 +19,7 @@ from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.doctor import doctor as doctor_module
 from fastsimsiam.doctor.diagnosis import Measurements, advice, bottleneck, forecast, parts_allow
 from fastsimsiam.doctor.doctor import diagnose
+from fastsimsiam.doctor.measure_data import measure_one_file, measure_storage
 from fastsimsiam.doctor.report import Report, format_report
 from fastsimsiam.doctor.synthetic import repeated, synthetic_photographs
 from fastsimsiam.errors import UserError
@@ -25,6 +27,7 @@ from fastsimsiam.recipes import catalogue
 from fastsimsiam.recipes.base import DataSet, Recipe
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.storage.open import open_split as open_any
 from fastsimsiam.system.hardware import commit, cpu_name, describe
 from fastsimsiam.system.resources import host_memory
 from fastsimsiam.train.trainer import Trainer
@@ -33,6 +36,7 @@ from fastsimsiam.train.trainer import Trainer
 FED = Measurements(
     gpu=True,
     storage=20_000,
+    one_file=None,
     decode=9_000,
     loader=8_000,
     augment=200_000,
@@ -100,6 +104,9 @@ def test_advice_follows_from_the_measurements() -> None:
     assert advised(huge, "fastsimsiam pack SRC DST.beton --max-side 512")
     assert not advised(replace(huge, packed=True), "fastsimsiam pack")
     assert advised(replace(STARVED, storage=2_100), "copy the data set")
+    slow = replace(STARVED, storage=2_100, one_file=8_400)
+    assert any("one file is read 4.0 times as fast here" in line for line in advice(slow))
+    assert not advised(replace(slow, one_file=2_500), "pack the data set")
     assert advised(replace(FED, device_free=60 * 10**9), "a larger --batch-size than 512")
     assert advised(replace(FED, precision="float32"), "--precision bf16")
     assert advised(replace(FED, compiled="off"), "--compile step")
@@ -433,3 +440,19 @@ def test_the_commit_is_that_of_the_source_tree() -> None:
     if git.returncode:
         pytest.skip("not a git checkout")
     assert commit() == git.stdout.strip()
+
+
+def test_one_file_is_measured_beside_many(class_folders: Path, tmp_path: Path) -> None:
+    storage = open_split(class_folders, "train")
+    before = sorted(class_folders.rglob("*"))
+    rate = measure_one_file(storage, 2, 1.0)
+    assert rate is not None
+    assert rate > 100
+    assert sorted(class_folders.rglob("*")) == before
+    of_files, bytes_per_second = measure_storage(storage, 2, 1.0)
+    mean = storage.bytes_total / len(storage)
+    assert bytes_per_second == pytest.approx(of_files.images_per_second * mean, rel=0.01)
+    shards(class_folders, tmp_path / "shards")
+    packed = open_any(tmp_path / "shards", "train")
+    assert measure_one_file(packed, 2, 1.0) is None
+    assert measure_storage(packed, 2, 1.0)[0].images_per_second > 100

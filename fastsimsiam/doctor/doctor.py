@@ -177,6 +177,7 @@ def _measure(
 
     with part("storage") as given:
         storage, storage_bytes = measure_data.measure_storage(train, config.workers, given)
+        one_file = measure_data.measure_one_file(train, config.workers, given)
     with part("decode") as given:
         decode = measure_data.measure_decode(train, config.workers, given)
     with measure.trainer_of(measured_config, train) as trainer:
@@ -208,6 +209,7 @@ def _measure(
     measurements = Measurements(
         gpu=gpu,
         storage=storage.images_per_second,
+        one_file=one_file,
         decode=decode.images_per_second,
         loader=loader.images_per_second,
         augment=augment.images_per_second,

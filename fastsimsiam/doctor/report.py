@@ -112,7 +112,8 @@ def _run_line(report: Report) -> str:
 def _rate_lines(report: Report) -> list[str]:
     measured = report.measurements
     notes = {
-        "storage": f"reading files only, {report.storage_bytes_per_second / 1e6:,.0f} MB/s",
+        "storage": f"reading only, {report.storage_bytes_per_second / 1e6:,.0f} MB/s",
+        "one_file": "the same from one file, as pack would write it",
         "decode": f"decoding only, {measured.workers} threads",
         "loader": f"loader {measured.loader_name}: decoded, cropped and on the device",
         "augment": "color augmentation of all views",
@@ -121,7 +122,9 @@ def _rate_lines(report: Report) -> list[str]:
         "features": "feature extraction of the kNN evaluation",
     }
     return [f"{'':10}{'images/s':>10}"] + [
-        f"{name:10}{getattr(measured, name):>10,.0f}   {note}" for name, note in notes.items()
+        f"{name.replace('_', ' '):10}{rate:>10,.0f}   {note}"
+        for name, note in notes.items()
+        if (rate := getattr(measured, name)) is not None
     ]
 
 
