@@ -204,8 +204,8 @@ def _loader_advice(measured: Measurements, part: str) -> list[str]:
         gain = measured.one_file / measured.storage if measured.one_file else 0.0
         if gain >= _PAYS:
             lines.append(
-                f"pack the data set (fastsimsiam pack SRC DST.beton): one file is read {gain:.1f} times "
-                "as fast here"
+                f"pack the data set (fastsimsiam pack SRC DST.beton): one file is read {gain:.1f} "
+                "times as fast here"
             )
         lines.append("copy the data set to a local disk, or one with faster random reads")
     if measured.gpu and measured.loader_name != "dali":

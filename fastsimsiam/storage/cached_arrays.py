@@ -8,6 +8,7 @@ trusted: whoever can write to the cache folder may have written it.
 
 import hashlib
 import json
+import mmap
 import os
 import re
 import stat
@@ -15,6 +16,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,26 @@ _PARTIAL = re.compile(r"index-[0-9a-f]{20}\.\w+\.(\d{1,7})\.partial")
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What was saved.
+
+    Attributes:
+        facts: what the author wanted to be known.
+        arrays: name -> array, read-only.
+        mapped: the memory of a large file; None for one that was read.
+    """
+
+    facts: dict[str, Any]
+    arrays: dict[str, npt.NDArray[Any]]
+    mapped: mmap.mmap | None = None
+
+    def forget_pages(self) -> None:
+        """Gives the memory of pages back that were looked at once, to check them."""
+        if self.mapped is not None:
+            self.mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def cache_file(root: Path, form: str) -> Path | None:
     """The file for a data set; None where there is no folder for it: no home, and no XDG_CACHE_HOME.
 
@@ -55,10 +77,8 @@ def cache_file(root: Path, form: str) -> Path | None:
     return Path(cache) / "fastsimsiam" / f"index-{hashlib.sha256(name).hexdigest()[:20]}.bin"
 
 
-def load_arrays(
-    file: Path | None, most_bytes: int
-) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]] | None:
-    """What was saved, read-only; None if there is nothing that is whole.
+def load_arrays(file: Path | None, most_bytes: int) -> Loaded | None:
+    """What was saved; None if there is nothing that is whole.
 
     Args:
         file: of `cache_file`.
@@ -73,14 +93,17 @@ def load_arrays(
             status = os.fstat(handle.fileno())
             if not stat.S_ISREG(status.st_mode) or not _HEAD.size <= status.st_size <= most_bytes:
                 return None
+            mapped = None
             if status.st_size < _MAPPED:
                 content = np.fromfile(handle, np.uint8)
             else:
-                content = np.memmap(handle, np.uint8, "r")
-    except (OSError, ValueError):
+                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                content = np.frombuffer(mapped, np.uint8)
+            loaded = Loaded(*_parsed(content, handle.fileno()), mapped)
+            loaded.forget_pages()
+            return loaded
+    except OSError:
         return None
-    try:
-        return _parsed(content)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
         return None
 
@@ -115,7 +138,9 @@ def save_arrays(file: Path | None, facts: Mapping[str, Any], arrays: Arrays) -> 
             handle.write(_bytes(array).data)
 
 
-def _parsed(content: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+def _parsed(
+    content: npt.NDArray[np.uint8], descriptor: int
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     magic, checksum, length = _HEAD.unpack(content[: _HEAD.size].tobytes())
     if magic != _MAGIC or length > min(_LARGEST_HEAD, len(content) - _HEAD.size):
         raise ValueError("another file")
@@ -131,7 +156,7 @@ def _parsed(content: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, n
         begin = start + position
         part = content[begin : begin + count * np.dtype(dtype).itemsize]
         array = part.view(dtype)
-        if len(array) != count or _checksum(part) != expected:
+        if len(array) != count or _checksum_of_file(descriptor, begin, len(part)) != expected:
             raise ValueError("damaged")
         array.flags.writeable = False
         arrays[name] = array
@@ -149,6 +174,18 @@ def _checksum(content: npt.NDArray[np.uint8]) -> int:
     value = 0
     for first in range(0, len(content), _CHUNK):
         value = zlib.crc32(content[first : first + _CHUNK].data, value)
+    return value
+
+
+def _checksum_of_file(descriptor: int, start: int, length: int) -> int:
+    """Read, not mapped, so that it takes no memory."""
+    value = 0
+    while length:
+        chunk = os.pread(descriptor, min(length, _CHUNK), start)
+        if not chunk:
+            raise ValueError("cut off")
+        value = zlib.crc32(chunk, value)
+        start, length = start + len(chunk), length - len(chunk)
     return value
 
 

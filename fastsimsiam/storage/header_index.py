@@ -154,7 +154,7 @@ def _load_index(file: Path | None, number: int) -> _Index:
     """
     loaded = load_arrays(file, (number + _SPARE_ROWS) * _MEAN_BYTES)
     try:
-        arrays = {} if loaded is None else loaded[1]
+        arrays = {} if loaded is None else loaded.arrays
         index = _Index(
             Names.checked(arrays["names"], arrays["ends"]),
             np.stack([arrays[column].astype(np.int64) for column in _COLUMNS], axis=1),

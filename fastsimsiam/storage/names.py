@@ -37,9 +37,16 @@ class Names(Sequence[str]):
     @classmethod
     def checked(cls, content: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> "Names":
         """Names from arrays of a file; raises a ValueError unless they are as described above."""
-        whole = len(content) == (int(ends[-1]) + 1 if len(ends) else 0)
-        if not whole or (np.diff(ends, prepend=-1) < 1).any() or (content[ends] != _NEWLINE).any():
+        if len(content) != (int(ends[-1]) + 1 if len(ends) else 0):
             raise ValueError("no names")
+        before = -1
+        for first in range(0, len(ends), _CHUNK):
+            part = ends[first : first + _CHUNK]
+            if (np.diff(part, prepend=before) < 1).any() or int(part[-1]) >= len(content):
+                raise ValueError("no names")
+            if (content[part] != _NEWLINE).any():
+                raise ValueError("no names")
+            before = int(part[-1])
         return cls(content, ends)
 
     @classmethod

@@ -100,12 +100,13 @@ def load_part(file: Path | None, root: Path, most_bytes: int) -> Part | None:
     if loaded is None:
         return None
     try:
-        facts, arrays = loaded
+        facts, arrays = loaded.facts, loaded.arrays
         files = Names.checked(arrays["files"], arrays["files_ends"])
         sizes, times, rows = (
             arrays[name].tolist() for name in ("files_bytes", "files_mtime", "files_rows")
         )
         names = Names.checked(arrays["names"], arrays["names_ends"])
+        loaded.forget_pages()
         part = Part(
             stamps=[
                 FileStamp(root / path, size, time)
@@ -118,7 +119,10 @@ def load_part(file: Path | None, root: Path, most_bytes: int) -> Part | None:
             | {"sizes": arrays["sizes"].reshape(-1, 2)},
             classes=facts["classes"],
         )
-        return part if _is_sane(part) else None
+        if not _is_sane(part):
+            return None
+        loaded.forget_pages()
+        return part
     except (KeyError, ValueError, TypeError, IndexError, AttributeError):
         return None
 

@@ -31,7 +31,7 @@ from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.storage.tar_members import Member, read_tar
 from fastsimsiam.system.text import printable
 
-_FORM = "tars 1"
+FORM = "tars 1"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LABEL_KEYS = ("label", "cls", "class")
 _LARGEST_LABEL = 1 << 20
@@ -79,7 +79,7 @@ def open_split(
         stamps = [FileStamp.of(tar) for tar in tars]
     except OSError as error:
         raise UserError(why_not_read(error.filename or data, error)) from error
-    return packed_images(root, _FORM, stamps, _samples, classes, report)
+    return packed_images(root, FORM, stamps, _samples, classes, report)
 
 
 def _tars(data: Path, split: str) -> list[Path]:
