@@ -65,15 +65,15 @@ def as_arrow(data: Path, target: Path) -> Path:
     )
     folder = target / "saved"
     folder.mkdir()
-    with pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as file:
-        with pa.ipc.new_stream(file, schema) as writer:
-            for start in range(0, len(storage), 100):
-                numbers = range(start, min(start + 100, len(storage)))
-                rows = [{"bytes": bytes(storage.read(i)), "path": f"{i}.jpg"} for i in numbers]
-                labels = storage.label[start : start + 100].tolist()
-                columns = [pa.array(rows, image), pa.array(labels, pa.int64())]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-    files = [{"filename": "data-00000-of-00001.arrow"}]
+    file = folder / "data-00000-of-00001.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for start in range(0, len(storage), 100):
+            numbers = range(start, min(start + 100, len(storage)))
+            rows = [{"bytes": bytes(storage.read(i)), "path": f"{i}.jpg"} for i in numbers]
+            labels = storage.label[start : start + 100].tolist()
+            columns = [pa.array(rows, image), pa.array(labels, pa.int64())]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+    files = [{"filename": file.name}]
     (folder / "state.json").write_text(json.dumps({"_data_files": files, "_split": "train"}))
     (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
     return folder

@@ -7,8 +7,8 @@ time, in the order of the plan, so a storage needs random access. To add one:
   `open_split`
 - a line in `_OPENERS` of open.py, above class folders, which accept everything
 
-Files that hold many images need no class of their own: `packed_images.packed_images` makes one from a
-function that says where the images lie, their names and labels. Single files: `image_files.image_files`.
+Files that hold many images need no class of their own: a function that says where the images lie, with
+their names and labels, is enough for `packed_images.packed_images`.
 
 Images without a readable header have size 0, 0. `require_readable` refuses them at the start of a run;
 with `--on-bad-image skip` it is not called, and the loader replaces the images when it cannot decode
