@@ -122,7 +122,7 @@ class Config:
     """Name of the recipe that this config is based on."""
     data: Path = neutral(Path("data"))
     """Folder of class folders of image files, split into train/ and val/ or not; or of packed
-    files train.beton and val.beton; or a packed file."""
+    files train.beton and val.beton, of tars or of Arrow files; or such a file."""
     out: Path = neutral(Path("runs/run"))
     """Folder for checkpoints, metrics and logs."""
     epochs: int = 100
