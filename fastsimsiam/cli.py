@@ -50,7 +50,7 @@ commands:
   export CHECKPOINT DST write the backbone for torchvision, timm or onnxruntime
   report RUN ...        write an HTML report on runs: curves, neighbors, a map, commands
   views PATH            draw the views of a recipe
-  pack SRC DST          pack class folders into one file (.beton)
+  pack SRC DST          pack images into one file (.beton)
   index PATH            read the headers of a data set once, and tell what is in it
   doctor                measure this machine: its bottleneck, and the time a recipe takes
   recipes               list the recipes

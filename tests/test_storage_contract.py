@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from as_stored import files_of, imagenet_tars, shards, tar_of_class_folders
+from as_stored import (
+    datasets_cache,
+    files_of,
+    imagenet_tars,
+    saved_to_disk,
+    shards,
+    tar_of_class_folders,
+)
 from conftest import CPU, require
 from PIL import Image
 
@@ -63,6 +70,8 @@ FORMS: dict[str, Callable[[Path, Path], Path]] = {
         shards,
         shards_without_labels,
         tar_of_class_folders,
+        saved_to_disk,
+        datasets_cache,
         listed,
         packed,
         unlabeled,
@@ -118,8 +127,8 @@ def views(name: LoaderName, storage: Storage) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def expected(folders: Path) -> dict[LoaderName, list[torch.Tensor]]:
-    """The views of class folders."""
+def expected() -> dict[LoaderName, list[torch.Tensor]]:
+    """The views of class folders, by loader; filled when they are first asked for."""
     return {}
 
 

@@ -161,6 +161,24 @@ def test_patterns(class_folders: Path, tmp_path: Path, pattern: str) -> None:
             open_split(tmp_path / pattern, "train")
 
 
+def test_patterns_may_go_over_folders(class_folders: Path, tmp_path: Path) -> None:
+    for number, image in enumerate(jpegs(class_folders)):
+        one_tar(tmp_path / str(number), {"a.jpg": image}, "x.tar")
+    found = open_split(tmp_path / "{0..2}" / "x.tar", "train")
+    assert [bytes(found.read(i)) for i in range(3)] == jpegs(class_folders)
+    assert found.root == tmp_path
+
+
+def test_splits_in_one_folder_have_an_index_each(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tar_of_class_folders(class_folders, tmp_path / "data")
+    for split in ("train", "val"):
+        open_split(data, split)
+    monkeypatch.setattr(packed_index, "_scanned", lambda *_: pytest.fail("read again"))
+    assert [len(open_split(data, split)) for split in ("train", "val")] == [96, 24]
+
+
 def test_a_tar_itself_is_a_data_set(class_folders: Path, tmp_path: Path) -> None:
     images = jpegs(class_folders)
     one_tar(tmp_path, {f"k/{i}.jpg": image for i, image in enumerate(images)})

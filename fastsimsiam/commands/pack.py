@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -17,9 +17,11 @@ class _Pack:
     """Arguments of `pack`."""
 
     source: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="SRC")] = None
-    """Folder with one subfolder of images per class."""
+    """Folder with one subfolder of images per class; tars, Arrow or Parquet files, or their folder."""
     target: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DST.beton")] = None
     """File to write, NAME.beton; a folder with train.beton and val.beton is a data set."""
+    split: Literal["train", "val"] | None = None
+    """Split of a SRC that has several; None: train, or val if there is no train."""
     max_side: int | None = None
     """Longest side of an image in pixels; larger images are scaled down."""
     short_side: int | None = None
@@ -43,12 +45,12 @@ _NO_MANIFEST = "all can be decoded; without a manifest, checksums and names are 
 
 def run(argv: list[str]) -> int:
     """Runs the command; returns the exit code."""
-    about = "Packs class folders into one file, FFCV's .beton, and decodes every image to check it."
+    about = "Packs images into one file, FFCV's .beton, and decodes every image to check it."
     arguments = parse(_Pack, argv, "fastsimsiam pack", about=about)
     from fastsimsiam.loaders.dark_gray import dark_gray_warning
     from fastsimsiam.loaders.jpeg_warning import warned_line
-    from fastsimsiam.storage.class_folder import open_split
     from fastsimsiam.storage.manifest import manifest_path
+    from fastsimsiam.storage.open import open_source
     from fastsimsiam.storage.passed_over import notes
     from fastsimsiam.storage.split_names import find_split
     from fastsimsiam.system.progress import ImageProgress
@@ -77,11 +79,11 @@ def run(argv: list[str]) -> int:
         raise UserError(
             "pack needs SRC and DST.beton, or --verify FILE; see fastsimsiam pack --help"
         )
-    for split in ("train", "val"):
+    for split in ("train", "val") if arguments.split is None else ():
         if folder := find_split(arguments.source, split):
             raise UserError(
                 f"{arguments.source} has a folder {folder.name}/: pack each split separately, "
-                f"{folder} first"
+                f"{folder} first, or with --split"
             )
     options = PackOptions(
         max_side=arguments.max_side,
@@ -90,7 +92,7 @@ def run(argv: list[str]) -> int:
         gray16_max=arguments.gray16_max,
     )
     with ImageProgress("reading headers") as progress:
-        storage = open_split(arguments.source, "train", report=progress)
+        storage = open_source(arguments.source, arguments.split, report=progress)
     for line in notes(storage):
         print(line, file=sys.stderr)
     if dark := dark_gray_warning(storage, options.gray16_max):

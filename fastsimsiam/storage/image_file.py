@@ -89,7 +89,7 @@ _NOT_TELLING = "not identified by this driver"
 _ADDRESS = re.compile(r"\s*<[^<>]*\bat 0x[0-9a-fA-F]+>|\b0x[0-9a-f]{8,}\b")
 _PNG_SIGNATURE = 8
 _PNG_KEPT = (b"tRNS", b"eXIf")
-_LFS_POINTER = b"version https://git-lfs"
+LFS_POINTER = b"version https://git-lfs"
 
 
 class _OpenError(BadImageError):
@@ -163,7 +163,7 @@ def _format(start: bytes) -> str:
     """The format of a file from its first bytes."""
     if not start:
         raise _unreadable("image", "the file is empty")
-    if start.startswith(_LFS_POINTER):
+    if start.startswith(LFS_POINTER):
         raise _OpenError(
             "a Git LFS pointer, not the image", "it is a Git LFS pointer", fix="run git lfs pull"
         )

@@ -1,24 +1,37 @@
 """Opens a split of a data set, whatever it is stored as."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from fastsimsiam.config.evaluation import Split
+from fastsimsiam.errors import UserError
 from fastsimsiam.storage import (
     arrays,
+    arrow,
     beton,
     class_folder,
     image_list,
     imagenet_tars,
     kaggle,
+    parquet,
     webdataset,
 )
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.storage.split_names import missing_split
 
-__all__ = ["has_split", "has_val", "missing_split", "open_split", "open_val", "whole_or_val"]
+__all__ = [
+    "has_split",
+    "has_val",
+    "is_data_set_file",
+    "missing_split",
+    "open_source",
+    "open_split",
+    "open_val",
+    "whole_or_val",
+]
 
 
 class _OpenSplit(Protocol):
@@ -29,23 +42,31 @@ class _OpenSplit(Protocol):
 
 @dataclass(frozen=True)
 class _Opener:
-    """A storage: whether `data` has a split in its form, whether it opens the split, and how."""
+    """A storage: whether `data` has a split in its form, whether it opens the split, and how.
+
+    `refusal` is the error for whoever wants the images in any order; None: they can be read so.
+    """
 
     has_split: Callable[[Path, str], bool]
     accepts: Callable[[Path, str], bool]
     open_split: _OpenSplit
+    refusal: Callable[[Path, str], UserError] | None = None
 
 
+_PACKED = _Opener(beton.has_split, beton.accepts, beton.open_split)
+_CLASS_FOLDERS = _Opener(class_folder.has_split, lambda data, split: True, class_folder.open_split)
 # The first that accepts a split opens it. Packed files come before class folders beside them: the user
 # has packed them to be used. Class folders accept everything, and report what is missing.
 _OPENERS = (
-    _Opener(beton.has_split, beton.accepts, beton.open_split),
+    _PACKED,
     _Opener(imagenet_tars.has_split, imagenet_tars.accepts, imagenet_tars.open_split),
     _Opener(webdataset.has_split, webdataset.accepts, webdataset.open_split),
+    _Opener(arrow.has_split, arrow.accepts, arrow.open_split),
+    _Opener(parquet.has_split, parquet.accepts, parquet.open_split, parquet.refusal),
     _Opener(arrays.has_split, arrays.accepts, arrays.open_split),
     _Opener(image_list.has_split, image_list.accepts, image_list.open_split),
     _Opener(kaggle.has_split, kaggle.accepts, kaggle.open_split),
-    _Opener(class_folder.has_split, lambda data, split: True, class_folder.open_split),
+    _CLASS_FOLDERS,
 )
 
 
@@ -88,6 +109,12 @@ def whole_or_val(data: Path) -> Split:
     return "val" if has_split(data, "val") else "train"
 
 
+def is_data_set_file(path: Path) -> bool:
+    """Whether a file holds a data set: a packed file, a tar, an Arrow file; not an image."""
+    known = (opener for opener in _OPENERS if opener is not _CLASS_FOLDERS)
+    return path.is_file() and any(opener.accepts(path, "train") for opener in known)
+
+
 def open_split(
     data: Path, split: str, *, classes: Sequence[str] | None = None, report: Report | None = None
 ) -> Storage:
@@ -100,7 +127,41 @@ def open_split(
         report: receives the progress of reading headers.
 
     Raises:
-        UserError: the split is missing, empty or damaged.
+        UserError: the split is missing, empty or damaged, or can be read only in its order.
     """
     opener = next(opener for opener in _OPENERS if opener.accepts(data, split))
+    if opener.refusal:
+        raise opener.refusal(data, split)
     return opener.open_split(data, split, classes=classes, report=report)
+
+
+def open_source(data: Path, split: str | None = None, *, report: Report | None = None) -> Storage:
+    """Opens a split that is to be packed: each image is read once, in order.
+
+    As `open_split`, but what can be read in no other order is opened as well, and packed files are not:
+    what was packed before may lie beside its source.
+
+    Args:
+        data: the data set's folder, or a file.
+        split: `train` or `val`; None: `train`, or the `val` of a folder with files of nothing else.
+        report: receives the progress of reading headers.
+
+    Raises:
+        UserError: the split is missing, empty or damaged.
+    """
+    sources = [opener for opener in _OPENERS if opener not in (_PACKED, _CLASS_FOLDERS)]
+    splits = (split,) if split else ("train", "val") if _has_no_folders(data) else ("train",)
+    for name in splits:
+        for opener in sources:
+            if opener.accepts(data, name):
+                return opener.open_split(data, name, classes=None, report=report)
+    return class_folder.open_split(data, split or "train", report=report)
+
+
+def _has_no_folders(data: Path) -> bool:
+    """Whether there are files alone: beside class folders, others are what was unpacked."""
+    try:
+        with os.scandir(data) as entries:
+            return not any(entry.is_dir() for entry in entries)
+    except OSError:  # a file, or something of which the storage says what is wrong
+        return False

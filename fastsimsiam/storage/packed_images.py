@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsimsiam.errors import BadImageError, UserError
-from fastsimsiam.storage.base import Report, blocks_of
+from fastsimsiam.storage.base import Report, Storage, blocks_of
 from fastsimsiam.storage.labels import of_split
 from fastsimsiam.storage.packed_index import Scan, read_index
 from fastsimsiam.storage.passed_over import listed
@@ -116,17 +116,22 @@ class PackedImages:
         Raises:
             UserError: names the first such image and how many there are.
         """
-        if not self.unreadable:
-            return
-        index, reason = next(iter(self.unreadable.items()))
-        more = f" (and {len(self.unreadable) - 1} more)" if len(self.unreadable) > 1 else ""
-        raise UserError(
-            f"{self.name(index)} is {reason}{more}: fetch or make its file again, or pass "
-            f"--on-bad-image {option}"
-        )
+        refuse_unreadable(self, option)
 
     def _number_of(self, index: int) -> int:
         return bisect_right(self.starts, index) - 1
+
+
+def refuse_unreadable(storage: Storage, option: str) -> None:
+    """`Storage.require_readable` of images in files of many."""
+    if not storage.unreadable:
+        return
+    index, reason = next(iter(storage.unreadable.items()))
+    more = f" (and {len(storage.unreadable) - 1} more)" if len(storage.unreadable) > 1 else ""
+    raise UserError(
+        f"{storage.name(index)} is {reason}{more}: fetch or make its file again, or pass "
+        f"--on-bad-image {option}"
+    )
 
 
 def packed_images(

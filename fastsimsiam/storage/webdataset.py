@@ -6,6 +6,7 @@ CLASS/NAME have the classes of these folders, and others have none.
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -72,14 +73,25 @@ def open_split(
         UserError: a tar is missing, compressed or damaged.
     """
     tars = _tars(data, split)
-    root = data if data.is_dir() or len(tars) == 1 else tars[0].parent
-    if data.is_dir() and (folder := find_split(data, split)) is not None and _tars_in(folder):
-        root = folder
+    root, form = _place(data, split, tars)
     try:
         stamps = [FileStamp.of(tar) for tar in tars]
     except OSError as error:
         raise UserError(why_not_read(error.filename or data, error)) from error
-    return packed_images(root, FORM, stamps, _samples, classes, report)
+    return packed_images(root, form, stamps, _samples, classes, report)
+
+
+def _place(data: Path, split: str, tars: Sequence[Path]) -> tuple[Path, str]:
+    """The folder or file that all tars lie in, and the form that their index is kept by."""
+    if tars == [data]:
+        return data, FORM
+    if is_pattern(data):
+        return Path(os.path.commonpath([tar.parent for tar in tars])), f"{FORM} {data.name}"
+    folder = find_split(data, split)
+    if folder is not None:
+        return folder, FORM
+    # Tars of several splits in a folder have an index each.
+    return data, FORM if tars == _tars_in(data) else f"{FORM} {split}"
 
 
 def _tars(data: Path, split: str) -> list[Path]:

@@ -24,8 +24,7 @@ from fastsimsiam.runs.curves import PALETTE
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.storage.image_header import read_header
-from fastsimsiam.storage.listing import is_image
-from fastsimsiam.storage.open import open_split
+from fastsimsiam.storage.open import is_data_set_file, open_split
 
 _TILE = 192
 _GAP = 8
@@ -61,9 +60,8 @@ def write_views(
     config = replace(catalogue.recipe(recipe), gray16_max=gray16_max)
     if image_size is not None:
         config = replace(config, image_size=image_size)
-    storage = (
-        _single_image(path) if path.is_file() and is_image(path.name) else open_split(path, "train")
-    )
+    is_image = path.is_file() and not is_data_set_file(path)
+    storage = _single_image(path) if is_image else open_split(path, "train")
     order = epoch_order(len(storage), seed, 0).tolist()
     index = _intact(storage, order, num_images, gray16_max)
     try:
