@@ -3,19 +3,26 @@
 import gzip
 import io
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from as_stored import add, files_of, imagenet_tars, shards, tar_of_class_folders
 
-from fastsimsiam.errors import UserError
+from fastsimsiam.errors import BadImageError, UserError
+from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.storage import packed_index
 from fastsimsiam.storage.base import Storage, fingerprint
+from fastsimsiam.storage.cached_arrays import cache_file
 from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.packed_parts import Part, load_part, save_part
 from fastsimsiam.storage.passed_over import notes
+from fastsimsiam.storage.webdataset import FORM
 
 FORMS: dict[str, Callable[[Path, Path], Path]] = {
     "imagenet": imagenet_tars,
@@ -402,3 +409,81 @@ def test_many_shards_and_few_descriptors(
         assert bytes(found.read(index)) == image
     assert len(os.listdir("/proc/self/fd")) <= before + 5
     assert io.BytesIO(found.read(3)).read() == image
+
+
+def forged(part: Part, **changes: object) -> Part:
+    """An index with other columns."""
+    return replace(part, columns={**part.columns, **changes})
+
+
+def test_a_forged_index_is_not_believed(class_folders: Path, tmp_path: Path) -> None:
+    data = shards(class_folders, tmp_path / "data")
+    good = open_split(data, "train")
+    root = data / "train"
+    file = cache_file(root, FORM)
+    assert file is not None
+    content = file.read_bytes()
+    part = load_part(file, root, 1 << 30)
+    assert part is not None
+    count, columns = len(part.names), part.columns
+    one = np.eye(1, count, 5, dtype=np.int64)[0]
+    wrong = [
+        forged(part, position=columns["position"] + one * 10**9),
+        forged(part, position=columns["position"] - one * 10**9),
+        forged(part, position=columns["position"] + one * (2**63 - 10**6)),
+        forged(part, length=columns["length"] + one * 10**6),
+        forged(part, length=columns["length"] - one * 10**6),
+        forged(part, label=columns["label"] + one * 3),
+        forged(part, label=columns["label"] - one * 9),
+        forged(part, orientation=columns["orientation"] + (8 * one).astype(np.uint8)),
+        forged(part, sizes=columns["sizes"] - 1000),
+        forged(part, sizes=columns["sizes"].astype(np.int64)),
+        forged(part, position=columns["position"][:-1]),
+        replace(part, rows=[31, 33, 31]),
+        replace(part, rows=[32, 65, -1]),
+        replace(part, passed_over=[{}, {}]),
+        replace(part, passed_over=[{}, {}, {"x": "y"}]),
+        replace(part, classes=[1, 2, 3]),
+    ]
+    for number, bad in enumerate(wrong):
+        save_part(file, root, bad)
+        assert load_part(file, root, 1 << 30) is None, number
+        found = open_split(data, "train")
+        np.testing.assert_array_equal(found.position, good.position, err_msg=str(number))
+        np.testing.assert_array_equal(found.label, good.label)
+        assert file.read_bytes() == content
+    for place in range(0, len(content), 97):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert load_part(file, root, 1 << 30) is None, place
+
+
+def test_the_index_of_another_tar_of_the_same_size(class_folders: Path, tmp_path: Path) -> None:
+    """Whose time is the same as well: the images tell."""
+    one, two, three = jpegs(class_folders)
+    data = one_tar(tmp_path / "data", {"a.jpg": one, "b.jpg": two + bytes(len(three))})
+    open_split(data, "train")
+    status = (data / "0.tar").stat()
+    one_tar(data, {"a.jpg": two + bytes(len(three)), "b.jpg": one})
+    os.utime(data / "0.tar", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (data / "0.tar").stat().st_size == status.st_size
+    found = open_split(data, "train")
+    for index in (0, 1):
+        with pytest.raises(BadImageError, match=r"0.tar: 0.tar/[ab].jpg"):
+            read_rgb(found, index)
+
+
+def test_two_processes_make_the_index_together(class_folders: Path, tmp_path: Path) -> None:
+    data = shards(class_folders, tmp_path / "data")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from fastsimsiam.storage.open import open_split\n"
+        "for _ in range(5): print(len(open_split(Path(sys.argv[1]), 'train')))\n"
+    )
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(data)]
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [process.communicate()[0] for process in both] == ["96\n" * 5] * 2
+    assert len(list((tmp_path / "cache" / "fastsimsiam").iterdir())) == 1
