@@ -6,9 +6,18 @@ from pathlib import Path
 from typing import Protocol
 
 from fastsimsiam.config.evaluation import Split
-from fastsimsiam.storage import beton, class_folder, image_list, imagenet_tars, kaggle, webdataset
+from fastsimsiam.config.location import url_of
+from fastsimsiam.storage import (
+    beton,
+    class_folder,
+    image_list,
+    imagenet_tars,
+    kaggle,
+    split_names,
+    webdataset,
+)
 from fastsimsiam.storage.base import Report, Storage
-from fastsimsiam.storage.split_names import missing_split
+from fastsimsiam.storage.cloud import local_copy
 
 __all__ = ["has_split", "has_val", "missing_split", "open_split", "open_val", "whole_or_val"]
 
@@ -42,7 +51,15 @@ _OPENERS = (
 
 def has_split(data: Path, split: str) -> bool:
     """Whether `data` contains the split; False for a flat folder and for a packed file itself."""
-    return any(opener.has_split(data, split) for opener in _OPENERS)
+    with local_copy(data) as local:
+        return any(opener.has_split(local, split) for opener in _OPENERS)
+
+
+def missing_split(data: Path, split: str) -> str:
+    """Says that `data` has no folder for a split, and which folders seem to be meant for it."""
+    if url := url_of(data):
+        return f"{url} has no split {split}"
+    return split_names.missing_split(data, split)
 
 
 def has_val(data: Path, val: Path | None) -> bool:
@@ -85,13 +102,16 @@ def open_split(
     """Opens a split, in whatever form it is there.
 
     Args:
-        data: the data set's folder, or a file of images or a list of them: a training split.
+        data: the data set's folder, or a file of images or a list of them: a training split; or the URL
+            of one of these, see `cloud`.
         split: `train` or `val`.
         classes: class names that labels refer to (the training split's); None: the split's own.
-        report: receives the progress of reading headers.
+        report: receives the progress of reading headers, or of fetching.
 
     Raises:
         UserError: the split is missing, empty or damaged.
     """
-    opener = next(opener for opener in _OPENERS if opener.accepts(data, split))
-    return opener.open_split(data, split, classes=classes, report=report)
+    # The training split is opened first: a run sees the data set as it is then.
+    with local_copy(data, again=split == "train", report=report) as local:
+        opener = next(opener for opener in _OPENERS if opener.accepts(local, split))
+        return opener.open_split(local, split, classes=classes, report=report)
