@@ -198,7 +198,7 @@ def test_importing_loads_no_optional_dependency() -> None:
         "    if own not in ('__main__', 'ffcv_decode', 'ffcv_pipeline', 'dali_pipeline'):\n"
         "        __import__(module.name)\n"
         "bad = {'ffcv', 'nvidia.dali', 'matplotlib', 'sklearn', 'tensorboard', 'safetensors', 'onnx',\n"
-        "       'onnxruntime', 'pyarrow', 'plotly', 'timm', 'lightly', 'torchcodec'}\n"
+        "       'onnxruntime', 'obstore', 'pyarrow', 'plotly', 'timm', 'lightly', 'torchcodec'}\n"
         "assert not bad & set(sys.modules), bad & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -123,7 +123,8 @@ class Config:
     """Name of the recipe that this config is based on."""
     data: Path = neutral(Path("data"))
     """Images as they lie: folders of image files, in class folders or not, split into train/ and val/
-    or not; tars; packed files (.beton); a list (.txt, .csv). docs/formats.md has all."""
+    or not; tars; packed files (.beton); a list (.txt, .csv); the URL of tars or packed files.
+    docs/formats.md has all."""
     val: Path | None = neutral(None)
     """Validation images for kNN, of any format of data; None: those that data has."""
     out: Path = neutral(Path("runs/run"))

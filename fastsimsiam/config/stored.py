@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastsimsiam.config.location import spelled
 from fastsimsiam.config.methods import MethodConfig, SimSiamConfig, by_name
 from fastsimsiam.config.renamed import COMPILE, LOADERS, VIEW_FIELDS
 from fastsimsiam.config.run import Config
@@ -27,7 +28,7 @@ def to_dict(config: Config) -> dict[str, Any]:
             )
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
+        return spelled(value) if isinstance(value, Path) else value
 
     result = plain(config)
     assert isinstance(result, dict)

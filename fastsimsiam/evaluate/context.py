@@ -231,7 +231,7 @@ def open_eval_context(
         keep_freed_memory()
     dtype, _ = choose_dtype(options.precision, device)
     splits: dict[Split, Storage] = {}
-    with ImageProgress("reading headers") as progress:
+    with ImageProgress("opening the data") as progress:
         splits["train"] = train = open_split(data, "train", report=progress)
         if need_val or has_val(data, options.val):
             splits["val"] = open_val(data, options.val, classes=train.classes, report=progress)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastsimsiam.config.evaluation import EvalOptions, Stem
+from fastsimsiam.config.location import spelled
 from fastsimsiam.config.run import require_schedule_within
 from fastsimsiam.config.supervised import DistillConfig
 from fastsimsiam.errors import UserError
@@ -78,7 +79,7 @@ class DistillResult:
         return asdict(self) | {
             "teacher": str(self.teacher),
             "student": None if self.student is None else str(self.student),
-            "data": str(self.data),
+            "data": spelled(self.data),
             "file": str(self.file),
         }
 
@@ -211,7 +212,7 @@ def _require_same_data(
     Raises:
         UserError: names the data set.
     """
-    data, fix = context.config.data, "give the data set that it was fine-tuned on"
+    data, fix = spelled(context.config.data), "give the data set that it was fine-tuned on"
     if tuple(context.train.classes) != teacher.classes:
         raise UserError(f"{data} has other classes than those of {teacher.path}: {fix}")
     if config.label_weight and teacher.labeled.data != fingerprint(context.train):

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.evaluation import INSPECT_IMAGES, EvalOptions
+from fastsimsiam.config.location import spelled
 from fastsimsiam.config.run import Config
 from fastsimsiam.config.views import ViewSpec, view_sizes
 from fastsimsiam.errors import UserError
@@ -68,7 +69,7 @@ class InspectResult:
             "diagnosis": self.diagnosis,
             "checkpoint": str(self.checkpoint),
             "step": self.step,
-            "data": str(self.data),
+            "data": spelled(self.data),
             "bad_images": dict(self.bad_images),
             "notes": list(self.notes),
         }
@@ -147,7 +148,8 @@ def _features(context: EvalContext, images: int) -> tuple[dict[str, tuple[Tensor
     count = min(images, len(storage))
     if count < 2:
         raise UserError(
-            f"{context.config.data} has {count} image to inspect: give a data set of two or more"
+            f"{spelled(context.config.data)} has {count} image to inspect: give a data set of two or "
+            "more"
         )
     batch_size = min(_BATCH, count)
     plan = TrainPlan(
@@ -180,8 +182,8 @@ def _features(context: EvalContext, images: int) -> tuple[dict[str, tuple[Tensor
     intact = sum(map(len, features["h"][0]))
     if intact < 2:
         raise UserError(
-            f"{context.config.data} has {intact} intact images to inspect: repair the others, or "
-            "give another data set"
+            f"{spelled(context.config.data)} has {intact} intact images to inspect: repair the others, "
+            "or give another data set"
         )
     whole = {name: (torch.cat(one), torch.cat(other)) for name, (one, other) in features.items()}
     finite = all(bool(torch.isfinite(side).all()) for sides in whole.values() for side in sides)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastsimsiam.config.evaluation import KNN_K, EvalOptions
+from fastsimsiam.config.location import spelled
 from fastsimsiam.config.run import KnnConfig
 from fastsimsiam.config.views import NormalizeConfig
 from fastsimsiam.errors import UserError
@@ -192,7 +193,7 @@ class KnnResult:
         """The result as plain JSON values."""
         return asdict(self) | {
             "checkpoint": str(self.checkpoint),
-            "data": str(self.data),
+            "data": spelled(self.data),
             "notes": list(self.notes),
         }
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.config.evaluation import CACHED, EvalOptions, LinearConfig
+from fastsimsiam.config.location import spelled
 from fastsimsiam.config.views import IMAGENET_PIXELS
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
@@ -71,7 +72,7 @@ class LinearResult:
             "losses": list(self.losses),
             "notes": list(self.notes),
             "checkpoint": str(self.checkpoint),
-            "data": str(self.data),
+            "data": spelled(self.data),
         }
 
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.location import spelled
 from fastsimsiam.config.run import KnnConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
@@ -112,8 +113,8 @@ class UncertaintyResult:
         return asdict(self) | {
             "notes": list(self.notes),
             "checkpoint": str(self.checkpoint),
-            "data": str(self.data),
-            "ood": None if self.ood is None else str(self.ood),
+            "data": spelled(self.data),
+            "ood": None if self.ood is None else spelled(self.ood),
         }
 
 
@@ -260,7 +261,7 @@ def _open_other(context: EvalContext, path: Path) -> tuple[Loader, CenterPlan]:
     Raises:
         UserError: it is the data set itself, or none.
     """
-    with ImageProgress("reading headers") as progress:
+    with ImageProgress("opening the data") as progress:
         storage = open_split(path, whole_or_val(path), report=progress)
     if any(storage.root == own.root for own in context.splits.values()):
         raise UserError(f"--ood {path} is the data set itself: give another")

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fastsimsiam.config.evaluation import EvalOptions
+from fastsimsiam.config.location import spelled, url_of
 from fastsimsiam.config.run import Config
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.context import EvalContext, open_eval_context
@@ -140,6 +141,8 @@ def _why_no_pictures(run: Run, data: Path | None) -> str:
     if run.step is None:
         return f"{run.path} has no checkpoint, which pictures need"
     if data is None:
+        if url := url_of(run.config.data):  # it may have to be fetched first
+            return f"the data set is at {url}; pass --data {url}"
         try:
             open_split(run.config.data, "train")
         except UserError as error:
@@ -153,7 +156,7 @@ def _add_pictures(page: _Page, run: Run, session: EvalContext) -> None:
     """Adds the sections that need the data and the network."""
     neighborhood = find_neighbors(session)
     if run.fingerprint and run.fingerprint != fingerprint(session.train):
-        text = f"the network was not trained on the images of {session.config.data}"
+        text = f"the network was not trained on the images of {spelled(session.config.data)}"
         _add_note(page, "other-data", "Other data", text)
     if broken := list(session.bad_images.values()):
         more = len(broken) - _MOST_REASONS

@@ -60,21 +60,29 @@ class Loaded:
             self.mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def cache_file(root: Path, form: str) -> Path | None:
-    """The file for a data set; None where there is no folder for it: no home, and no XDG_CACHE_HOME.
-
-    Args:
-        root: the data set's folder or file.
-        form: what it is read as: two forms of one folder have two files.
-    """
+def cache_folder() -> Path | None:
+    """The package's folder for what can be made again; None without a home and XDG_CACHE_HOME."""
     cache = os.environ.get("XDG_CACHE_HOME")
     if not cache:
         try:
             cache = os.fspath(Path.home() / ".cache")
         except RuntimeError:
             return None
+    return Path(cache) / "fastsimsiam"
+
+
+def cache_file(root: Path, form: str) -> Path | None:
+    """The file for a data set; None where there is no folder for it, see `cache_folder`.
+
+    Args:
+        root: the data set's folder or file.
+        form: what it is read as: two forms of one folder have two files.
+    """
+    folder = cache_folder()
+    if folder is None:
+        return None
     name = os.fsencode(root.resolve()) + (b"\0" + form.encode() if form else b"")
-    return Path(cache) / "fastsimsiam" / f"index-{hashlib.sha256(name).hexdigest()[:20]}.bin"
+    return folder / f"index-{hashlib.sha256(name).hexdigest()[:20]}.bin"
 
 
 def load_arrays(file: Path | None, most_bytes: int) -> Loaded | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastsimsiam.config.evaluation import Split
+from fastsimsiam.config.location import url_of
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage import (
     arrays,
@@ -17,10 +18,11 @@ from fastsimsiam.storage import (
     imagenet_tars,
     kaggle,
     parquet,
+    split_names,
     webdataset,
 )
 from fastsimsiam.storage.base import Report, Storage
-from fastsimsiam.storage.split_names import missing_split
+from fastsimsiam.storage.cloud import local_copy
 
 __all__ = [
     "has_split",
@@ -72,7 +74,15 @@ _OPENERS = (
 
 def has_split(data: Path, split: str) -> bool:
     """Whether `data` contains the split; False for a flat folder and for a packed file itself."""
-    return any(opener.has_split(data, split) for opener in _OPENERS)
+    with local_copy(data) as local:
+        return any(opener.has_split(local, split) for opener in _OPENERS)
+
+
+def missing_split(data: Path, split: str) -> str:
+    """Says that `data` has no folder for a split, and which folders seem to be meant for it."""
+    if url := url_of(data):
+        return f"{url} has no split {split}"
+    return split_names.missing_split(data, split)
 
 
 def has_val(data: Path, val: Path | None) -> bool:
@@ -121,18 +131,21 @@ def open_split(
     """Opens a split, in whatever form it is there.
 
     Args:
-        data: the data set's folder, or a file of images or a list of them: a training split.
+        data: the data set's folder, or a file of images or a list of them: a training split; or the URL
+            of one of these, see `cloud`.
         split: `train` or `val`.
         classes: class names that labels refer to (the training split's); None: the split's own.
-        report: receives the progress of reading headers.
+        report: receives the progress of reading headers, or of fetching.
 
     Raises:
         UserError: the split is missing, empty or damaged, or can be read only in its order.
     """
-    opener = next(opener for opener in _OPENERS if opener.accepts(data, split))
-    if opener.refusal:
-        raise opener.refusal(data, split)
-    return opener.open_split(data, split, classes=classes, report=report)
+    # The training split is opened first: a run sees the data set as it is then.
+    with local_copy(data, again=split == "train", report=report) as local:
+        opener = next(opener for opener in _OPENERS if opener.accepts(local, split))
+        if opener.refusal:
+            raise opener.refusal(local, split)
+        return opener.open_split(local, split, classes=classes, report=report)
 
 
 def open_source(data: Path, split: str | None = None, *, report: Report | None = None) -> Storage:
@@ -142,20 +155,21 @@ def open_source(data: Path, split: str | None = None, *, report: Report | None =
     what was packed before may lie beside its source.
 
     Args:
-        data: the data set's folder, or a file.
+        data: the data set's folder, or a file, or its URL.
         split: `train` or `val`; None: `train`, or the `val` of a folder with files of nothing else.
-        report: receives the progress of reading headers.
+        report: receives the progress of reading headers, or of fetching.
 
     Raises:
         UserError: the split is missing, empty or damaged.
     """
     sources = [opener for opener in _OPENERS if opener not in (_PACKED, _CLASS_FOLDERS)]
-    splits = (split,) if split else ("train", "val") if _has_no_folders(data) else ("train",)
-    for name in splits:
-        for opener in sources:
-            if opener.accepts(data, name):
-                return opener.open_split(data, name, classes=None, report=report)
-    return class_folder.open_split(data, split or "train", report=report)
+    with local_copy(data, again=True, report=report) as local:
+        splits = (split,) if split else ("train", "val") if _has_no_folders(local) else ("train",)
+        for name in splits:
+            for opener in sources:
+                if opener.accepts(local, name):
+                    return opener.open_split(local, name, classes=None, report=report)
+        return class_folder.open_split(local, split or "train", report=report)
 
 
 def _has_no_folders(data: Path) -> bool:

@@ -1,6 +1,7 @@
 """What a data set holds that is not among its images: kinds, and what a user is told of them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.system.text import printable
@@ -33,6 +34,8 @@ _CONTAINERS = (
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".pdf"),
 )
 """Suffixes of files that may hold many images."""
+_told: dict[Path, list[str]] = {}
+"""Folder -> lines that the next `notes` of a storage in it begin with."""
 
 
 def of_suffix(suffix: str) -> str:
@@ -46,14 +49,20 @@ def listed(passed_over: Mapping[str, int]) -> str:
     return ", ".join(f"{kind}: {number}" for kind, number in sorted(passed_over.items()) if number)
 
 
+def tell(folder: Path, lines: list[str]) -> None:
+    """Leaves lines for the log about a data set in a folder, for whoever opens it and asks `notes`."""
+    _told[folder] = lines
+
+
 def notes(storage: Storage) -> list[str]:
     """Lines for the log about what lies in a data set and is not used; none where all is used.
 
-    What is probably wanted, images in the wrong place or of a format that is not read, begins with
-    WARNING.
+    What `tell` has left comes first, once. What is probably wanted, images in the wrong place or of a
+    format that is not read, begins with WARNING.
     """
     root, counts = printable(storage.root), dict(storage.passed_over)
-    lines = []
+    folders = (storage.root, *storage.root.parents)
+    lines = [line for folder in folders for line in _told.pop(folder, ())]
     move = "and not used: move them into a class folder to use them"
     if number := counts.pop(IMAGES_BESIDE_CLASSES, 0):
         lines.append(f"WARNING: {_images(number)} beside the class folders of {root} {move}")

@@ -141,16 +141,7 @@ def _tars_in(folder: Path | None) -> list[Path]:
 
 def _of_pattern(pattern: Path) -> list[Path]:
     """The tars that a pattern stands for: braces name each, other signs those that are there."""
-    names = [str(pattern)]
-    while _BRACES.search(names[0]):
-        names = [
-            name[: found.start()] + choice + name[found.end() :]
-            for name in names
-            if (found := _BRACES.search(name))
-            for choice in _choices(found[1])
-        ]
-        if len(names) > _MOST_NAMES:
-            raise UserError(f"{printable(pattern)} stands for more than {_MOST_NAMES} files")
+    names = braces_expanded(str(pattern))
     tars = [
         Path(path) for name in names for path in (sorted(glob(name)) if has_magic(name) else [name])
     ]
@@ -159,6 +150,25 @@ def _of_pattern(pattern: Path) -> list[Path]:
         what = f"{printable(missing)} does not exist" if missing else "there is no such file"
         raise UserError(f"--data {printable(pattern)}: {what}")
     return tars
+
+
+def braces_expanded(pattern: str) -> list[str]:
+    """The names that braces stand for: `{000..146}` for numbers, `{a,b}` for words.
+
+    Raises:
+        UserError: they are too many.
+    """
+    names = [pattern]
+    while names and _BRACES.search(names[0]):
+        names = [
+            name[: found.start()] + choice + name[found.end() :]
+            for name in names
+            if (found := _BRACES.search(name))
+            for choice in _choices(found[1])
+        ]
+        if len(names) > _MOST_NAMES:
+            raise UserError(f"{printable(pattern)} stands for more than {_MOST_NAMES} files")
+    return names
 
 
 def _choices(text: str) -> list[str]:

@@ -18,17 +18,21 @@ class LockedError(Exception):
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[tuple[int, str]]:
+def locked(file: Path, *, shared: bool = False) -> Iterator[tuple[int, str]]:
     """Holds the lock of a file, which is created, until the end of the block.
 
     The lock is released with the process, also by SIGKILL, even if processes that it has forked live
     on: they let go of it at once.
 
+    Args:
+        file: the file.
+        shared: hold it beside others who share it, instead of alone.
+
     Yields:
         The descriptor of the file, and the system's reason if its file system has no locks, else "".
 
     Raises:
-        LockedError: somebody else holds it.
+        LockedError: somebody else holds it; one who shares it, if it is to be held alone.
         OSError: the file cannot be opened for writing.
     """
     # Whoever removed the file would break the lock of others, so it is made once and stays.
@@ -38,18 +42,18 @@ def locked(file: Path) -> Iterator[tuple[int, str]]:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a file", str(file))
-        yield descriptor, _take(descriptor)
+        yield descriptor, _take(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     finally:
         if descriptor in _held:  # a forked process has closed it already
             _held.remove(descriptor)
             os.close(descriptor)
 
 
-def _take(descriptor: int) -> str:
+def _take(descriptor: int, kind: int) -> str:
     """Takes the lock; returns the reason why there is none on this file system, or nothing."""
     try:
         # Not a lock of POSIX, which the process loses when any code of it opens and closes the file.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise LockedError from error

@@ -6,6 +6,8 @@ accepts, and a name may hold newlines and a terminal's escape sequences.
 
 import re
 
+from fastsimsiam.config.location import spelled
+
 _BYTES = re.compile("[\udc80-\udcff]+")
 # Control characters, separators of lines, marks that turn the direction of text, lone surrogates.
 _UNPRINTABLE = re.compile(
@@ -14,8 +16,8 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: object) -> str:
-    r"""A name or path for people: what is not UTF-8 or cannot be printed is escaped, `\xf1`, `\n`."""
-    text = _BYTES.sub(lambda found: _as_text(found[0]), str(text))
+    r"""A name, path or URL for people: what is not UTF-8 or not printable is escaped, `\xf1`, `\n`."""
+    text = _BYTES.sub(lambda found: _as_text(found[0]), spelled(text))
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -111,7 +111,7 @@ def _prepare(
     store.say = recorder.say
     if world.is_main:
         require_writable(config.out)
-    train = open_split(config.data, "train", report=reporter(recorder, "reading headers"))
+    train = open_split(config.data, "train", report=reporter(recorder, "opening the data"))
     require_labels(config, train)
     record, changed = None, ""
     if checkpoint:
@@ -205,7 +205,7 @@ def _evaluators(
         return []
     if not world.is_main:
         return []
-    report = reporter(recorder, "reading headers")
+    report = reporter(recorder, "opening the data")
     val = open_val(config.data, config.val, classes=train.classes, report=report)
     for line in notes(val):
         recorder.say(line)
