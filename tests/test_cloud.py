@@ -27,16 +27,10 @@ from fastsimsiam.config.run import Config
 from fastsimsiam.config.stored import from_dict, to_dict
 from fastsimsiam.errors import UserError
 from fastsimsiam.runs.checkpoint import load
-from fastsimsiam.storage import (
-    cloud,
-    cloud_cache,
-    cloud_fetch,
-    cloud_room,
-    cloud_store,
-    packed_index,
-)
+from fastsimsiam.storage import packed_index
 from fastsimsiam.storage.base import fingerprint
 from fastsimsiam.storage.beton_writer import BetonWriter
+from fastsimsiam.storage.cloud import cache, fetch, local_copy, room, store
 from fastsimsiam.storage.open import has_split, missing_split, open_split, open_val
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.text import printable
@@ -50,9 +44,9 @@ _PIECE, _CHUNK = 8192, 2048
 _OPEN = (
     "import sys\n"
     "from pathlib import Path\n"
-    "from fastsimsiam.storage import cloud_fetch\n"
+    "from fastsimsiam.storage.cloud import fetch\n"
     "from fastsimsiam.storage.open import open_split\n"
-    f"cloud_fetch._PIECE = {_PIECE}\n"
+    f"fetch._PIECE = {_PIECE}\n"
     "print(len(open_split(Path(sys.argv[1]), 'train')))\n"
 )
 
@@ -72,10 +66,10 @@ def server(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setenv("FASTSIMSIAM_CLOUD_CACHE", str(tmp_path / "cloud"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "user")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setattr(cloud_store, "_WAIT_SECONDS", 0.001)
-    monkeypatch.setattr(cloud_store, "_CHUNK", _CHUNK)
-    monkeypatch.setattr(cloud_fetch, "_PIECE", _PIECE)
-    monkeypatch.setattr(cloud_fetch, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(store, "_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(store, "_CHUNK", _CHUNK)
+    monkeypatch.setattr(fetch, "_PIECE", _PIECE)
+    monkeypatch.setattr(fetch, "_TICK_SECONDS", 0.01)
     with object_server() as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
         monkeypatch.setenv("GOOGLE_BASE_URL", running.url)
@@ -86,9 +80,9 @@ def server(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def end_of_process() -> None:
     """Lets go of what a process keeps until it ends."""
-    cloud_cache._used.close()
-    cloud_cache._in_use.clear()
-    cloud._opened.clear()
+    cache._used.close()
+    cache._in_use.clear()
+    local_copy._opened.clear()
 
 
 def message(data: Path, split: str = "train") -> str:
@@ -361,7 +355,7 @@ def test_wrong_addresses(server: ObjectServer, data: str, expected: str) -> None
 def test_stores_that_are_not_there(
     server: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cloud_store, "_FIRST_ATTEMPTS", 1)
+    monkeypatch.setattr(store, "_FIRST_ATTEMPTS", 1)
     told = message(Path("http://no-such-host.invalid/0.tar"))
     assert told.startswith("http://no-such-host.invalid/0.tar is out of reach (")
     with object_server() as other:
@@ -521,7 +515,7 @@ def test_the_limit(
 
 def test_the_disk(server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(cloud_room.shutil, "disk_usage", lambda path: usage._replace(free=10**5))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage._replace(free=10**5))
     size = f"{size_of(server) / 1e3:.1f} kB"
     place = tmp_path / "cloud"
     assert message(URL).startswith(
@@ -541,7 +535,7 @@ def test_a_full_disk(server: ObjectServer, tmp_path: Path, monkeypatch: pytest.M
                 raise full
             sync(descriptor)
 
-        patched.setattr(cloud_fetch.os, "fsync", sync_part)
+        patched.setattr(fetch.os, "fsync", sync_part)
         told = message(URL)
     assert told.startswith(f"cannot write {tmp_path / 'cloud'}")
     assert told.endswith("(No space left on device): free some space; what was fetched is kept")
@@ -658,7 +652,7 @@ def test_the_index_stays_valid(
 
 def test_errors_of_storages_name_the_url(server: ObjectServer, tmp_path: Path) -> None:
     server.objects["p/train/0001.tar"] = Stored.of(b"x" * 5000)
-    (folder,) = [tmp_path / "cloud" / cloud_cache.Copy.of("s3://photos/p", server.url).folder.name]
+    (folder,) = [tmp_path / "cloud" / cache.Copy.of("s3://photos/p", server.url).folder.name]
     told = message(URL)
     assert told.startswith("s3://photos/p/train/0001.tar is no tar (")
     assert told.endswith(f" (its copy is in {folder / 'files'})")

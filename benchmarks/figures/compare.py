@@ -102,8 +102,8 @@ class Run:
 _NO_MOMENTUM = "--method.predictor-lr-factor"
 _GROUPS = "--method.bn-group-size 16"
 RUNS = {
-    "simsiam": Run("SimSiam", "imagenette", 1.5),
-    "vi-simsiam": Run("VI-SimSiam", "vi-simsiam-imagenette", 1.5),
+    "simsiam": Run("SimSiam", "imagenette", 0.8),
+    "vi-simsiam": Run("VI-SimSiam", "vi-simsiam-imagenette", 1.2),
     "simclr": Run("SimCLR", "simclr-imagenette", 0.6),
     "simclr-v2": Run("SimCLRv2", "simclr-imagenette", 0.6, "--method.projector-layers 3"),
     "supcon": Run("SupCon", "supcon-imagenette", 0.3),

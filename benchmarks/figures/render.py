@@ -22,9 +22,11 @@ from benchmarks import (
     loader,
     method_steps,
     multi_crop,
+    scale,
     small_maps,
     stem,
     step,
+    storages,
     train,
 )
 from benchmarks.harness import read_result
@@ -48,7 +50,9 @@ TABLES = {
     "forecast": forecast.table,
     "multi-crop": multi_crop.table,
     "small-maps": small_maps.table,
+    "scale": scale.table,
     "stem": stem.table,
+    "storages": storages.table,
 }
 _MARKED = re.compile(r"<!-- (results/[\w.-]+\.json) -->\n.*?<!-- end -->", re.DOTALL)
 

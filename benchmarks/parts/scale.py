@@ -10,12 +10,12 @@ an image in the cache folder (`XDG_CACHE_HOME`), which is removed at the end.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -74,14 +74,16 @@ def make(root: Path, images: int, shards: int) -> None:
 
 def measure(root: Path) -> dict[str, Any]:
     """Opens the data set, in a process of its own, and draws batches of its plan."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The peak that a new process reports is that of the process which has started it.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak_mib()
     started = time.perf_counter()
     storage = open_split(root, "train")
     opened = time.perf_counter() - started
     started = time.perf_counter()
     known = fingerprint(storage)
     hashed = time.perf_counter() - started
-    after_opening = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after_opening = _peak_mib()
     views = {"specs": (ViewSpec(), ViewSpec()), "image_size": 224, "batch_size": _BATCH}
     plan = TrainPlan(label=storage.label, sizes=storage.sizes, seed=0, **views)
     assert storage.blocks is not None
@@ -101,10 +103,16 @@ def measure(root: Path) -> dict[str, Any]:
         "open_seconds": opened,
         "fingerprint_seconds": hashed,
         "milliseconds": milliseconds,
-        "peak_mib_of_libraries": before / 1024,
-        "peak_mib_after_opening": after_opening / 1024,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib_of_libraries": before,
+        "peak_mib_after_opening": after_opening,
+        "peak_mib": _peak_mib(),
     }
+
+
+def _peak_mib() -> float:
+    """Largest resident memory of this process, pages of mapped files included."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def _milliseconds(draw: Any) -> list[float]:
@@ -116,6 +124,28 @@ def _milliseconds(draw: Any) -> list[float]:
         draw(number)
         samples.append(1e3 * (time.perf_counter() - started))
     return samples
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    rows = [
+        ("opening the data set by its index", f"{result['open_seconds']:.1f} s"),
+        ("its fingerprint", f"{result['fingerprint_seconds']:.1f} s"),
+    ]
+    names = {
+        "plan_first": "first batch of an epoch",
+        "plan_last": "last batch of an epoch",
+        "plan_blocks": "batch with `--shuffle blocks`",
+        "order_of_a_billion": "order of a batch of 1e9 samples",
+    }
+    for key, name in names.items():
+        samples = result["milliseconds"][key]
+        rows.append((name, f"{median(samples):.2f} ms (largest {max(samples):.2f})"))
+    rows.append(("resident memory, peak: libraries", f"{result['peak_mib_of_libraries']:,.0f} MiB"))
+    rows.append(("after opening, with fingerprint", f"{result['peak_mib_after_opening']:,.0f} MiB"))
+    rows.append(("after all batches", f"{result['peak_mib']:,.0f} MiB"))
+    lines = [f"| {result['images']:,} images in {result['shards']:,} shards | |", "|---|---:|"]
+    return "\n".join(lines + [f"| {name} | {value} |" for name, value in rows])
 
 
 def main() -> None:
@@ -141,14 +171,10 @@ def main() -> None:
         done = subprocess.run(
             command, env=environment, check=True, stdout=subprocess.PIPE, text=True
         )
-    found = json.loads(done.stdout)
-    for name, value in found.items():
-        if name != "milliseconds":
-            print(f"{name}: {value}")
-    for name, samples in found["milliseconds"].items():
-        print(f"{name}: median {np.median(samples):.2f} ms, largest {max(samples):.2f} ms")
+    result = {"regime": "scale", "shards": args.shards, **json.loads(done.stdout)}
+    print(table(result))
     if args.json:
-        write_result(args.json, found)
+        write_result(args.json, result)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ right after each other.
 
 import json
 import os
-import sys
 import tarfile
 import tempfile
 import time
@@ -139,8 +138,9 @@ def rounds(storages: dict[str, Storage], count: int) -> Iterator[tuple[str, dict
                 yield measure, rates
 
 
-def table(samples: dict[str, dict[str, list[float]]]) -> str:
-    """The rates, and their ratios to those of class folders, as Markdown."""
+def table(result: dict[str, Any]) -> str:
+    """Images per second, and their ratios to those of class folders, as Markdown."""
+    samples: dict[str, dict[str, list[float]]] = result["samples"]
     lines = ["| form | " + " | ".join(MEASURES) + " |", "|---|" + "---|" * len(MEASURES)]
     for form in FORMS:
         cells = []
@@ -148,7 +148,8 @@ def table(samples: dict[str, dict[str, list[float]]]) -> str:
             rates, folders = samples[measure][form], samples[measure]["class folders"]
             ratios = sorted(a / b for a, b in zip(rates, folders, strict=True))
             spread = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f}"
-            cells.append(f"{median(rates):,.0f} ({median(ratios):.2f}; {spread})")
+            ratio = "" if form == "class folders" else f" ({median(ratios):.2f}; {spread})"
+            cells.append(f"{median(rates):,.0f}{ratio}")
         lines.append(f"| {form} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -172,11 +173,16 @@ def main() -> None:
             for form, rate in rates.items():
                 samples[measure][form].append(rate)
         images, size = len(storages["tar"]), storages["tar"].bytes_total
-    print(table(samples))
+    result: dict[str, Any] = {
+        "regime": "storages",
+        "images": images,
+        "bytes": size,
+        "workers": num_workers(None),
+        "samples": samples,
+    }
+    print(table(result))
     if args.json:
-        result: dict[str, Any] = {"images": images, "bytes": size, "workers": num_workers(None)}
-        write_result(args.json, result | {"samples": samples})
-        print(f"written: {args.json}", file=sys.stderr)
+        write_result(args.json, result)
 
 
 if __name__ == "__main__":

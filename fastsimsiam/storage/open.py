@@ -22,7 +22,7 @@ from fastsimsiam.storage import (
     webdataset,
 )
 from fastsimsiam.storage.base import Report, Storage
-from fastsimsiam.storage.cloud import local_copy
+from fastsimsiam.storage.cloud.local_copy import local_copy
 
 __all__ = [
     "has_split",
@@ -132,7 +132,7 @@ def open_split(
 
     Args:
         data: the data set's folder, or a file of images or a list of them: a training split; or the URL
-            of one of these, see `cloud`.
+            of one of these, see `cloud/local_copy.py`.
         split: `train` or `val`.
         classes: class names that labels refer to (the training split's); None: the split's own.
         report: receives the progress of reading headers, or of fetching.

@@ -160,6 +160,7 @@ def packed_images(
         there = f" (they hold {listed(index.passed_over)})" if index.passed_over else ""
         raise UserError(f"no images in {_counted(files)} of {printable(root)}{there}")
     own, label = of_split(root, index.classes, index.label, classes)
+    index.forget_pages()
     return PackedImages(
         root=root,
         files=RecordFiles(files),

@@ -65,6 +65,7 @@ class PackedIndex:
     Attributes:
         classes: names of all classes that labels are of.
         label: (N,) position in `classes`, or `NO_LABEL`.
+        forget_pages: see `cached_arrays.Loaded`; to be called when all was looked at once.
     """
 
     starts: Sequence[int]
@@ -77,6 +78,7 @@ class PackedIndex:
     classes: Sequence[str]
     unreadable: Mapping[int, str]
     passed_over: Mapping[str, int]
+    forget_pages: Callable[[], None]
 
 
 def read_index(
@@ -224,4 +226,5 @@ def _finished(part: Part) -> PackedIndex:
         classes=part.classes,
         unreadable=dict(sorted(reasons.items())),
         passed_over=passed_over,
+        forget_pages=part.forget_pages,
     )

@@ -1,6 +1,6 @@
 """What was read of files of images, in arrays: joined, cut by file, saved and loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ _COLUMNS = ("position", "length", "sizes", "orientation", "label")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Part:
-    """The index of one file, or of several that were saved together; `rows` for each file."""
+    """The index of one file, or of several that were saved together; `rows` for each file.
+
+    `forget_pages` see `cached_arrays.Loaded`.
+    """
 
     stamps: Sequence[FileStamp]
     rows: Sequence[int]
@@ -27,6 +30,7 @@ class Part:
     columns: Mapping[str, npt.NDArray[Any]]
     classes: Sequence[str]
     broken: Mapping[int, str] = field(default_factory=dict)
+    forget_pages: Callable[[], None] = field(default=lambda: None)
 
     def of_file(self, number: int) -> "Part":
         """The index of one of the files."""
@@ -118,6 +122,7 @@ def load_part(file: Path | None, root: Path, most_bytes: int) -> Part | None:
             columns={name: arrays[name] for name in _COLUMNS}
             | {"sizes": arrays["sizes"].reshape(-1, 2)},
             classes=facts["classes"],
+            forget_pages=loaded.forget_pages,
         )
         if not _is_sane(part):
             return None

@@ -6,7 +6,7 @@ import shutil
 from contextlib import ExitStack
 
 from fastsimsiam.errors import UserError
-from fastsimsiam.storage.cloud_cache import FOLDER, LIST, USE_LOCK, Copy, Objects, held, size_text
+from fastsimsiam.storage.cloud.cache import FOLDER, LIST, USE_LOCK, Copy, Objects, held, size_text
 from fastsimsiam.system.lock import LockedError, locked
 from fastsimsiam.system.text import printable
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage.cached_arrays import cache_folder
-from fastsimsiam.storage.cloud_store import Object
+from fastsimsiam.storage.cloud.store import Object
 from fastsimsiam.system.files import advice, read_text, written_whole
 from fastsimsiam.system.lock import LockedError, locked
 from fastsimsiam.system.text import printable

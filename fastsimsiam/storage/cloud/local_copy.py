@@ -17,10 +17,10 @@ from fastsimsiam.config.location import url_of
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage import passed_over
 from fastsimsiam.storage.base import Report
-from fastsimsiam.storage.cloud_cache import Copy, size_text
-from fastsimsiam.storage.cloud_fetch import Fetch, finished, together
-from fastsimsiam.storage.cloud_room import make_room
-from fastsimsiam.storage.cloud_store import Object, Store, StoreError, endpoint
+from fastsimsiam.storage.cloud.cache import Copy, size_text
+from fastsimsiam.storage.cloud.fetch import Fetch, finished, together
+from fastsimsiam.storage.cloud.room import make_room
+from fastsimsiam.storage.cloud.store import Object, Store, StoreError, endpoint
 from fastsimsiam.storage.listing import is_hidden
 from fastsimsiam.storage.split_names import kind_of
 from fastsimsiam.storage.webdataset import braces_expanded

@@ -10,8 +10,8 @@ from contextlib import suppress
 from typing import IO, Any, TypeVar
 
 from fastsimsiam.errors import UserError
-from fastsimsiam.storage.cloud_cache import Copy, as_reported, chunks_of, size_text
-from fastsimsiam.storage.cloud_store import ChangedError, Object, Store, StoreError
+from fastsimsiam.storage.cloud.cache import Copy, as_reported, chunks_of, size_text
+from fastsimsiam.storage.cloud.store import ChangedError, Object, Store, StoreError
 
 _FILES = 4
 """Objects that are fetched at once."""

@@ -1,0 +1,1 @@
+"""Data sets at URLs, fetched into a cache on the disk."""
