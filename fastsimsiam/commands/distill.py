@@ -18,7 +18,7 @@ class _Distill:
     teacher: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TEACHER")]
     """What finetune has written: its folder, or the file finetune.pt."""
     data: Path
-    """Folder with train/ and val/, the one of finetune."""
+    """Data set of finetune."""
     out: Path
     """Folder for the student (distill.pt), written after each epoch."""
     config: Annotated[DistillConfig, tyro.conf.arg(name="")]

@@ -18,7 +18,7 @@ class _Finetune:
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint or the folder of a run; or weights of torchvision, timm or official codes."""
     data: Path
-    """Folder with train/ and val/."""
+    """Data set of any form, with a training and a validation split; see --val for one without."""
     out: Path
     """Folder for the classifier (finetune.pt), written after each epoch, and for labels.txt."""
     config: Annotated[FinetuneConfig, tyro.conf.arg(name="")]

@@ -18,7 +18,8 @@ class _Knn:
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint or the folder of a run; or weights of torchvision, timm or official codes."""
     data: Path
-    """Folder with train/ (the bank) and val/ (the queries)."""
+    """Data set of any form: its training split is the bank, its validation split (or --val) the
+    queries."""
     k: tuple[int, ...] | None = None
     """Numbers of neighbors; None: those of 10, 20, 100 and 200 that do not exceed the bank."""
     temperature: float = KnnConfig.temperature

@@ -17,7 +17,7 @@ class _Linear:
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint or the folder of a run; or weights of torchvision, timm or official codes."""
     data: Path
-    """Folder with train/ and val/."""
+    """Data set of any form, with a training and a validation split; see --val for one without."""
     config: Annotated[LinearConfig, tyro.conf.arg(name="")]
     cached: bool = False
     """Train on features of centered crops, computed once, by SGD in batches of 256. Takes minutes

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastsimsiam.commands.parse import parse
+from fastsimsiam.config.location import spelled
 from fastsimsiam.config.run import GRAY16_MAX, OnBadImage
 from fastsimsiam.errors import UserError
 
@@ -21,7 +22,7 @@ class _Pack:
     target: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DST.beton")] = None
     """File to write, NAME.beton; a folder with train.beton and val.beton is a data set."""
     split: Literal["train", "val"] | None = None
-    """Split of a SRC that has several; None: train, or val if there is no train."""
+    """Split of a SRC that has both; None: the one that there is."""
     max_side: int | None = None
     """Longest side of an image in pixels; larger images are scaled down."""
     short_side: int | None = None
@@ -49,13 +50,13 @@ def run(argv: list[str]) -> int:
     arguments = parse(_Pack, argv, "fastsimsiam pack", about=about)
     from fastsimsiam.loaders.dark_gray import dark_gray_warning
     from fastsimsiam.loaders.jpeg_warning import warned_line
+    from fastsimsiam.storage.labels import NO_CLASSES
     from fastsimsiam.storage.manifest import manifest_path
-    from fastsimsiam.storage.open import open_source
+    from fastsimsiam.storage.open import has_split, open_source
     from fastsimsiam.storage.passed_over import notes
-    from fastsimsiam.storage.split_names import find_split
     from fastsimsiam.system.progress import ImageProgress
     from fastsimsiam.system.text import printable
-    from fastsimsiam.tools.pack import PackOptions, pack
+    from fastsimsiam.tools.pack import PackOptions, pack, require_target
     from fastsimsiam.tools.verify import verify
 
     if arguments.verify:
@@ -79,12 +80,16 @@ def run(argv: list[str]) -> int:
         raise UserError(
             "pack needs SRC and DST.beton, or --verify FILE; see fastsimsiam pack --help"
         )
-    for split in ("train", "val") if arguments.split is None else ():
-        if folder := find_split(arguments.source, split):
+    require_target(arguments.target)
+    split: str | None = arguments.split
+    if split is None:
+        found = [name for name in ("train", "val") if has_split(arguments.source, name)]
+        if len(found) > 1:
             raise UserError(
-                f"{arguments.source} has a folder {folder.name}/: pack each split separately, "
-                f"{folder} first, or with --split"
+                f"{spelled(arguments.source)} has the splits train and val: pack each with --split, to "
+                "a file of its own"
             )
+        split = found[0] if found else None
     options = PackOptions(
         max_side=arguments.max_side,
         short_side=arguments.short_side,
@@ -92,7 +97,7 @@ def run(argv: list[str]) -> int:
         gray16_max=arguments.gray16_max,
     )
     with ImageProgress("reading headers") as progress:
-        storage = open_source(arguments.source, arguments.split, report=progress)
+        storage = open_source(arguments.source, split, report=progress)
     for line in notes(storage):
         print(line, file=sys.stderr)
     if dark := dark_gray_warning(storage, options.gray16_max):
@@ -107,8 +112,10 @@ def run(argv: list[str]) -> int:
             report=progress,
         )
     target = printable(arguments.target)
+    labeled = tuple(manifest["classes"]) != NO_CLASSES
+    classes = f"of {len(manifest['classes'])} classes" if labeled else "without labels"
     print(
-        f"{target}: {manifest['images_total']} images of {len(manifest['classes'])} classes, "
+        f"{target}: {manifest['images_total']} images {classes}, "
         f"{manifest['bytes'] / 1e6:.1f} MB; {manifest['images_with_their_own_bytes']} images copied as "
         f"they are, {len(manifest['left_out'])} broken images left out"
     )

@@ -22,7 +22,8 @@ class _Uncertainty:
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint or the folder of a run; or weights of torchvision, timm or official codes."""
     data: Path
-    """Folder with train/ (the bank) and val/ (the queries)."""
+    """Data set of any form: its training split is the bank, its validation split (or --val) the
+    queries."""
     ood: Path | None = None
     """Another data set, of other classes, which should look less certain."""
     k: int | None = None

@@ -15,7 +15,7 @@ class _Views:
     """Arguments of `views`."""
 
     path: tyro.conf.Positional[Path]
-    """An image, or the folder of a data set."""
+    """An image, or a data set of any form."""
     out: Path
     """PNG file to write."""
     recipe: str = "imagenet-100ep"

@@ -122,9 +122,9 @@ class Config:
     recipe: tyro.conf.Suppress[str]
     """Name of the recipe that this config is based on."""
     data: Path = neutral(Path("data"))
-    """Images as they lie: folders of image files, in class folders or not, split into train/ and val/
-    or not; tars; packed files (.beton); a list (.txt, .csv); the URL of tars or packed files.
-    docs/formats.md has all."""
+    """Images as they lie: folders of files, with classes or not, split into train/ and val/ or not;
+    tars; packed files (.beton); Hugging Face's Arrow; lists (.txt, .csv, .tsv); arrays (.npy, .npz);
+    CIFAR; URLs of tars, Arrow and packed files. docs/formats.md of the repository has the rules."""
     val: Path | None = neutral(None)
     """Validation images for kNN, of any format of data; None: those that data has."""
     out: Path = neutral(Path("runs/run"))
@@ -147,7 +147,7 @@ class Config:
     """Seed of the weights, the order of the images and the views."""
     shuffle: Literal["full", "blocks"] = "full"
     """full: any image may follow any other. blocks: for disks on which random reads are slow: pieces of
-    64 MB of packed files and tars in random order, a few of which are shuffled together."""
+    64 MB of tars, Arrow and packed files in random order, a few of which are shuffled together."""
     shuffle_blocks: int = 32
     """How many of these pieces are shuffled together."""
     precision: PrecisionName = "auto"

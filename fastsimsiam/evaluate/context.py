@@ -143,11 +143,7 @@ class EvalContext:
         Raises:
             UserError: the training images have no labels.
         """
-        if tuple(self.train.classes) == NO_CLASSES:
-            raise UserError(
-                f"{printable(self.train.root)}: the images have no labels, so nothing can be scored: "
-                "give images with labels (embed, inspect and report need none)"
-            )
+        require_labels(self.train)
         if len(self.train.classes) == 1:
             self.warn(
                 f"all training images are of the class {self.train.classes[0]}: scores are 100"
@@ -182,6 +178,19 @@ class EvalContext:
             self.pretrained.arch, self.pretrained.stem, self.config.zero_init_residual
         )
         return backbone.eval().to(self.device).to(memory_format=torch.channels_last)
+
+
+def require_labels(train: Storage) -> None:
+    """Refuses images without labels, of which nothing can be scored.
+
+    Raises:
+        UserError: names the images and the commands that need no labels.
+    """
+    if tuple(train.classes) == NO_CLASSES:
+        raise UserError(
+            f"{printable(train.root)}: the images have no labels, so nothing can be scored: give "
+            "images with labels (embed, inspect and report need none)"
+        )
 
 
 @contextmanager
@@ -233,6 +242,8 @@ def open_eval_context(
     splits: dict[Split, Storage] = {}
     with ImageProgress("opening the data") as progress:
         splits["train"] = train = open_split(data, "train", report=progress)
+        if need_val:
+            require_labels(train)
         if need_val or has_val(data, options.val):
             splits["val"] = open_val(data, options.val, classes=train.classes, report=progress)
     for line in (note for storage in splits.values() for note in notes(storage)):

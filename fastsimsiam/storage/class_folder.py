@@ -146,9 +146,10 @@ def _list(root: Path, *, flat: bool) -> Listing:
     where = printable(root)
     if not (listing.files or listing.loose):
         there = f" (it holds {kinds.listed(listing.passed_over)})" if listing.passed_over else ""
+        convert = "; convert them to JPEG or PNG" if kinds.pictures(listing.passed_over) else ""
         raise UserError(
             f"no image files under {where}{there}: expected {where}/CLASS/IMAGE.jpg, or "
-            f"{where}/IMAGE.jpg without classes"
+            f"{where}/IMAGE.jpg without classes{convert}"
         )
     _refuse_splits(root, listing.folders, flat=flat)
     return listing

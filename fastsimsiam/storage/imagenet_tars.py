@@ -181,7 +181,12 @@ def _classes_of_val(devkit: Path) -> list[str]:
 
 def _wnids(content: bytes) -> dict[int, str]:
     """WordNet's number of each class of ILSVRC."""
-    require("scipy.io", f"{_META} in ImageNet's devkit", "pip install scipy", name="SciPy")
+    require(
+        "scipy.io",
+        f"{_META} in ImageNet's devkit",
+        "pip install 'fastsimsiam[imagenet]'",
+        name="SciPy",
+    )
     loadmat = importlib.import_module("scipy.io").loadmat
     return {  # synsets with children are higher levels of WordNet
         int(synset["ILSVRC2012_ID"]): str(synset["WNID"])

@@ -66,8 +66,11 @@ def open_split(
 
 def _folder(data: Path) -> Path | None:
     """The folder CLS-LOC; None where there is none."""
-    if data.name == _FOLDER and data.is_dir():
-        return data
+    try:
+        if data.resolve().name == _FOLDER and data.is_dir():
+            return data
+    except OSError:  # a loop of links; class folders say what is wrong
+        return None
     return next((data / below for below in _BELOW if (data / below).is_dir()), None)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastsimsiam.config.evaluation import Split
-from fastsimsiam.config.location import url_of
+from fastsimsiam.config.location import spelled, url_of
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage import (
     arrays,
@@ -107,8 +107,12 @@ def open_val(
         report: see `open_split`.
 
     Raises:
-        UserError: see `open_split`.
+        UserError: there are none; or see `open_split`.
     """
+    if val is None and not has_split(data, "val"):
+        told = missing_split(data, "val") if data.is_dir() else f"{spelled(data)} has no split val"
+        either = ", or" if ": rename" in told else ":"
+        raise UserError(f"{told}{either} pass validation images by --val PATH")
     if val is None:
         return open_split(data, "val", classes=classes, report=report)
     return open_split(val, whole_or_val(val), classes=classes, report=report)
@@ -162,6 +166,8 @@ def open_source(data: Path, split: str | None = None, *, report: Report | None =
     Raises:
         UserError: the split is missing, empty or damaged.
     """
+    if data.suffix == beton.SUFFIX:
+        raise UserError(f"{spelled(data)} is packed already: pack its source")
     sources = [opener for opener in _OPENERS if opener not in (_PACKED, _CLASS_FOLDERS)]
     with local_copy(data, again=True, report=report) as local:
         splits = (split,) if split else ("train", "val") if _has_no_folders(local) else ("train",)

@@ -44,6 +44,11 @@ def of_suffix(suffix: str) -> str:
     return f"{suffix} files" if suffix in _PICTURES + _CONTAINERS else NO_IMAGE
 
 
+def pictures(passed_over: Mapping[str, int]) -> int:
+    """Number of files of image formats that are not read."""
+    return sum(passed_over.get(f"{suffix} files", 0) for suffix in _PICTURES)
+
+
 def listed(passed_over: Mapping[str, int]) -> str:
     """Kinds and numbers on one line."""
     return ", ".join(f"{kind}: {number}" for kind, number in sorted(passed_over.items()) if number)
@@ -63,7 +68,7 @@ def notes(storage: Storage) -> list[str]:
     root, counts = printable(storage.root), dict(storage.passed_over)
     folders = (storage.root, *storage.root.parents)
     lines = [line for folder in folders for line in _told.pop(folder, ())]
-    move = "and not used: move them into a class folder to use them"
+    move = "and not used: move them into a class folder to use them, or list all images in a .txt"
     if number := counts.pop(IMAGES_BESIDE_CLASSES, 0):
         lines.append(f"WARNING: {_images(number)} beside the class folders of {root} {move}")
     if number := counts.pop(IMAGES_BESIDE_SPLITS, 0):

@@ -7,14 +7,13 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from glob import glob, has_magic
 from pathlib import Path
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage.listing import is_hidden
+from fastsimsiam.storage.patterns import files_of_pattern, is_pattern
 from fastsimsiam.storage.split_names import find_split, kind_of
 from fastsimsiam.storage.system_errors import why_not_read
-from fastsimsiam.system.text import printable
 
 _SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")
 
@@ -47,8 +46,7 @@ def split_files(data: Path, split: str, suffix: str, *, besides: str = "") -> Sp
 
     Args:
         data: a folder with a folder of files for each split, or with files whose names tell the split,
-            or with files of one split; a file, or a pattern such as `train-*.parquet`, which are the
-            training split.
+            or with files of one split; a file, or a pattern, which are the training split.
         split: `train` or `val`.
         suffix: of the files' names.
         besides: files whose names begin so are left out; "": none.
@@ -61,7 +59,7 @@ def split_files(data: Path, split: str, suffix: str, *, besides: str = "") -> Sp
             return None
         if _is(Path.exists, data):
             return SplitFiles(root=data, files=[data])
-        return _of_pattern(data) if has_magic(str(data)) else None
+        return _of_pattern(data) if is_pattern(data) else None
     folder = find_split(data, split)
     if folder is not None:
         files = _files_in(folder, suffix, besides)
@@ -71,7 +69,11 @@ def split_files(data: Path, split: str, suffix: str, *, besides: str = "") -> Sp
     for file in files:
         by_split.setdefault(_split_of(file.name.removesuffix(suffix)) or "", []).append(file)
     if not by_split.keys() & {"train", "val"}:
-        return SplitFiles(root=data, files=files) if files and split == "train" else None
+        told = by_split.get("") or files  # a test split beside them is left alone
+        others = len(files) - len(told)
+        return (
+            SplitFiles(root=data, files=told, others=others) if told and split == "train" else None
+        )
     if split not in by_split:
         return None
     others = sum(len(of_kind) for kind, of_kind in by_split.items() if kind not in ("train", "val"))
@@ -102,9 +104,7 @@ def _files_in(folder: Path, suffix: str, besides: str) -> list[Path]:
 
 
 def _of_pattern(pattern: Path) -> SplitFiles:
-    files = [Path(name) for name in sorted(glob(str(pattern)))]
-    if not files:
-        raise UserError(f"{printable(pattern)}: there is no such file")
+    files = files_of_pattern(pattern)
     root = Path(os.path.commonpath([file.parent for file in files]))
     return SplitFiles(root=root, files=files, key=str(pattern))
 

@@ -130,8 +130,7 @@ def pack(
         UserError: the file cannot be written, or an image is broken and not skipped.
     """
     workers = num_workers(workers)
-    if target.suffix != SUFFIX:
-        raise UserError(f"DST is {target}: give a name that ends in {SUFFIX}")
+    require_target(target)
     policy = BadImagePolicy(on_bad_image, options.gray16_max)
     policy.require_readable(storage)
     with written_whole(target, "DST") as file:
@@ -140,6 +139,16 @@ def pack(
         with written_whole(manifest_path(target), "the manifest") as manifest_file:
             manifest_file.write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
+
+
+def require_target(target: Path) -> None:
+    """Refuses a file that cannot be packed to, before the work.
+
+    Raises:
+        UserError: its name does not end in .beton.
+    """
+    if target.suffix != SUFFIX:
+        raise UserError(f"DST is {target}: give a name that ends in {SUFFIX}")
 
 
 def _write(

@@ -22,8 +22,8 @@ from fastsimsiam.storage.cloud.fetch import Fetch, finished, together
 from fastsimsiam.storage.cloud.room import make_room
 from fastsimsiam.storage.cloud.store import Object, Store, StoreError, endpoint
 from fastsimsiam.storage.listing import is_hidden
+from fastsimsiam.storage.patterns import braces_expanded
 from fastsimsiam.storage.split_names import kind_of
-from fastsimsiam.storage.webdataset import braces_expanded
 from fastsimsiam.system.progress import ImageProgress
 from fastsimsiam.system.text import printable
 

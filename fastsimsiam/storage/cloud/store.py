@@ -298,7 +298,10 @@ class Store:
 
     def _how_to_sign(self) -> str:
         if self.scheme == "s3":
-            return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to keys that may read it"
+            return (
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to keys that may read it (profiles of "
+                '~/.aws are not read: eval "$(aws configure export-credentials --format env)")'
+            )
         if self.scheme == "gs":
             return "set GOOGLE_APPLICATION_CREDENTIALS to the file of an account that may read it"
         return "give an address that is open to all"
