@@ -200,27 +200,43 @@ def test_only_what_has_changed_is_fetched_again(server: ObjectServer, tmp_path: 
 
 def test_folders_that_are_gone_leave_nothing(server: ObjectServer, tmp_path: Path) -> None:
     """An empty folder among tars would make a data set of another form of them."""
-    server.objects["p/train/more/0.json"] = Stored.of(b"{}")
-    server.objects["p/train/more/0.tar"] = server.objects["p/train/0000.tar"]
-    message(URL)
+    server.objects["p/training/0.json"] = Stored.of(b"{}")
+    server.objects["p/training/0.tar"] = server.objects["p/train/0000.tar"]
+    assert "both names of the split train" in message(URL)
     for name in ("0.json", "0.tar"):
-        del server.objects[f"p/train/more/{name}"]
+        del server.objects[f"p/training/{name}"]
     assert len(open_split(URL, "train")) == 96
     assert len(cached(tmp_path)) == 6
 
 
 def test_what_nobody_reads_is_not_fetched(server: ObjectServer) -> None:
     content = server.objects["p/train/0000.tar"]
-    for key in ("p/test/0.tar", "p/.cache/0.tar", "p/read.me", "p/json/0.json", "p/x.JPEG"):
+    for key in (
+        "p/test/0.tar",
+        "p/.cache/0.tar",
+        "p/read.me",
+        "p/json/0.json",
+        "p/x.JPEG",
+        "p/more/a/0.tar",
+    ):
         server.objects[key] = content
     server.objects["p/train/0000.json"] = Stored.of(b"{}")
     first = notes(open_split(URL, "train"))
     assert set(server.sent) == {k for k in server.objects if k.endswith(("tar", "00.json"))} - {
         "p/test/0.tar",
         "p/.cache/0.tar",
+        "p/more/a/0.tar",
     }
     assert "s3://photos/p: fetched 7 of 7 files" in first[0]
-    assert first[1] == "s3://photos/p: 5 other objects not fetched"
+    assert first[1] == "s3://photos/p: 6 other objects not fetched"
+
+
+def test_an_address_above_the_data_set_is_told_before_anything_is_fetched(
+    server: ObjectServer,
+) -> None:
+    told = "s3://photos has p/train/0000.tar: pass s3://photos/p"
+    assert message(Path("s3://photos")) == told
+    assert not server.sent
 
 
 @pytest.mark.parametrize("times", [3, 40])

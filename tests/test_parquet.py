@@ -128,7 +128,7 @@ def test_everything_but_pack_refuses_them(
     class_folders: Path, tmp_path: Path, tiny_config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = hub_parquet(class_folders, tmp_path / "data")
-    pattern = rf"{data} holds Parquet files, .*: fastsimsiam pack {data} train.beton$"
+    pattern = rf"{data} holds Parquet files, .*: fastsimsiam pack {data} train.beton --split train$"
     with pytest.raises(UserError, match=pattern):
         open_split(data, "train")
     with pytest.raises(UserError, match=rf"pack {data} val.beton --split val$"):

@@ -107,7 +107,7 @@ def refusal(data: Path, split: str) -> UserError:
     found = _files(data, split)
     assert found is not None
     source = found.root if found.is_told and not found.key else data
-    option = " --split val" if found.key == "val" else ""
+    option = f" --split {split}" if found.key else ""
     return UserError(
         f"{printable(source)} holds Parquet files, which can be read only in their order (for each "
         f"image a row group, of 100 or so, would be decoded): fastsimsiam pack {printable(source)} "

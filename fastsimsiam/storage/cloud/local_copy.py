@@ -23,7 +23,7 @@ from fastsimsiam.storage.cloud.room import make_room
 from fastsimsiam.storage.cloud.store import Object, Store, StoreError, endpoint
 from fastsimsiam.storage.listing import is_hidden
 from fastsimsiam.storage.patterns import braces_expanded
-from fastsimsiam.storage.split_names import kind_of
+from fastsimsiam.storage.split_names import SPELLINGS, kind_of
 from fastsimsiam.system.progress import ImageProgress
 from fastsimsiam.system.text import printable
 
@@ -31,6 +31,8 @@ _SHARDS = (".tar", ".beton", ".arrow", ".parquet")
 _BESIDE = (".json", "ILSVRC2012_devkit_t12.tar.gz")
 """Ends of the names of what storages read beside shards, and in the folders above."""
 _ADDRESS = re.compile(r"(s3|gs|https?)://([^/]+)/*(.*?)/*")
+_OF_HUB = "data"
+"""Folder of the files of a data set of Hugging Face's Hub."""
 _LOOKUPS = 16
 """Objects that are looked up at once."""
 _MEGABYTE = 1 << 20
@@ -75,6 +77,8 @@ class _Address:
         if any(part in ("", ".", "..") for part in parts):
             raise UserError(f"--data {name}: give an address without empty names, . and ..")
         folders = len(parts)
+        if path.endswith(".beton") and _is_pattern(path):
+            raise UserError(f"--data {name}: name one packed file, or the folder of train.beton")
         if path.endswith(_SHARDS):
             folders = next(
                 (i for i, part in enumerate(parts[:-1]) if _is_pattern(part)), folders - 1
@@ -218,6 +222,7 @@ async def _look_up(store: Store, address: _Address) -> tuple[dict[str, Object], 
         paths = _wanted(listed)
         if not paths:
             raise UserError(_nothing(address, list(listed)))
+        paths = _in_place(address, paths)
         return {path: listed[path] for path in paths}, len(listed) - len(paths)
     names = braces_expanded(address.pattern)
     if not any(map(has_magic, names)):
@@ -278,6 +283,29 @@ def _wanted(listed: dict[str, Object]) -> list[str]:
         path for path in seen if path.endswith(_BESIDE) and PurePosixPath(path).parent in folders
     ]
     return sorted({*shards, *beside})
+
+
+def _in_place(address: _Address, paths: list[str]) -> list[str]:
+    """The objects that lie where storages look for them: in the folder itself, or in one of a split.
+
+    Raises:
+        UserError: there are none; says where they are.
+    """
+    places = {name for names in SPELLINGS.values() for name in names} | {_OF_HUB}
+    found = [
+        path
+        for path in paths
+        if (parts := path.split("/"))
+        and (len(parts) == 1 or (len(parts) == 2 and parts[0].casefold() in places))
+    ]
+    if any(path.endswith(_SHARDS) for path in found):
+        return found
+    first = next(path for path in paths if path.endswith(_SHARDS))
+    folders = first.split("/")[:-1]
+    if folders[-1].casefold() in places:
+        folders.pop()
+    url = printable(address.url)
+    raise UserError(f"{url} has {printable(first)}: pass {url.rstrip('/')}/{'/'.join(folders)}")
 
 
 def _kind(path: str) -> str | None:
