@@ -158,6 +158,18 @@ def no_zip(folder: Path) -> Path:
     return folder / "a.npz"
 
 
+def npy_called_npz(folder: Path) -> Path:
+    np.save(folder / "a.npy", SET["train"])
+    (folder / "a.npy").rename(folder / "a.npz")
+    return folder / "a.npz"
+
+
+def damaged_labels(folder: Path) -> Path:
+    np.save(folder / "a.npy", SET["train"])
+    (folder / "a_labels.npy").write_bytes(b"x" * 300)
+    return folder / "a.npy"
+
+
 def damaged_zip(folder: Path) -> Path:
     np.savez_compressed(folder / "a.npz", images=SET["train"])
     content = bytearray((folder / "a.npz").read_bytes())
@@ -190,6 +202,9 @@ def of_labels(labels: npt.NDArray[np.generic]) -> Callable[[Path], Path]:
         ),
         (cut_npy, r"\(5 bytes are missing at its end\): save it again"),
         (objects, "the type object: give images of uint8"),
+        (save_npy(np.uint8(3)), "it is a single number"),
+        (npy_called_npz, "it holds one array, as .npy does"),
+        (damaged_labels, "a_labels.npy is damaged or no file of NumPy"),
         (no_zip, "is damaged or no file of NumPy"),
         (damaged_zip, "is damaged or no file of NumPy"),
         (

@@ -21,7 +21,7 @@ from as_stored import (
 )
 
 from fastsimsiam.cli import main
-from fastsimsiam.errors import UserError
+from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.storage import packed_index
 from fastsimsiam.storage.base import Storage
 from fastsimsiam.storage.beton import open_beton
@@ -313,7 +313,9 @@ def test_a_batch_of_images_without_bytes(class_folders: Path, tmp_path: Path) ->
     empty = with_rows(class_folders, lambda rows: [row.update(NOTHING) for row in rows])
     found = open_split(one_file(tmp_path, empty), "train")
     assert found.unreadable == dict.fromkeys(range(4), "without bytes")
-    assert [len(found.read(i)) for i in range(4)] == [0] * 4
+    for row in range(4):
+        with pytest.raises(BadImageError, match=f"arrow/{row} is without bytes"):
+            found.read(row)
 
 
 NOTHING = {"bytes": None, "path": None}

@@ -265,32 +265,6 @@ def test_an_index_that_is_no_file(data: Path, make: Callable[[Path], None]) -> N
     assert widths(open_split(data, "train")) == [8, 9, 10]
 
 
-def test_leftovers_go_at_the_next_start(data: Path) -> None:
-    index = index_of(data)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    old = index.with_suffix(".npz")
-    gone = [
-        index.parent / "tmpa1b2c3",
-        index.with_name(f"{index.name}.{dead.pid}.partial"),
-        index.with_name(f"{old.name}.{dead.pid}.partial"),
-        index.with_name(f"index-{20 * '0'}.npz.{dead.pid}.partial"),
-        old,
-    ]
-    kept = [
-        index.with_name(f"index-{20 * '0'}.npz.{os.getppid()}.partial"),
-        index.with_name("notes.partial"),
-    ]
-    open_split(data, "train")
-    for file in (*gone, *kept):
-        file.touch()
-    open_split(data, "train")
-    assert [file for file in gone if file.exists()] == []
-    assert [file for file in kept if not file.exists()] == []
-    for file in kept:
-        file.unlink()
-
-
 def test_without_a_home_there_is_no_index(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a user of a container whom no file knows."""
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -23,6 +23,7 @@ def line(path: str, label: str) -> str:
 LISTS: dict[str, tuple[str, Callable[[str, str], str]]] = {
     "commas": ("list.csv", line),
     "columns": ("list.csv", lambda path, label: f"7,{label},{path}"),
+    "many columns": ("list.csv", lambda path, label: f"a name,{path},{label}"),
     "tabs": ("list.tsv", lambda path, label: f"{path}\t{label}"),
     "tabs in text": ("list.txt", lambda path, label: f"{path}\t{label}"),
     "Caffe": ("list.txt", lambda path, label: f"{path} {'abc'.index(label[0])}"),
@@ -40,6 +41,8 @@ def test_a_list_is_a_data_set(class_folders: Path, tmp_path: Path, kind: str) ->
     lines = [write(path, path.split("/")[1]) for path in reversed(paths)]
     if kind == "columns":
         lines.insert(0, "id,Class,File_Name")
+    if kind == "many columns":
+        lines.insert(0, "name,path,label")
     (tmp_path / name).write_text("\n".join(lines) + "\n\n")
     found, folders = open_split(tmp_path / name, "train"), open_split(class_folders, "train")
     assert found.paths == paths[::-1]
@@ -73,6 +76,7 @@ def test_paths_may_be_absolute_and_have_spaces(class_folders: Path, tmp_path: Pa
         ("a.csv", "path,label\nx.jpg,1\ny.py,1\n", "a.csv, line 3: 'y.py' has no image suffix"),
         ("a.csv", "id,label\n7,1\n", "a.csv has the columns id, label, and none for paths"),
         ("a.csv", "id,path\n7\n", "a.csv, line 2: no path"),
+        ("a.txt", "x\0.jpg\n", "a.txt, line 1: a path has a zero byte: remove it"),
         ("a.csv", "x.jpg,1\ny.jpg\n", "1 of 2 images have no label, and the others have"),
         ("a.csv", '"x.jpg,1\n' + "y" * 200_000, "a.csv is no readable CSV"),
     ],
@@ -104,6 +108,7 @@ def kaggle(class_folders: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC"
     (folder / "val").mkdir(parents=True)
     (folder / "test").mkdir()
+    (folder / "val" / "._x.JPEG").touch()
     (folder / "train").symlink_to(class_folders / "train")
     rows = ["ImageId,PredictionString"]
     for number, file in enumerate(files_of(class_folders / "val"), start=1):
@@ -121,6 +126,7 @@ def test_kaggles_imagenet(class_folders: Path, kaggle: Path, below: str) -> None
     val = open_split(data, "val", classes=train.classes)
     folders = open_split(class_folders, "val")
     assert len(train) == 96
+    assert val.passed_over == {"hidden or system entries": 1}
     assert train.classes == ["ant", "bee", "cow"]
     np.testing.assert_array_equal(val.label, folders.label)
     assert bytes(val.read(7)) == bytes(folders.read(7))

@@ -300,8 +300,8 @@ def test_notes_name_what_is_left_out(
     assert "was not trained" not in page.text
     # A folder that is no data set counts as missing; passed as --data, it is an error.
     (data / "train").mkdir(parents=True)
-    assert "files in class folders under" in read(report([moved.out], options=CPU)).text
-    with pytest.raises(UserError, match="files in class folders under"):
+    assert "no image files under" in read(report([moved.out], options=CPU)).text
+    with pytest.raises(UserError, match="no image files under"):
         report([moved.out], data=data, options=CPU)
 
 

@@ -14,15 +14,19 @@ import numpy as np
 import pytest
 from as_stored import add, files_of, imagenet_tars, shards, tar_of_class_folders
 
+from fastsimsiam.cli import main
+from fastsimsiam.config.run import Config
 from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.decode import read_rgb
 from fastsimsiam.storage import packed_index
 from fastsimsiam.storage.base import Storage, fingerprint
 from fastsimsiam.storage.cached_arrays import cache_file
-from fastsimsiam.storage.open import has_split, open_split
+from fastsimsiam.storage.open import has_split, open_split, open_val
 from fastsimsiam.storage.packed_parts import Part, load_part, save_part
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.storage.webdataset import FORM
+from fastsimsiam.tools.pack import PackOptions, pack
+from fastsimsiam.train.pretrain import pretrain
 
 FORMS: dict[str, Callable[[Path, Path], Path]] = {
     "imagenet": imagenet_tars,
@@ -249,6 +253,8 @@ def test_a_tar_cut_off_in_an_image(class_folders: Path, tmp_path: Path) -> None:
         assert bytes(found.read(1)) == images[1]
         with pytest.raises(UserError, match=r"0.tar: 0.tar/2.jpg is cut off: .*: fetch or make"):
             found.require_readable()
+        with pytest.raises(BadImageError, match=r"0.tar/2.jpg is cut off"):
+            found.read(2)
 
 
 def test_a_tar_cut_off_between_images_is_told_of(class_folders: Path, tmp_path: Path) -> None:
@@ -458,7 +464,7 @@ def test_a_forged_index_is_not_believed(class_folders: Path, tmp_path: Path) -> 
 
 
 def test_the_index_of_another_tar_of_the_same_size(class_folders: Path, tmp_path: Path) -> None:
-    """Whose time is the same as well: the images tell."""
+    """Whose time is the same as well: the images tell, and what to do."""
     one, two, three = jpegs(class_folders)
     data = one_tar(tmp_path / "data", {"a.jpg": one, "b.jpg": two + bytes(len(three))})
     open_split(data, "train")
@@ -470,6 +476,8 @@ def test_the_index_of_another_tar_of_the_same_size(class_folders: Path, tmp_path
     for index in (0, 1):
         with pytest.raises(BadImageError, match=r"0.tar: 0.tar/[ab].jpg"):
             read_rgb(found, index)
+    assert main(["index", str(data), "--again"]) == 0
+    assert bytes(open_split(data, "train").read(1)) == one
 
 
 def test_two_processes_make_the_index_together(class_folders: Path, tmp_path: Path) -> None:
@@ -487,3 +495,134 @@ def test_two_processes_make_the_index_together(class_folders: Path, tmp_path: Pa
     ]
     assert [process.communicate()[0] for process in both] == ["96\n" * 5] * 2
     assert len(list((tmp_path / "cache" / "fastsimsiam").iterdir())) == 1
+
+
+@pytest.mark.parametrize("order", [("1.jpg", "1.mask.png"), ("1.mask.png", "1.jpg")])
+def test_the_image_of_a_sample_is_not_its_mask(
+    class_folders: Path, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    one, two, _ = jpegs(class_folders)
+    content = {"1.jpg": one, "1.mask.png": two}
+    data = one_tar(tmp_path / "data", {name: content[name] for name in order})
+    found = open_split(data, "train")
+    assert found.paths == ["0.tar/1.jpg"]
+    assert bytes(found.read(0)) == one
+    assert notes(found) == [
+        f"WARNING: 1 image is not used in {data}: up to the first dot they have the names of others, "
+        "as NAME.mask.png beside NAME.jpg"
+    ]
+
+
+def test_names_with_dots_in_class_folders(class_folders: Path, tmp_path: Path) -> None:
+    images = jpegs(class_folders)
+    data = one_tar(
+        tmp_path / "data", {f"cat/at 10.{i}.33.jpg": image for i, image in enumerate(images)}
+    )
+    found = open_split(data, "train")
+    assert [bytes(found.read(i)) for i in range(3)] == images
+    assert found.classes == ["cat"]
+
+
+@pytest.mark.parametrize("above", ["train/", "data/set/train/"])
+def test_folders_above_the_classes(class_folders: Path, tmp_path: Path, above: str) -> None:
+    one, two, three = jpegs(class_folders)
+    members = {f"{above}cat/1.jpg": one, f"{above}dog/1.jpg": two, f"{above}dog/2.jpg": three}
+    found = open_split(one_tar(tmp_path / "data", members), "train")
+    assert [found.classes[label] for label in found.label.tolist()] == ["cat", "dog", "dog"]
+
+
+def test_a_tar_of_two_splits_is_refused(class_folders: Path, tmp_path: Path) -> None:
+    one, two, _ = jpegs(class_folders)
+    data = one_tar(tmp_path / "data", {"set/train/cat/1.jpg": one, "set/val/cat/2.jpg": two})
+    with pytest.raises(
+        UserError, match="0.tar holds train/ and val/, which are splits, not classes"
+    ):
+        open_split(data, "train")
+
+
+@pytest.mark.parametrize("cut_in", ["image", "label"])
+def test_a_cut_off_tar_with_labels_can_be_skipped(
+    class_folders: Path, tmp_path: Path, tiny_config: Config, cut_in: str
+) -> None:
+    data = shards(class_folders, tmp_path / "data")
+    file = data / "train" / "0002.tar"
+    with tarfile.open(file) as tar:
+        image, label = tar.getmembers()[-2:]
+    os.truncate(file, label.offset if cut_in == "label" else image.offset_data + 100)
+    found = open_split(data, "train")
+    assert len(found) == 96
+    assert found.unreadable == {95: "cut off: the end of its tar is missing"}
+    assert found.label[:95].tolist() == open_split(class_folders, "train").label[:95].tolist()
+    config = replace(tiny_config, data=data)
+    with pytest.raises(UserError, match="000095.jpeg is cut off"):
+        pretrain(config)
+    assert pretrain(replace(config, on_bad_image="skip")).steps == 12
+    target = tmp_path / "packed.beton"
+    manifest = pack(found, target, PackOptions(), on_bad_image="skip")
+    assert manifest["images_total"] == 95
+
+
+def test_a_training_tar_cut_off_at_a_class(class_folders: Path, tmp_path: Path) -> None:
+    data = imagenet_tars(class_folders, tmp_path / "data")
+    with tarfile.open(data / "ILSVRC2012_img_train.tar") as tar:
+        last = tar.getmembers()[-1]
+    os.truncate(data / "ILSVRC2012_img_train.tar", last.offset_data + 100)
+    found = open_split(data, "train")
+    assert found.classes == ["ant", "bee"]
+    assert any("without the mark of an end" in line for line in notes(found))
+
+
+@pytest.mark.parametrize("beside", ["x.tar", "images.tar.gz", "metadata.parquet"])
+def test_an_archive_beside_images_is_left_alone(
+    class_folders: Path, tmp_path: Path, beside: str
+) -> None:
+    for number, image in enumerate(jpegs(class_folders)):
+        (tmp_path / f"{number}.jpg").write_bytes(image)
+    one_tar(tmp_path, {"a.jpg": jpegs(class_folders)[0]}, beside)
+    found = open_split(tmp_path, "train")
+    assert found.paths == ["0.jpg", "1.jpg", "2.jpg"]
+    assert found.passed_over == {f"{Path(beside).suffix} files": 1}
+
+
+def test_a_damaged_shard_costs_the_index_of_no_other(
+    class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shards(class_folders, tmp_path / "data", of_split=4)
+    open_split(data, "train")
+    good = (data / "train" / "0001.tar").read_bytes()
+    (data / "train" / "0001.tar").write_bytes(b"x" * 3000)
+    with pytest.raises(UserError, match=r"0001.tar is no tar"):
+        open_split(data, "train")
+    (data / "train" / "0001.tar").write_bytes(good)
+    read: list[str] = []
+    original = packed_index._scanned
+
+    def counting(stamp, scan, progress):
+        read.append(stamp.path.name)
+        return original(stamp, scan, progress)
+
+    monkeypatch.setattr(packed_index, "_scanned", counting)
+    assert len(open_split(data, "train")) == 96
+    assert read == ["0001.tar"]
+
+
+def test_a_pattern_has_no_validation_split(class_folders: Path, tmp_path: Path) -> None:
+    one_tar(tmp_path, {"a.jpg": jpegs(class_folders)[0], "a.cls": b"3"}, "00.tar")
+    for data in (tmp_path / "{00..00}.tar", tmp_path / "00.tar", tmp_path):
+        assert len(open_split(data, "train")) == 1
+        with pytest.raises(UserError, match="pass validation images by --val PATH"):
+            open_val(data, None)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (b'{"label": null, "cls": 3}', ["3"]),
+        (b'{"notes": "' + b"x" * 2_000_000 + b'"}', ["unlabeled"]),
+    ],
+)
+def test_labels_in_json(
+    class_folders: Path, tmp_path: Path, label: bytes, expected: list[str]
+) -> None:
+    data = one_tar(tmp_path / "data", {"a.jpg": jpegs(class_folders)[0], "a.json": label})
+    assert open_split(data, "train").classes == expected

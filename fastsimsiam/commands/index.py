@@ -17,6 +17,8 @@ class _Index:
     """A data set of any form: docs/formats.md has all."""
     val: Path | None = None
     """Validation images of their own; None: those of the data set, if it has any."""
+    again: bool = False
+    """Read all headers again, whatever an index says."""
     json: Path | None = None
     """JSON file for all counts and names."""
 
@@ -28,8 +30,8 @@ def run(argv: list[str]) -> int:
     from fastsimsiam.system.progress import ImageProgress
     from fastsimsiam.tools.index import format_index, index
 
-    with ImageProgress("reading headers") as progress:
-        splits = index(arguments.data, val=arguments.val, report=progress)
+    with ImageProgress("opening the data", unit=None) as progress:
+        splits = index(arguments.data, val=arguments.val, again=arguments.again, report=progress)
     print(format_index(splits))
     if arguments.json:
         write_json(arguments.json, {split.split: split.as_dict() for split in splits})

@@ -96,7 +96,7 @@ def run(argv: list[str]) -> int:
         quality=arguments.quality,
         gray16_max=arguments.gray16_max,
     )
-    with ImageProgress("reading headers") as progress:
+    with ImageProgress("opening the data", unit=None) as progress:
         storage = open_source(arguments.source, split, report=progress)
     for line in notes(storage):
         print(line, file=sys.stderr)

@@ -22,6 +22,7 @@ from fastsimsiam.plan.batches import require_a_batch
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage import class_folder
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.beton import as_beton
 from fastsimsiam.storage.open import has_val, open_split, open_val
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.compiler import why_compile_fails
@@ -228,7 +229,7 @@ def _measure(
         host_free=host_free,
         mean_pixels=float(np.prod(train.sizes.astype(np.float64), axis=1).mean()),
         crop_pixels=float(config.image_size**2),
-        packed=train.is_packed,
+        packed=as_beton(train) is not None,
         has_dali=has_dali(),
         why_compile_fails=why_compile_fails(device.type),
         precision=str(chosen.dtype).removeprefix("torch."),

@@ -59,7 +59,7 @@ def measure_one_file(storage: Storage, workers: int | None, seconds: float) -> f
         return None
     lengths: list[int] = []
     try:
-        with tempfile.TemporaryFile(dir=storage.root) as file:
+        with tempfile.TemporaryFile(dir=storage.file_of(0).parent) as file:
             for number in _some(storage):
                 with suppress(BadImageError):
                     lengths.append(file.write(storage.read(number)))

@@ -113,7 +113,7 @@ def _rate_lines(report: Report) -> list[str]:
     measured = report.measurements
     notes = {
         "storage": f"reading only, {report.storage_bytes_per_second / 1e6:,.0f} MB/s",
-        "one_file": "the same from one file, as pack would write it",
+        "one_file": "the same from one small file, as pack writes it: an upper bound",
         "decode": f"decoding only, {measured.workers} threads",
         "loader": f"loader {measured.loader_name}: decoded, cropped and on the device",
         "augment": "color augmentation of all views",

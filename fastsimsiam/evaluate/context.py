@@ -240,7 +240,7 @@ def open_eval_context(
         keep_freed_memory()
     dtype, _ = choose_dtype(options.precision, device)
     splits: dict[Split, Storage] = {}
-    with ImageProgress("opening the data") as progress:
+    with ImageProgress("opening the data", unit=None) as progress:
         splits["train"] = train = open_split(data, "train", report=progress)
         if need_val:
             require_labels(train)

@@ -36,6 +36,7 @@ from fastsimsiam.evaluate.trained_method import method_with_certainty
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.methods.base import Method
 from fastsimsiam.plan.batches import CenterPlan
+from fastsimsiam.storage.base import fingerprint
 from fastsimsiam.storage.open import open_split, whole_or_val
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.progress import ImageProgress
@@ -261,9 +262,9 @@ def _open_other(context: EvalContext, path: Path) -> tuple[Loader, CenterPlan]:
     Raises:
         UserError: it is the data set itself, or none.
     """
-    with ImageProgress("opening the data") as progress:
+    with ImageProgress("opening the data", unit=None) as progress:
         storage = open_split(path, whole_or_val(path), report=progress)
-    if any(storage.root == own.root for own in context.splits.values()):
+    if any(fingerprint(storage) == fingerprint(own) for own in context.splits.values()):
         raise UserError(f"--ood {path} is the data set itself: give another")
     for note in (*notes(storage), f"--ood: {len(storage)} images of {storage.root}"):
         print(note, file=sys.stderr)

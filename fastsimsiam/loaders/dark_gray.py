@@ -1,6 +1,7 @@
 """Notices data of fewer bits in files of 16 bits: such images are nearly black, and nobody says so."""
 
 import io
+from itertools import islice
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from fastsimsiam.storage.image_file import open_image
 from fastsimsiam.system.text import printable
 
 _LOOKED_AT = 8
+_SEARCHED = 1 << 21
+"""Names among which files of these formats are looked for."""
 _SUFFIXES = (".png", ".tif", ".tiff")
 _BITS = (10, 12, 14)
 """Of the data that instruments write into files of 16 bits."""
@@ -25,9 +28,10 @@ def dark_gray_warning(storage: Storage, gray16_max: int) -> str | None:
         storage: the images.
         gray16_max: the level that is shown as white; the line is for its default alone.
     """
-    if gray16_max != GRAY16_MAX or storage.is_packed:
+    if gray16_max != GRAY16_MAX:
         return None
-    deep = [i for i, path in enumerate(storage.paths) if path.lower().endswith(_SUFFIXES)]
+    searched = islice(storage.paths, _SEARCHED)
+    deep = [i for i, path in enumerate(searched) if path.lower().endswith(_SUFFIXES)]
     chosen = deep[:: max(1, len(deep) // _LOOKED_AT)][:_LOOKED_AT]
     highest = [level for index in chosen if (level := _highest_level(storage, index)) is not None]
     bits = next((bits for bits in _BITS if highest and max(highest) < 2**bits), None)

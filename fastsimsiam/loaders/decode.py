@@ -12,6 +12,7 @@ from fastsimsiam.config.run import GRAY16_MAX
 from fastsimsiam.errors import BadImageError
 from fastsimsiam.loaders.jpeg_warning import JpegWarning, jpeg_warning
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.storage.beton import as_beton
 from fastsimsiam.storage.image_file import MAX_PIXELS, OpenImage, open_image, reason_not_decoded
 from fastsimsiam.system.scratch import scratch
 
@@ -65,12 +66,14 @@ def read_rgb(
 
 def other_size(storage: Storage, index: int, height: int, width: int) -> BadImageError:
     """The error for a decoded, upright image that has another size than the storage says."""
-    if storage.is_packed:
-        return BadImageError(
-            f"{storage.name(index)} is {width}x{height} pixels, not what the table of the file says",
-            fix="pack the data set again",
-        )
     expected_height, expected_width = storage.sizes[index].tolist()
+    if storage.is_packed:
+        known, fix = "index of its file", "run fastsimsiam index PATH --again"
+        if as_beton(storage) is not None:
+            known, fix = "table of the file", "pack the data set again"
+        return BadImageError(
+            f"{storage.name(index)} is {width}x{height} pixels, not what the {known} says", fix=fix
+        )
     if expected_height == 0:
         return BadImageError(
             f"{storage.name(index)} could not be read when the data set was opened, and can be now",

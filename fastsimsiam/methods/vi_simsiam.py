@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fastsimsiam.config.methods import VISimSiamConfig
 from fastsimsiam.methods.base import Method, ParameterGroup
 from fastsimsiam.methods.collapse import collapse_std, collapse_warning
+from fastsimsiam.methods.gather import gather
 from fastsimsiam.methods.power_spherical import log_density, mean_cosine
 from fastsimsiam.models.heads import mlp
 
@@ -107,7 +108,7 @@ class VISimSiam(Method):
             cosines = torch.stack([_cosine(p[a], z[b].detach()) for a, b in pairs])
             kappas = torch.stack([kappa[a] for a, _ in pairs])
             value = -self._log_density(cosines, kappas).mean() / self.config.projector_dim
-            weight = self.config.projector_dim / kappas.detach().mean()
+            weight = self.config.projector_dim / gather(kappas.detach().mean()[None]).mean()
             loss = value.detach() + weight * (value - value.detach())
         return loss.float(), {
             "collapse_std": collapse_std(z[0]),

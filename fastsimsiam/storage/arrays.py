@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fastsimsiam.errors import UserError
 from fastsimsiam.storage import cifar
-from fastsimsiam.storage.base import Report
+from fastsimsiam.storage.base import Report, blocks_of
 from fastsimsiam.storage.labels import NO_LABEL, of_split
 from fastsimsiam.storage.names import Names
 from fastsimsiam.storage.record_file import RecordFile
@@ -82,11 +82,11 @@ class NpyFile:
             read = _HEADERS_OF[np.lib.format.read_magic(handle)]
             self.shape, fortran_order, self.dtype = read(handle)
             self._start = handle.tell()
-        if fortran_order:
-            raise ValueError("it is in Fortran's order")
+        if fortran_order or not self.shape:
+            raise ValueError("it is in Fortran's order" if self.shape else "it is a single number")
         self._row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         missing = self._start + self._row * self.shape[0] - self._file.size
-        if not self.shape or missing > 0:
+        if missing > 0:
             raise ValueError(f"{missing} bytes are missing at its end")
 
     def __getitem__(self, index: int) -> npt.NDArray[Any]:
@@ -133,9 +133,12 @@ class ArrayImages:
         return int(np.prod(self.images.shape, dtype=np.int64))
 
     @property
-    def blocks(self) -> None:
-        """None: all is in memory, or nearly so."""
-        return None
+    def blocks(self) -> npt.NDArray[np.int64] | None:
+        """See `Storage`; None for arrays in memory."""
+        if not isinstance(self.images, NpyFile):
+            return None
+        row = int(np.prod(self.images.shape[1:], dtype=np.int64))
+        return blocks_of(np.full(len(self), row), [0, len(self)])
 
     def __len__(self) -> int:
         """Number of images."""
@@ -191,7 +194,7 @@ def has_split(data: Path, split: str) -> bool:
     """Whether `data` holds arrays of a split."""
     if data.suffix == ".npz":
         try:
-            with np.load(data, allow_pickle=False) as arrays:
+            with _npz(data) as arrays:
                 return _key(arrays, _IMAGES.get(split, ())) is not None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return False
@@ -226,13 +229,17 @@ def open_split(
         return array_images(data, pixels, numbers, classes, own=names)
     file = data if data.suffix in (".npy", ".npz") else _file(data, split)
     assert file is not None
+    named = file
     try:
         if file.suffix == ".npy":
             images = NpyFile(file)
             beside = file.with_name(f"{file.stem}_labels.npy")
-            labels = np.load(beside, allow_pickle=False) if beside.is_file() else None
+            if not beside.is_file():
+                return array_images(file, images, None, classes)
+            named = beside
+            labels = np.load(beside, allow_pickle=False)
             return array_images(file, images, labels, classes)
-        with np.load(file, allow_pickle=False) as arrays:
+        with _npz(file) as arrays:
             key, of_labels = _key(arrays, _IMAGES[split]), _key(arrays, _LABELS[split])
             if key is None and file != data:  # a file for each split
                 key, of_labels = _key(arrays, _IMAGES["train"]), _key(arrays, _LABELS["train"])
@@ -250,10 +257,10 @@ def open_split(
         raise UserError(f"{printable(file)} does not fit the memory: save it as .npy") from error
     except OSError as error:
         if error.errno is not None:
-            raise UserError(why_not_read(file, error)) from error
-        raise _damaged(file, error) from error
+            raise UserError(why_not_read(named, error)) from error
+        raise _damaged(named, error) from error
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise _damaged(file, error) from error
+        raise _damaged(named, error) from error
 
 
 def array_images(
@@ -325,6 +332,14 @@ def array_images(
         orientation=np.ones(count, np.uint8),
         passed_over=passed_over,
     )
+
+
+def _npz(file: Path) -> "np.lib.npyio.NpzFile":
+    """An open .npz file; raises a ValueError for one of another kind."""
+    opened = np.load(file, allow_pickle=False)
+    if not isinstance(opened, np.lib.npyio.NpzFile):
+        raise ValueError("it holds one array, as .npy does")
+    return opened
 
 
 def _key(arrays: Any, names: Sequence[str]) -> str | None:

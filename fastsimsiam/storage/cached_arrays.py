@@ -10,12 +10,12 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import stat
 import struct
 import zlib
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ _MAPPED = 1 << 28
 _CHUNK = 1 << 24
 _DTYPES = ("<i8", "<i4", "|u1")
 _LARGEST_HEAD = 1 << 30
-_PARTIAL = re.compile(r"index-[0-9a-f]{20}\.\w+\.(\d{1,7})\.partial")
-"""A file that a process writes; the group is its number."""
+_forgotten: ContextVar[bool] = ContextVar("forgotten", default=False)
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -58,6 +57,16 @@ class Loaded:
         """Gives the memory of pages back that were looked at once, to check them."""
         if self.mapped is not None:
             self.mapped.madvise(mmap.MADV_DONTNEED)
+
+
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """Reads everything again within the block: nothing that was saved before is loaded."""
+    token = _forgotten.set(True)
+    try:
+        yield
+    finally:
+        _forgotten.reset(token)
 
 
 def cache_folder() -> Path | None:
@@ -94,7 +103,11 @@ def load_arrays(file: Path | None, most_bytes: int) -> Loaded | None:
     """
     if file is None:
         return None
-    _remove_leftovers(file)
+    if _forgotten.get():
+        return None
+    with suppress(OSError):
+        if stat.S_ISFIFO(file.lstat().st_mode):  # nothing could be saved in its place
+            file.unlink()
     try:
         # Without O_NONBLOCK a named pipe would wait for somebody to write to it.
         with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as handle:
@@ -195,29 +208,3 @@ def _checksum_of_file(descriptor: int, start: int, length: int) -> int:
         value = zlib.crc32(chunk, value)
         start, length = start + len(chunk), length - len(chunk)
     return value
-
-
-def _remove_leftovers(file: Path) -> None:
-    """Removes what cannot be used any more: files of killed processes and of earlier versions."""
-    with suppress(OSError):
-        if stat.S_ISFIFO(file.lstat().st_mode):
-            file.unlink()
-    with suppress(OSError):
-        file.with_suffix(".npz").unlink()
-    with suppress(OSError), os.scandir(file.parent) as entries:
-        for entry in entries:
-            written_by = _PARTIAL.fullmatch(entry.name)
-            if entry.name.startswith("tmp") or (written_by and not _is_alive(int(written_by[1]))):
-                with suppress(OSError):
-                    os.unlink(entry.path)
-
-
-def _is_alive(process: int) -> bool:
-    """Whether there is a process with this number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True

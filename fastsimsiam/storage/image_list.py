@@ -105,6 +105,8 @@ def _read(file: Path) -> tuple[list[str], list[str | None]]:
             raise UserError(f"{name} is no list of images: give a text or CSV file")
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
             for line, (path, label) in _rows(file, handle):
+                if "\0" in path:
+                    raise UserError(f"{name}, line {line}: a path has a zero byte: remove it")
                 if not is_image(path):
                     raise UserError(
                         f"{name}, line {line}: {printable(path)[:200]!r} has no image suffix: give a "
@@ -149,10 +151,10 @@ def _rows(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, tuple[str, st
 def _columns(file: Path, names: Sequence[str]) -> tuple[int, int]:
     """The columns of path and label; -1 for a label that is not there."""
     known = [name.strip().lower() for name in names]
-    path = next((i for i, name in enumerate(known) if name in _PATH_COLUMNS), None)
+    path = next((known.index(name) for name in _PATH_COLUMNS if name in known), None)
     if path is None:
         raise UserError(
             f"{printable(file)} has the columns {printable(', '.join(names))[:200]}, and none for "
             "paths: call it path"
         )
-    return path, next((i for i, name in enumerate(known) if name in _LABEL_COLUMNS), -1)
+    return path, next((known.index(name) for name in _LABEL_COLUMNS if name in known), -1)

@@ -24,7 +24,7 @@ from fastsimsiam.storage.packed_index import Members
 from fastsimsiam.storage.record_file import RecordFile
 from fastsimsiam.storage.record_files import FileStamp
 from fastsimsiam.storage.system_errors import why_not_read
-from fastsimsiam.storage.tar_members import Member, TarContent, read_tar
+from fastsimsiam.storage.tar_members import BLOCK, Member, TarContent, read_tar
 from fastsimsiam.system.optional import require
 from fastsimsiam.system.text import printable
 
@@ -90,6 +90,8 @@ def _classes(file: RecordFile, progress: Callable[[int], None]) -> Members:
             continue
         wnid = member.name.removesuffix(".tar").rpartition("/")[2]
         end = min(member.length, file.size - member.position)
+        if member.name in outer.cut_off and end < BLOCK:  # not even a header
+            continue
         inner = read_tar(file, member.position, end)
         if member.name in outer.cut_off:
             del inner.passed_over[kinds.CUT_OFF_TARS]

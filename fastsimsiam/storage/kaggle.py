@@ -12,6 +12,7 @@ from fastsimsiam.storage import class_folder
 from fastsimsiam.storage.base import Report
 from fastsimsiam.storage.image_files import ImageFiles, image_files
 from fastsimsiam.storage.listing import list_images
+from fastsimsiam.storage.passed_over import IMAGES_BESIDE_CLASSES
 from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.system.text import printable
 
@@ -60,7 +61,13 @@ def open_split(
             f"{printable(root / unknown[0])} is not in {_SOLUTION}: remove it, or fetch the file again"
         )
     return image_files(
-        root, listing.loose, listing.out_of_reach, labels, classes, report, passed_over={}
+        root,
+        listing.loose,
+        listing.out_of_reach,
+        labels,
+        classes,
+        report,
+        passed_over={k: n for k, n in listing.passed_over.items() if k != IMAGES_BESIDE_CLASSES},
     )
 
 

@@ -77,9 +77,11 @@ class PackedImages:
         """The encoded bytes of an image, in memory that this thread's next call overwrites.
 
         Raises:
-            BadImageError: the image is on a part of the disk that cannot be read.
+            BadImageError: the image is one of `unreadable`, or the disk cannot read its part.
             UserError: its file was cut off or changed, or the system cannot read it.
         """
+        if index in self.unreadable:
+            raise BadImageError(f"{self.name(index)} is {self.unreadable[index]}")
         number = self._number_of(index)
         length = int(self.length[index])
         try:

@@ -26,6 +26,7 @@ from fastsimsiam.storage.section import section
 from fastsimsiam.storage.system_errors import why_not_read
 
 _READ_THREADS = 8
+_AHEAD = 4096
 _REPORT_EVERY = 256
 _SPARE_BYTES = 1 << 20
 """Bytes that an index may have beyond those of the data set: each image takes more than its row."""
@@ -107,10 +108,20 @@ def read_index(
         for part in _parts(files, saved, known, scan, report):
             parts.append(part)
     finally:  # what was read is kept, also if the rest could not be
-        whole = joined(parts)
-        good = whole if not whole.broken else joined([part for part in parts if not part.broken])
-        if parts and (len(good.stamps) != len(known) or any(s not in known for s in good.stamps)):
+        reached = {stamp for part in parts for stamp in part.stamps}
+        rest = (
+            [
+                saved.of_file(number)
+                for stamp, number in known.items()
+                if stamp not in reached and stamp in files
+            ]
+            if saved is not None
+            else []
+        )
+        good = joined([part for part in (*parts, *rest) if not part.broken])
+        if good.stamps and set(good.stamps) != set(known):
             save_part(file, root, good)
+    whole = joined(parts)
     return _finished(whole)
 
 
@@ -188,7 +199,9 @@ def _headers(
 
     pool = ThreadPoolExecutor(_READ_THREADS)
     try:
-        yield from zip(rows, pool.map(read, rows), strict=True)
+        for first in range(0, len(rows), _AHEAD):  # a million waiting calls would take gigabytes
+            some = rows[first : first + _AHEAD]
+            yield from zip(some, pool.map(read, some), strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -87,6 +87,11 @@ def notes(storage: Storage) -> list[str]:
         )
     if number := counts.pop(FOLDERS_BESIDE_SPLITS, 0):
         lines.append(f"not used beside {root}: {number} other folder{'s' if number > 1 else ''}")
+    if number := counts.pop(FURTHER_IMAGES, 0):
+        lines.append(
+            f"WARNING: {_images(number)} not used in {root}: up to the first dot they have the names "
+            "of others, as NAME.mask.png beside NAME.jpg"
+        )
     if number := counts.pop(CUT_OFF_TARS, 0):
         tars = "tars end" if number > 1 else "tar ends"
         lines.append(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastsimsiam.errors import UserError
-from fastsimsiam.storage.listing import is_hidden
+from fastsimsiam.storage.listing import is_hidden, is_image
 from fastsimsiam.storage.patterns import files_of_pattern, is_pattern
 from fastsimsiam.storage.split_names import find_split, kind_of
 from fastsimsiam.storage.system_errors import why_not_read
@@ -87,7 +87,7 @@ def _split_of(name: str) -> str | None:
 
 
 def _files_in(folder: Path, suffix: str, besides: str) -> list[Path]:
-    """The files in a folder that has no folders: beside others, a file is what was unpacked."""
+    """The files in a folder without folders and images, beside which a file is what was unpacked."""
     try:
         with os.scandir(folder) as entries:
             shown = [entry for entry in entries if not is_hidden(entry.name)]
@@ -96,7 +96,8 @@ def _files_in(folder: Path, suffix: str, besides: str) -> list[Path]:
                 for entry in shown
                 if entry.name.endswith(suffix) and not (besides and entry.name.startswith(besides))
             ]
-            return sorted(files) if files and not any(entry.is_dir() for entry in shown) else []
+            alone = not any(entry.is_dir() or is_image(entry.name) for entry in shown)
+            return sorted(files) if files and alone else []
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

@@ -20,7 +20,7 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": ("Zstandard", "unzstd"),
 }
 _LONGEST_MAGIC = 6
-_BLOCK = 512
+BLOCK = 512
 _REPORT_EVERY = 256
 
 
@@ -89,10 +89,10 @@ def read_tar(
         raise _damaged(file, found, str(error)) from error
     # tarfile takes whatever is no header for the end.
     handle.seek(end)
-    rest = handle.read(_BLOCK)
-    if len(rest) == _BLOCK and rest.strip(b"\0"):
+    rest = handle.read(BLOCK)
+    if len(rest) == BLOCK and rest.strip(b"\0"):
         raise _damaged(file, found, "no header where one should be")
-    if not found.cut_off and len(rest) < _BLOCK:
+    if not found.cut_off and len(rest) < BLOCK:
         found.passed_over[kinds.CUT_OFF_TARS] += 1
     return found
 

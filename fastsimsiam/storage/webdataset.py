@@ -1,8 +1,8 @@
 """Tars of images, as WebDataset, img2dataset and timm's ImageNet have them, or of class folders.
 
 A sample is what has one name up to the first dot: NAME.jpg with NAME.cls (a number or a class name),
-NAME.json (its `label` or `cls`), both or neither. Without such labels, images that all lie at
-CLASS/NAME have the classes of these folders, and others have none.
+NAME.json (its `label` or `cls`), both or neither. Without such labels, images that all lie in a folder,
+below folders that all lie in, have the classes of these folders, and others have none.
 """
 
 import json
@@ -25,6 +25,7 @@ from fastsimsiam.storage.packed_index import Members
 from fastsimsiam.storage.record_file import RecordFile
 from fastsimsiam.storage.record_files import FileStamp
 from fastsimsiam.storage.split_files import SplitFiles, split_files
+from fastsimsiam.storage.split_names import splits_among
 from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.storage.tar_members import Member, read_tar
 from fastsimsiam.system.text import printable
@@ -86,7 +87,7 @@ def _files(data: Path, split: str) -> SplitFiles | None:
 
 @dataclass
 class _Sample:
-    """What has one name up to the first dot."""
+    """What has one name."""
 
     images: list[Member] = field(default_factory=list)
     label: Member | None = None
@@ -96,25 +97,20 @@ def _samples(file: RecordFile, prefix: str, progress: Callable[[int], None]) -> 
     """The images of a tar, in its order; `prefix` is what their names begin with."""
     content = read_tar(file, progress=progress)
     passed_over = Counter(content.passed_over)
-    samples: dict[str, _Sample] = {}
-    for member in content.members:
-        folder, slash, base = member.name.rpartition("/")
-        stem, _, ending = base.partition(".")
-        sample = samples.setdefault(folder + slash + stem, _Sample())
-        if is_image(base):
-            # That with the sample's name alone is its image; NAME.mask.png is something about it.
-            sample.images.insert(0 if is_image(f".{ending}") else len(sample.images), member)
-        elif ending == "cls" or (ending == "json" and sample.label is None):
-            sample.label = member
-        elif ending not in ("json", "txt"):
-            passed_over[kinds.NO_IMAGE] += 1
-    with_image = [sample for sample in samples.values() if sample.images]
-    passed_over[kinds.FURTHER_IMAGES] += sum(len(sample.images) - 1 for sample in with_image)
-    images = [sample.images[0] for sample in with_image]
-    labels = [_label(file, sample.label) for sample in with_image]
-    parts = [image.name.split("/") for image in images]
-    if not any(labels) and all(len(part) == 2 for part in parts):
-        labels = [part[0] for part in parts]
+    samples = _by_name(content.members, passed_over)
+    images = [sample.images[0] for sample in samples]
+    folders = _class_folders(file, [image.name for image in images])
+    labels = [_label(file, sample.label) for sample in samples]
+    broken = {
+        row: kinds.CUT_OFF for row, image in enumerate(images) if image.name in content.cut_off
+    }
+    if not any(labels):
+        labels = list(folders) if folders is not None else labels
+    elif content.cut_off or passed_over[kinds.CUT_OFF_TARS]:
+        # The last image's label may be behind the cut. Any will do, as the image is not used.
+        cut = [row for row, label in enumerate(labels) if label is None]
+        broken |= dict.fromkeys(cut, kinds.CUT_OFF)
+        labels = [label or next(filter(None, labels)) for label in labels]
     classes = in_order({label for label in labels if label is not None})
     number = {label: position for position, label in enumerate(classes)}
     return Members(
@@ -125,11 +121,56 @@ def _samples(file: RecordFile, prefix: str, progress: Callable[[int], None]) -> 
             [NO_LABEL if label is None else number[label] for label in labels], np.int64
         ),
         classes=classes,
-        broken={
-            row: kinds.CUT_OFF for row, image in enumerate(images) if image.name in content.cut_off
-        },
+        broken=broken,
         passed_over=+passed_over,
     )
+
+
+def _by_name(members: Sequence[Member], passed_over: Counter[str]) -> list[_Sample]:
+    """The samples with an image, the one with the sample's name alone in front.
+
+    In folders without labels and captions beside them each image is a sample: its name may have dots.
+    """
+    plain = all("/" in member.name for member in members) and not any(
+        member.name.endswith((".cls", ".json", ".txt")) for member in members
+    )
+    samples: dict[str, _Sample] = {}
+    for member in members:
+        folder, slash, base = member.name.rpartition("/")
+        stem, _, ending = base.rpartition(".") if plain else base.partition(".")
+        sample = samples.setdefault(member.name if plain else folder + slash + stem, _Sample())
+        if is_image(base):
+            # NAME.mask.png is something about NAME.jpg.
+            sample.images.insert(len(sample.images) if "." in ending else 0, member)
+        elif ending == "cls" or (ending == "json" and sample.label is None):
+            sample.label = member
+        elif ending not in ("json", "txt"):
+            passed_over[kinds.NO_IMAGE] += 1
+    with_image = [sample for sample in samples.values() if sample.images]
+    passed_over[kinds.FURTHER_IMAGES] += sum(len(sample.images) - 1 for sample in with_image)
+    return with_image
+
+
+def _class_folders(file: RecordFile, names: Sequence[str]) -> list[str] | None:
+    """The folder that each image lies in; None unless it lies in one, below what all lie in.
+
+    Raises:
+        UserError: they are folders of splits.
+    """
+    folders = [name.split("/")[:-1] for name in names]
+    depth = 0
+    while (
+        all(len(folder) > depth + 1 for folder in folders)
+        and len({folder[depth] for folder in folders}) == 1
+    ):
+        depth += 1
+    below = [folder[depth:] for folder in folders]
+    if splits := splits_among({folder[0] for folder in below if folder}):
+        raise UserError(
+            f"{printable(file.path)} holds {' and '.join(f'{name}/' for name in splits)}, which are "
+            "splits, not classes: make a tar of each, train.tar and val.tar"
+        )
+    return [folder[0] for folder in below] if all(len(folder) == 1 for folder in below) else None
 
 
 def _label(file: RecordFile, member: Member | None) -> str | None:
@@ -137,13 +178,16 @@ def _label(file: RecordFile, member: Member | None) -> str | None:
     if member is None:
         return None
     where = f"{printable(file.path)}: {printable(member.name)}"
+    if member.length > _LARGEST_LABEL and member.name.endswith(".json"):
+        return None  # notes of another kind
     if member.length > _LARGEST_LABEL:
         raise UserError(f"{where} has {member.length} bytes, which is no label")
     try:
         content: Any = file.read_new(member.position, member.length).decode()
         if member.name.endswith(".json"):
             content = json.loads(content)
-            content = next((content[key] for key in _LABEL_KEYS if key in content), None)
+            told = (content[key] for key in _LABEL_KEYS if key in content)
+            content = next((label for label in told if label is not None), None)
     except EOFError:
         return None  # the image that it belongs to is cut off as well
     except (ValueError, TypeError, RecursionError) as error:

@@ -20,14 +20,14 @@ def clock(seconds: float) -> str:
 class ImageProgress:
     """A `storage.base.Report` that shows units done, their rate and the time left."""
 
-    def __init__(self, what: str, unit: str = "images") -> None:
+    def __init__(self, what: str, unit: str | None = "images") -> None:
         """Prepares the bar; entering the context shows it.
 
         Args:
             what: the work, as a participle: `decoding`.
-            unit: what is counted.
+            unit: what is counted; None: images of one data set and megabytes of another.
         """
-        self._what, self._unit = what, unit
+        self._what, self._unit = what, f" {unit}/s" if unit else "/s"
         self._started = self._last = self._called = time.perf_counter()
         self._done = 0
         self._bar: Progress | None = None
@@ -36,7 +36,7 @@ class ImageProgress:
                 TextColumn(what),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:.3g} " + unit + "/s"),
+                TextColumn("{task.fields[rate]:.3g}" + self._unit),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
@@ -59,7 +59,7 @@ class ImageProgress:
     def __call__(self, done: int, total: int) -> None:
         """Reports `done` of `total` units; a smaller `done` than before begins the next pass."""
         now = time.perf_counter()
-        if done <= self._done:
+        if done < self._done:
             self._started = self._called
         self._done, self._called = done, now
         rate = done / max(now - self._started, 1e-9)
@@ -68,5 +68,5 @@ class ImageProgress:
         elif now - self._last >= _LINE_SECONDS or (done == total and now > self._started + 1):
             self._last = now
             left = (total - done) / max(rate, 1e-9)
-            line = f"{self._what}: {done}/{total}, {rate:.3g} {self._unit}/s, {left:.0f} s left"
+            line = f"{self._what}: {done}/{total}, {rate:.3g}{self._unit}, {left:.0f} s left"
             print(line, file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from fastsimsiam.storage.base import Report, Storage, fingerprint
+from fastsimsiam.storage.cached_arrays import forgotten
 from fastsimsiam.storage.labels import NO_CLASSES
-from fastsimsiam.storage.open import has_split, open_split, open_val
+from fastsimsiam.storage.open import has_val, open_split, open_val
 from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.system.text import printable
 
@@ -55,13 +57,14 @@ class SplitIndex:
 
 
 def index(
-    data: Path, *, val: Path | None = None, report: Report | None = None
+    data: Path, *, val: Path | None = None, again: bool = False, report: Report | None = None
 ) -> tuple[SplitIndex, ...]:
     """Opens the splits of a data set, which makes their index, and counts.
 
     Args:
         data: a data set of any form.
         val: validation images of their own; None: those of `data`, if it has any.
+        again: read all again, whatever an index says.
         report: receives the progress of reading.
 
     Returns:
@@ -70,11 +73,12 @@ def index(
     Raises:
         UserError: a split cannot be opened.
     """
-    train = open_split(data, "train", report=report)
-    splits = [_counted("train", train)]
-    if val is not None or has_split(data, "val"):
-        opened = open_val(data, val, classes=train.classes, report=report)
-        splits.append(_counted("val", opened))
+    with forgotten() if again else nullcontext():
+        train = open_split(data, "train", report=report)
+        splits = [_counted("train", train)]
+        if has_val(data, val):
+            opened = open_val(data, val, classes=train.classes, report=report)
+            splits.append(_counted("val", opened))
     return tuple(splits)
 
 

@@ -131,8 +131,11 @@ def _blocks(config: Config, storage: Storage) -> BlockOrder | None:
         return None
     blocks = storage.blocks
     if blocks is None:
+        where = printable(storage.root)
+        if storage.is_packed:
+            raise UserError(f"--shuffle blocks: {where} is in memory: pass --shuffle full")
         raise UserError(
-            f"--shuffle blocks: the images of {printable(storage.root)} are files of their own, in no "
-            "order on the disk: pack them (fastsimsiam pack), or pass --shuffle full"
+            f"--shuffle blocks: the images of {where} are files of their own, in no order on the disk: "
+            "pack them (fastsimsiam pack), or pass --shuffle full"
         )
     return BlockOrder(blocks, config.shuffle_blocks, config.seed)

@@ -17,7 +17,7 @@ def reporter(recorder: Recorder, what: str) -> Report:
     def report(done: int, total: int) -> None:
         nonlocal started, printed, before
         now = time.perf_counter()
-        if done <= before:  # the next one of its kind
+        if done < before:  # the next one of its kind
             started = printed = now
         before = done
         if now - printed < _REPORT_SECONDS:
