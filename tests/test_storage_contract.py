@@ -208,5 +208,6 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
     resumed = replace(config, out=tmp_path / "run", max_steps=4)
     assert pretrain(resumed, resume=True).steps == 4
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    with pytest.raises(UserError, match="training images changed"):
-        pretrain(replace(resumed, data=folders / "val", shuffle="full", max_steps=5), resume=True)
+    if shuffle == "full":
+        with pytest.raises(UserError, match="training images changed"):
+            pretrain(replace(resumed, data=folders / "val", max_steps=5), resume=True)

@@ -6,10 +6,10 @@ Loaders read encoded images, so each is given as an uncompressed BMP, which cost
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from fastsimsiam.storage import cifar
 from fastsimsiam.storage.base import Report, blocks_of
 from fastsimsiam.storage.labels import NO_LABEL, of_split
 from fastsimsiam.storage.names import Names
-from fastsimsiam.storage.record_file import RecordFile
+from fastsimsiam.storage.npy_file import NpyFile, open_npz
 from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.system.scratch import scratch
 from fastsimsiam.system.text import printable
@@ -47,10 +47,6 @@ SEVERAL_LABELS = "images with several labels, which are not used"
 _BMP = struct.Struct("<2sIHHIIiiHHIIiiII")
 _GRAY = b"".join(bytes((level, level, level, 0)) for level in range(256))
 _LARGEST_SIDE = 1 << 15
-_HEADERS_OF: Mapping[tuple[int, int], Callable[[BinaryIO], Any]] = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 
 class Images(Protocol):
@@ -61,49 +57,6 @@ class Images(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]: ...  # noqa: D102
     def __getitem__(self, index: int, /) -> npt.NDArray[Any]: ...
-
-
-class NpyFile:
-    """A .npy file of which single rows are read; not mapped, for the reason in record_file.py.
-
-    Attributes:
-        shape, dtype: of the array.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Opens a file.
-
-        Raises:
-            ValueError: it is no .npy file in C order, or cut off.
-            OSError: the system cannot read it.
-        """
-        self._file = RecordFile(path)
-        with open(path, "rb") as handle:
-            read = _HEADERS_OF[np.lib.format.read_magic(handle)]
-            self.shape, fortran_order, self.dtype = read(handle)
-            self._start = handle.tell()
-        if fortran_order or not self.shape:
-            raise ValueError("it is in Fortran's order" if self.shape else "it is a single number")
-        self._row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-        missing = self._start + self._row * self.shape[0] - self._file.size
-        if missing > 0:
-            raise ValueError(f"{missing} bytes are missing at its end")
-
-    def __getitem__(self, index: int) -> npt.NDArray[Any]:
-        """A row, in new memory.
-
-        Raises:
-            UserError: the file was cut off, or the system cannot read it.
-        """
-        try:
-            content = self._file.read_new(self._start + int(index) * self._row, self._row)
-        except EOFError as error:
-            raise UserError(
-                f"{printable(self._file.path)} was cut off: restore it and start the command again"
-            ) from error
-        except OSError as error:
-            raise UserError(why_not_read(self._file.path, error)) from error
-        return np.frombuffer(content, self.dtype).reshape(self.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -194,7 +147,7 @@ def has_split(data: Path, split: str) -> bool:
     """Whether `data` holds arrays of a split."""
     if data.suffix == ".npz":
         try:
-            with _npz(data) as arrays:
+            with open_npz(data) as arrays:
                 return _key(arrays, _IMAGES.get(split, ())) is not None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return False
@@ -239,7 +192,7 @@ def open_split(
             named = beside
             labels = np.load(beside, allow_pickle=False)
             return array_images(file, images, labels, classes)
-        with _npz(file) as arrays:
+        with open_npz(file) as arrays:
             key, of_labels = _key(arrays, _IMAGES[split]), _key(arrays, _LABELS[split])
             if key is None and file != data:  # a file for each split
                 key, of_labels = _key(arrays, _IMAGES["train"]), _key(arrays, _LABELS["train"])
@@ -332,14 +285,6 @@ def array_images(
         orientation=np.ones(count, np.uint8),
         passed_over=passed_over,
     )
-
-
-def _npz(file: Path) -> "np.lib.npyio.NpzFile":
-    """An open .npz file; raises a ValueError for one of another kind."""
-    opened = np.load(file, allow_pickle=False)
-    if not isinstance(opened, np.lib.npyio.NpzFile):
-        raise ValueError("it holds one array, as .npy does")
-    return opened
 
 
 def _key(arrays: Any, names: Sequence[str]) -> str | None:
