@@ -18,7 +18,9 @@ MANY = 100_003
 LEVEL = 1e-4
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 1000, 65_536, 65_537, MANY, 131_072, 131_073])
+@pytest.mark.parametrize(
+    "count", [1, 2, 3, 1000, 65_536, 65_537, MANY, 256 * 257, 300**2, 300**2 + 1]
+)
 def test_it_is_a_permutation(count: int) -> None:
     assert np.array_equal(np.sort(epoch_order(count, 3, 1)), np.arange(count))
 
@@ -35,13 +37,13 @@ def test_the_order_stays_as_published() -> None:
     """Another order would change every run: say so in the changelog."""
     positions = np.arange(5)
     assert order_at(positions, 1000, 5, 2).tolist() == [499, 904, 321, 543, 260]
-    assert order_at(positions, 1_281_167, 5, 2).tolist() == [465125, 811847, 37053, 197326, 723682]
+    assert order_at(positions, 1_281_167, 5, 2).tolist() == [39661, 729459, 15987, 347152, 140221]
     assert order_at(positions, 10**9, 5, 2).tolist() == [
-        644518400,
-        96548684,
-        515448315,
-        346367978,
-        194420021,
+        179456377,
+        278099789,
+        293765900,
+        5650861,
+        745442303,
     ]
     starts = np.array([0, 10, 30, 40, 70])
     assert BlockOrder(starts, 2, 5).at(2, positions).tolist() == [30, 38, 42, 61, 54]

@@ -311,3 +311,28 @@ def test_pack_and_verify_by_command(
     assert main(["pack", str(images), str(target), "--max-side", "70"]) == 0
     assert main(["pack", "--verify", str(target)]) == 0
     assert "12 images" in capsys.readouterr().out
+
+
+def test_a_packed_file_is_packed_again(class_folders: Path, tmp_path: Path) -> None:
+    """To make it smaller, for instance."""
+    first, second = tmp_path / "a" / "train.beton", tmp_path / "b" / "train.beton"
+    assert main(["pack", str(class_folders), str(first), "--split", "train"]) == 0
+    assert main(["pack", str(first), str(second), "--max-side", "40"]) == 0
+    big, small = open_beton(first), open_beton(second)
+    assert list(small.classes) == list(big.classes) == ["ant", "bee", "cow"]
+    assert small.label.tolist() == big.label.tolist()
+    assert big.sizes.max() > small.sizes.max() == 40
+
+
+def test_each_split_is_packed_by_name(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pack", str(class_folders), str(tmp_path / "a.beton")]) == 2
+    assert capsys.readouterr().err == (
+        f"fastsimsiam: error: {class_folders} has the splits train and val: pack each with --split, to "
+        "a file of its own\n"
+    )
+    assert main(["pack", str(class_folders), str(tmp_path / "v.beton"), "--split", "val"]) == 0
+    assert len(open_beton(tmp_path / "v.beton")) == 24
+    assert main(["pack", "nowhere", str(tmp_path / "a.bin")]) == 2
+    assert "DST is" in capsys.readouterr().err  # before anything is read

@@ -18,7 +18,7 @@ class _Pack:
     """Arguments of `pack`."""
 
     source: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="SRC")] = None
-    """Folder with one subfolder of images per class; tars, Arrow or Parquet files, or their folder."""
+    """A data set of any form, Parquet files too."""
     target: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DST.beton")] = None
     """File to write, NAME.beton; a folder with train.beton and val.beton is a data set."""
     split: Literal["train", "val"] | None = None

@@ -1,12 +1,13 @@
 """The order of an epoch: a permutation that depends on seed and epoch only.
 
 Any part of it is computed without the rest, so that the order of a billion samples takes no memory: a
-position goes through a cipher whose values are the numbers below a power of two, and again while the
-result is no sample (cycle walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
-The cipher is a Feistel network whose halves differ by at most a bit; its round function is a hash.
-Nothing is kept secret by it: ten rounds are more than an even distribution needs.
+position goes through a cipher whose values are the pairs of numbers below a and b, where a b is the
+number of samples or slightly more, and again while the result is no sample. It is the generalized
+Feistel cipher of Black and Rogaway 2002, "Ciphers with arbitrary finite domains"; the round function is
+a hash. Nothing is kept secret by it: ten rounds are more than an even distribution needs.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +19,7 @@ _ORDER_STREAM = 1
 _BLOCK_STREAM = 4
 _ROUNDS = 10
 _SORTED = 1 << 16
-"""Samples up to which the order is sorted by random keys: few bits would not be mixed well."""
+"""Samples up to which the order is sorted by random keys: few numbers would not be mixed well."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -55,12 +56,13 @@ def order_at(positions: Indices, num_samples: int, seed: int, epoch: int) -> Ind
     """
     if num_samples <= _SORTED:
         return _sorted_order(num_samples, seed, epoch)[positions]
-    width = (num_samples - 1).bit_length()
+    rows = math.isqrt(num_samples - 1) + 1
+    columns = -(-num_samples // rows)
     round_keys = [hash_words(_ORDER_STREAM, seed, epoch, number) for number in range(_ROUNDS)]
-    found = _encrypted(positions.astype(np.uint64), width, round_keys)
+    found = _encrypted(positions.astype(np.uint64), rows, columns, round_keys)
     outside = np.flatnonzero(found >= num_samples)
     while len(outside):
-        found[outside] = _encrypted(found[outside], width, round_keys)
+        found[outside] = _encrypted(found[outside], rows, columns, round_keys)
         outside = outside[found[outside] >= num_samples]
     return found.astype(np.int64)
 
@@ -125,14 +127,12 @@ def _sorted_order(num_samples: int, seed: int, epoch: int) -> Indices:
     return order
 
 
-def _encrypted(values: UInts, width: int, round_keys: list[int]) -> UInts:
-    """A permutation of the numbers of `width` bits, at `values` (B,)."""
-    right_width = np.uint64(width - width // 2)
-    left = values >> right_width
-    right = values & np.uint64((1 << int(right_width)) - 1)
+def _encrypted(values: UInts, rows: int, columns: int, round_keys: list[int]) -> UInts:
+    """A permutation of the numbers below `rows * columns`, at `values` (B,)."""
+    left, right = np.divmod(values, np.uint64(columns))
     for number, key in enumerate(round_keys):
         if number % 2:
-            right = right ^ (keys(key, left) >> (np.uint64(64) - right_width))
+            right = (right + keys(key, left) % np.uint64(columns)) % np.uint64(columns)
         else:
-            left = left ^ (keys(key, right) >> np.uint64(64 - width // 2))
-    return (left << right_width) | right
+            left = (left + keys(key, right) % np.uint64(rows)) % np.uint64(rows)
+    return left * np.uint64(columns) + right

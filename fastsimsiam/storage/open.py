@@ -155,8 +155,8 @@ def open_split(
 def open_source(data: Path, split: str | None = None, *, report: Report | None = None) -> Storage:
     """Opens a split that is to be packed: each image is read once, in order.
 
-    As `open_split`, but what can be read in no other order is opened as well, and packed files are not:
-    what was packed before may lie beside its source.
+    As `open_split`, but what can be read in no other order is opened as well, and of packed files only
+    one that `data` names: what was packed before may lie beside its source.
 
     Args:
         data: the data set's folder, or a file, or its URL.
@@ -166,11 +166,11 @@ def open_source(data: Path, split: str | None = None, *, report: Report | None =
     Raises:
         UserError: the split is missing, empty or damaged.
     """
-    if data.suffix == beton.SUFFIX:
-        raise UserError(f"{spelled(data)} is packed already: pack its source")
     sources = [opener for opener in _OPENERS if opener not in (_PACKED, _CLASS_FOLDERS)]
     with local_copy(data, again=True, report=report) as local:
         splits = (split,) if split else ("train", "val") if _has_no_folders(local) else ("train",)
+        if local.suffix == beton.SUFFIX:  # named itself, to be packed with other options
+            return beton.open_split(local, "train", report=report)
         for name in splits:
             for opener in sources:
                 if opener.accepts(local, name):
