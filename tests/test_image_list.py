@@ -13,6 +13,7 @@ from fastsimsiam.config.run import Config, KnnConfig
 from fastsimsiam.errors import UserError
 from fastsimsiam.evaluate.knn import knn
 from fastsimsiam.storage.open import has_split, has_val, open_split, open_val
+from fastsimsiam.storage.passed_over import notes
 from fastsimsiam.train.pretrain import pretrain
 
 
@@ -127,6 +128,7 @@ def test_kaggles_imagenet(class_folders: Path, kaggle: Path, below: str) -> None
     folders = open_split(class_folders, "val")
     assert len(train) == 96
     assert val.passed_over == {"hidden or system entries": 1}
+    assert "val is Kaggle's ImageNet: its classes are in " in notes(val)[0]
     assert train.classes == ["ant", "bee", "cow"]
     np.testing.assert_array_equal(val.label, folders.label)
     assert bytes(val.read(7)) == bytes(folders.read(7))

@@ -12,7 +12,7 @@ from fastsimsiam.storage import class_folder
 from fastsimsiam.storage.base import Report
 from fastsimsiam.storage.image_files import ImageFiles, image_files
 from fastsimsiam.storage.listing import list_images
-from fastsimsiam.storage.passed_over import IMAGES_BESIDE_CLASSES
+from fastsimsiam.storage.passed_over import IMAGES_BESIDE_CLASSES, tell
 from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.system.text import printable
 
@@ -52,7 +52,7 @@ def open_split(
     listing = list_images(root) if split == "val" else None
     if listing is None or listing.files or not listing.loose:  # sorted into class folders
         return class_folder.open_split(folder, split, classes=classes, report=report)
-    class_of = _classes(folder)
+    solution, class_of = _classes(folder)
     labels = [class_of.get(path.rpartition(".")[0]) for path, _, _ in listing.loose]
     if unknown := [
         path for (path, _, _), label in zip(listing.loose, labels, strict=True) if not label
@@ -60,6 +60,9 @@ def open_split(
         raise UserError(
             f"{printable(root / unknown[0])} is not in {_SOLUTION}: remove it, or fetch the file again"
         )
+    tell(
+        root, [f"{printable(root)} is Kaggle's ImageNet: its classes are in {printable(solution)}"]
+    )
     return image_files(
         root,
         listing.loose,
@@ -81,8 +84,8 @@ def _folder(data: Path) -> Path | None:
     return next((data / below for below in _BELOW if (data / below).is_dir()), None)
 
 
-def _classes(folder: Path) -> dict[str, str]:
-    """Name of a validation image without its suffix -> class."""
+def _classes(folder: Path) -> tuple[Path, dict[str, str]]:
+    """The file of the classes, and name of a validation image without its suffix -> class."""
     places = [folder, *folder.resolve().parents[:3]]
     file = next((place / _SOLUTION for place in places if (place / _SOLUTION).is_file()), None)
     if file is None:
@@ -93,9 +96,8 @@ def _classes(folder: Path) -> dict[str, str]:
     try:
         with open(file, encoding="utf-8-sig", newline="") as handle:
             # "n03995372 85 1 499 272 ...": a class and a box, for each object.
-            return {
-                row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(handle)
-            }
+            rows = csv.DictReader(handle)
+            return file, {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
     except OSError as error:
         raise UserError(why_not_read(file, error)) from error
     except (csv.Error, KeyError, IndexError, AttributeError, ValueError) as error:
