@@ -6,7 +6,6 @@ Format: https://docs.ffcv.io/ffcv_examples/custom_datasets.html (images are its 
 beton_tables.py and beton_writer.py.
 """
 
-import errno
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from fastsimsiam.storage.beton_tables import Tables, read_tables
 from fastsimsiam.storage.image_file import open_image
 from fastsimsiam.storage.labels import of_split
 from fastsimsiam.storage.manifest import Manifest, manifest_path, read_manifest
-from fastsimsiam.storage.record_file import RecordFile
+from fastsimsiam.storage.record_file import RecordFile, why_no_record
 from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.system.text import printable
 
@@ -102,15 +101,8 @@ class Beton:
                 f"{self.root} was cut off during the run (record {index} is missing): restore the file "
                 "and start the command again"
             ) from error
-        except MemoryError as error:
-            reason = f"no memory for {length} bytes"
-            raise BadImageError(f"{self.name(index)} cannot be read ({reason})") from error
-        except OSError as error:
-            if error.errno == errno.EIO:  # the one reason that may concern a part of the file alone
-                raise BadImageError(
-                    f"{self.name(index)} cannot be read ({error.strerror})"
-                ) from error
-            raise UserError(why_not_read(self.root, error)) from error
+        except (MemoryError, OSError) as error:
+            raise why_no_record(self.name(index), self.root, length, error) from error
 
     def will_need(self, index: int) -> None:
         """Starts reading a record into the page cache."""

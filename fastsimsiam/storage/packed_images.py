@@ -4,7 +4,6 @@ A format gives what it finds as rows: the file, the position and the length of e
 read them needs nothing of the format any more.
 """
 
-import errno
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from fastsimsiam.storage.base import Report, Storage, blocks_of
 from fastsimsiam.storage.labels import of_split
 from fastsimsiam.storage.packed_index import Scan, read_index
 from fastsimsiam.storage.passed_over import listed
+from fastsimsiam.storage.record_file import why_no_record
 from fastsimsiam.storage.record_files import FileStamp, RecordFiles
-from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.system.text import printable
 
 
@@ -91,15 +90,10 @@ class PackedImages:
                 f"{self.name(index)} is beyond the end of its file, which was cut off: restore it and "
                 "start the command again"
             ) from error
-        except MemoryError as error:
-            reason = f"no memory for {length} bytes"
-            raise BadImageError(f"{self.name(index)} cannot be read ({reason})") from error
-        except OSError as error:
-            if error.errno == errno.EIO:  # the one reason that may concern a part of the file alone
-                raise BadImageError(
-                    f"{self.name(index)} cannot be read ({error.strerror})"
-                ) from error
-            raise UserError(why_not_read(self.files.stamps[number].path, error)) from error
+        except (MemoryError, OSError) as error:
+            raise why_no_record(
+                self.name(index), self.files.stamps[number].path, length, error
+            ) from error
 
     def will_need(self, index: int) -> None:
         """Starts reading an image into the page cache; errors are left to `read`."""

@@ -4,12 +4,13 @@ It is not mapped: a mapped file that is cut off in mid-run ends the process by a
 One descriptor sees the same file for the whole run, also where another one is renamed to its name.
 """
 
+import errno
 import os
 import stat
 import weakref
 from pathlib import Path
 
-from fastsimsiam.errors import UserError
+from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.storage.read_ahead import advise
 from fastsimsiam.storage.system_errors import why_not_read
 from fastsimsiam.system.scratch import scratch
@@ -94,3 +95,22 @@ class RecordFile:
             if count == 0:
                 raise EOFError
             done += count
+
+
+def why_no_record(name: str, path: Path, length: int, error: MemoryError | OSError) -> UserError:
+    """The error for a record that `RecordFile.read` could not read.
+
+    Args:
+        name: of the record, printable.
+        path: the file.
+        length: bytes of the record.
+        error: what was raised.
+
+    Returns:
+        A BadImageError where the reason may concern this record alone.
+    """
+    if isinstance(error, MemoryError):
+        return BadImageError(f"{name} cannot be read (no memory for {length} bytes)")
+    if error.errno == errno.EIO:
+        return BadImageError(f"{name} cannot be read ({error.strerror})")
+    return UserError(why_not_read(path, error))
