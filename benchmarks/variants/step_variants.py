@@ -102,6 +102,17 @@ def make_method(config: Config, *, joint: bool) -> Method:
     return method
 
 
+def with_variant(backbone: nn.Module, variant: Variant) -> nn.Module:
+    """A backbone with the variant's BatchNorm and first convolution, made from the same layers."""
+    if variant.norm == "aten":
+        use_aten(backbone)
+    elif variant.norm != "compiler":
+        backbone = fuse_norms(backbone, opaque=variant.norm == "fused-sums")
+    if variant.stem != "plain":
+        use_stem(backbone, variant.stem)
+    return backbone
+
+
 class TorchSGD:
     """torch.optim.SGD with a constant learning rate, as an `Optimizer`."""
 
@@ -144,14 +155,8 @@ class Step:
         torch.backends.cudnn.benchmark = variant.cudnn_benchmark
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
         self.method = make_method(config, joint=variant.joint).to(device).to(memory_format=layout)
-        if variant.norm == "aten":
-            use_aten(self.method)
-        elif variant.norm != "compiler":
-            backbone = self.method.get_submodule("backbone")
-            opaque = variant.norm == "fused-sums"
-            self.method.set_submodule("backbone", fuse_norms(backbone, opaque=opaque))
-        if variant.stem != "plain":
-            use_stem(self.method, variant.stem)
+        backbone = with_variant(self.method.get_submodule("backbone"), variant)
+        self.method.set_submodule("backbone", backbone)
         if variant.keep_memory and device.type == "cpu":
             keep_freed_memory()
         if variant.products and device.type == "cpu":

@@ -28,6 +28,7 @@ from fastsimsiam.config.views import NormalizeConfig, ViewSpec
 from fastsimsiam.errors import UserError
 
 CompileName = Literal["auto", "step", "color", "off"]
+FuseName = Literal["off", "norms"]
 LoaderName = Literal["auto", "cpu", "nvjpeg", "dali", "ffcv", "resident", "reference"]
 OnBadImage = Literal["error", "skip", "error-strict", "skip-strict"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -171,6 +172,9 @@ class Config:
     compile: CompileName = neutral("auto")
     """What torch.compile compiles: the whole step, or the color augmentation alone. auto: step on a
     GPU, color on several GPUs and for long runs on a CPU."""
+    fuse: FuseName = neutral("off")
+    """Kernels of the network, in a compiled step on one GPU. norms: BatchNorm, ReLU and residual
+    additions in fewer passes over memory."""
     max_steps: int | None = neutral(None)
     """Optimizer steps of the whole run; None: those of all epochs."""
     log_every: int = neutral(10)
