@@ -81,6 +81,21 @@ def photos() -> Path:
     return Path(root) / "photos"
 
 
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs where they are available, else JPEGs of about their size."""
+    if os.environ.get("FASTSIMSIAM_TEST_DATA"):
+        return Path(os.environ["FASTSIMSIAM_TEST_DATA"]) / "photos"
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        folder = root / "train" / ("ant", "bee")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        height, width = rng.integers(200, 500, 2).tolist()
+        textured_image(rng, height, width).save(folder / f"{number:02d}.JPEG", quality=90)
+    return root
+
+
 @pytest.fixture
 def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
     """A run of a few seconds on a CPU in float32: 12 steps, 2 epochs."""
@@ -97,7 +112,7 @@ def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
         # A low rate amplifies rounding errors little within twelve steps.
         optimizer=OptimizerConfig(lr=0.1),
         knn=KnnConfig(every_epochs=0),
-        checkpoint=CheckpointConfig(every_epochs=0.5),
+        checkpoint=CheckpointConfig(every_epochs=0.5, min_minutes=0.0),
         device="cpu",
         precision="fp32",
         compile="off",
@@ -105,6 +120,12 @@ def tiny_config(class_folders: Path, tmp_path: Path) -> Config:
         workers=2,
         log_every=2,
     )
+
+
+@pytest.fixture
+def gpu_config(tiny_config: Config) -> Config:
+    """The tiny run on a GPU."""
+    return replace(tiny_config, device="cuda", precision="bf16", log_every=100)
 
 
 def save_run(config: Config, steps: tuple[int, ...] = (1, 2)) -> list[Path]:

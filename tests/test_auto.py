@@ -1,5 +1,6 @@
 """What `auto` takes for a loader, on machines that this one is not."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch, config: Config) -> No
 def test_what_compiling_lacks_is_named(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, config: Config, tmp_path: Path
 ) -> None:
-    for variable in ("CC", "CXX"):
+    for variable in ("CC", "CXX", "CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH"):
         monkeypatch.delenv(variable, raising=False)
     asked = replace(config, compile="step")
     (tmp_path / "Python.h").touch()
@@ -95,13 +96,21 @@ def test_what_compiling_lacks_is_named(
     compiled, why = auto.choose_compile(config, 10_000, device)
     assert compiled == "off"
     assert "install g" in why
-    with pytest.raises(UserError, match="install g.*pass --compile off"):
-        auto.choose_compile(asked, 10_000, device)
+    # Who asks for it may know better: a run is not refused for what only seems to be missing.
+    compiled, why = auto.choose_compile(asked, 10_000, device)
+    assert compiled == "step"
+    assert re.search("WARNING: if it fails, install g.*pass --compile off", why)
     monkeypatch.setattr(compiler.shutil, "which", lambda name: name)
-    assert auto.choose_compile(asked, 10_000, device)[0] == "step"
+    assert auto.choose_compile(asked, 10_000, device) == ("step", "asked for")
     (tmp_path / "Python.h").unlink()
-    with pytest.raises(UserError, match="install python3.*-dev, for Python.h"):
-        auto.choose_compile(asked, 10_000, device)
+    assert "install python3" in auto.choose_compile(asked, 10_000, device)[1]
+    assert "-dev, for Python.h" in auto.choose_compile(config, 10_000, device)[1]
+    elsewhere = tmp_path / "headers"
+    elsewhere.mkdir()
+    (elsewhere / "Python.h").touch()
+    own = "C_INCLUDE_PATH" if device.type == "cuda" else "CPLUS_INCLUDE_PATH"
+    monkeypatch.setenv(own, f":{elsewhere}")
+    assert auto.choose_compile(asked, 10_000, device) == ("step", "asked for")
 
 
 def test_a_place_for_compiled_programs_is_needed(

@@ -68,7 +68,9 @@ def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path: Path, state: Checkpoi
 def test_a_run_resumed_from_an_older_checkpoint_keeps_the_good_ones(tiny_config: Config) -> None:
     """With `keep` 1 too, and all who read the run take the newest good one."""
     config = replace(
-        tiny_config, checkpoint=CheckpointConfig(every_epochs=0.5, keep=2), max_steps=9
+        tiny_config,
+        checkpoint=CheckpointConfig(every_epochs=0.5, min_minutes=0.0, keep=2),
+        max_steps=9,
     )
     pretrain(config)
     folder = config.out / "checkpoints"
@@ -82,7 +84,7 @@ def test_a_run_resumed_from_an_older_checkpoint_keeps_the_good_ones(tiny_config:
     assert f"{nine} is damaged" in loaded.notes[0]
     assert "step-00000006.pt in its place" in loaded.notes[0]
     assert sorted(os.listdir(folder)) == before
-    keep_one = CheckpointConfig(every_epochs=10.0, keep=1)
+    keep_one = CheckpointConfig(every_epochs=10.0, min_minutes=0.0, keep=1)
     summary = pretrain(replace(config, checkpoint=keep_one, max_steps=8), resume=True)
     assert summary.checkpoint == folder / "step-00000008.pt"
     assert sorted(os.listdir(folder)) == [

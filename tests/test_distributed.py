@@ -96,7 +96,7 @@ def test_a_queue_is_the_same_on_all_ranks_and_resumes_to_the_bit(
         workers=1,
         epochs=1,
         out=tmp_path / "parts",
-        checkpoint=CheckpointConfig(every_epochs=0.1),
+        checkpoint=CheckpointConfig(every_epochs=0.1, min_minutes=0.0),
     )
     whole = replace(base, out=tmp_path / "whole", max_steps=3)
     for config, more in (

@@ -48,7 +48,8 @@ WITH_TARGET = {"byol", "moco-v1", "moco-v2", "moco-v3"}
 SMALL = (
     "--arch two_layers --epochs 2 --batch-size 16 --image-size 32 --optimizer.lr 0.01 "
     "--optimizer.warmup-epochs 0.5 --device cpu --precision fp32 --compile off --loader cpu "
-    "--workers 2 --log-every 1 --knn.every-epochs 0 --checkpoint.every-epochs 0.34"
+    "--workers 2 --log-every 1 --knn.every-epochs 0 --checkpoint.every-epochs 0.34 "
+    "--checkpoint.min-minutes 0"
 ).split()
 STEPS = 12
 

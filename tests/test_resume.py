@@ -26,7 +26,8 @@ def command(config: Config, *more: str) -> list[str]:
         "--batch-size 16 --image-size 32 --device cpu --precision fp32 --compile off --loader cpu "
         "--workers 2 --log-every 1 --method.projector-layers 2 --method.projector-dim 64 "
         "--method.predictor-dim 16 --knn.every-epochs 0 --arch shufflenet_v2_x0_5 "
-        "--checkpoint.every-epochs 0.34"
+        "--checkpoint.every-epochs 0.34 "
+        "--checkpoint.min-minutes 0"
     ).split()
     run = ["--data", str(config.data), "--out", str(config.out), "--epochs", str(config.epochs)]
     start = [sys.executable, "-m", "fastsimsiam", "pretrain", "imagenette"]

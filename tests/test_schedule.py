@@ -171,7 +171,7 @@ def test_durations_become_steps() -> None:
     config = replace(
         catalogue.recipe("imagenet-100ep"),
         max_steps=120,
-        checkpoint=CheckpointConfig(every_epochs=0.25),
+        checkpoint=CheckpointConfig(every_epochs=0.25, min_minutes=0.0),
     )
     durations = schedule_steps(config, 8)
     assert (durations.total, durations.stop, durations.checkpoint_every) == (800, 120, 2)

@@ -132,7 +132,7 @@ def test_a_signal_ends_an_evaluation_which_a_resume_makes_up_for(
     config = replace(
         tiny_config,
         knn=KnnConfig(every_epochs=1, k=(5,)),
-        checkpoint=CheckpointConfig(every_epochs=1),
+        checkpoint=CheckpointConfig(every_epochs=1, min_minutes=0.0),
     )
     whole = replace(config, out=tmp_path / "whole")
     pretrain(whole)

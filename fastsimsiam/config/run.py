@@ -35,6 +35,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
 GRAY16_MAX = (1 << 16) - 1
 """The largest gray level of 16 bits."""
+_MOST_MINUTES = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +67,16 @@ class CheckpointConfig:
 
     every_epochs: float = 1.0
     """Epochs between two checkpoints; fractions are allowed."""
+    min_minutes: float = 1.0
+    """Minutes at least between two: a checkpoint that is due sooner is left out. An epoch of a small
+    data set can take less time on a GPU than its checkpoint takes on the disk."""
     keep: int = 3
     """Number of the newest checkpoints that are kept."""
 
     def __post_init__(self) -> None:
         every = self.every_epochs
         require_within("checkpoint.every_epochs", every, 0, MOST_EPOCHS, above=True)
+        require_within("checkpoint.min_minutes", self.min_minutes, 0, _MOST_MINUTES)
         require_within("checkpoint.keep", self.keep, 1, 10**9)
 
 
@@ -177,8 +182,9 @@ class Config:
     additions in fewer passes over memory."""
     max_steps: int | None = neutral(None)
     """Optimizer steps of the whole run; None: those of all epochs."""
-    log_every: int = neutral(10)
-    """Steps between two lines of metrics; in between, the host never waits for the device."""
+    log_every: int | None = neutral(None)
+    """Steps between two lines of metrics; in between, the host never waits for the device. None: 100 on
+    a GPU, whose steps may be so short that a tenth of them would be waited for; 10 on a CPU."""
     views: tuple[ViewSpec, ...] = (ViewSpec(), ViewSpec())
     """How each view is drawn."""
     normalize: NormalizeConfig = NormalizeConfig()

@@ -15,8 +15,12 @@ from fastsimsiam.loaders.base import BATCHES_AHEAD, Batch
 
 @functools.cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream of all loaders: the allocator keeps freed memory for the stream that used it."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    """The one stream of all loaders: the allocator keeps freed memory for the stream that used it.
+
+    Of high priority: its short kernels would otherwise queue behind all blocks of a convolution, and a
+    decoder that waits for its stream would wait for as long.
+    """
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
 def to_device(

@@ -4,6 +4,7 @@ import os
 import shutil
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 _ROOM = 8 << 20
@@ -26,11 +27,24 @@ def why_compile_fails(device_type: str) -> str | None:
         variable, compilers = "CXX", ("g++",)
     if not os.environ.get(variable) and not any(map(shutil.which, compilers)):
         return f"install {compilers[0]}"
-    # The scheme that Triton and Inductor use: the folder of Debian's default scheme is empty.
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
-    if not (Path(sysconfig.get_paths(scheme)["include"]) / "Python.h").exists():
+    if not any((folder / "Python.h").exists() for folder in _include_folders(variable)):
         return f"install python{sysconfig.get_python_version()}-dev, for Python.h"
     return _why_no_place()
+
+
+def _include_folders(variable: str) -> Iterator[Path]:
+    """Where a compiler looks for Python's headers.
+
+    Args:
+        variable: the compiler's, `CC` or `CXX`.
+    """
+    # The scheme that Triton and Inductor use: the folder of Debian's default scheme is empty.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    yield Path(sysconfig.get_paths(scheme)["include"])
+    # Where an administrator or a module system puts what is not with the interpreter; gcc and clang.
+    own = "C_INCLUDE_PATH" if variable == "CC" else "CPLUS_INCLUDE_PATH"
+    for name in ("CPATH", own):
+        yield from (Path(part) for part in os.environ.get(name, "").split(os.pathsep) if part)
 
 
 def _why_no_place() -> str | None:

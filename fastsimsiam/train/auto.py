@@ -40,9 +40,9 @@ def choose_compile(
                 "--compile step does not work with several GPUs yet: pass --compile color"
             )
         if config.compile != "off" and problem:
-            raise UserError(
-                f"--compile {config.compile} cannot work here: {problem}, or pass --compile off"
-            )
+            # Not refused: what is looked for may lie where only the compiler finds it.
+            doubt = f"asked for; WARNING: if it fails, {problem}, or pass --compile off"
+            return config.compile, doubt
         return config.compile, "asked for"
     if problem:
         return "off", f"to compile, {problem}"

@@ -1,6 +1,7 @@
 """What a run says at its end: only what is true of one that was stopped, too."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from signal import Signals
 
 from fastsimsiam.optim.schedule import ScheduleSteps
 
@@ -18,6 +19,18 @@ def how_it_ended(steps: ScheduleSteps, step: int, signal: int) -> str:
     if steps.stop < steps.total:
         return f"done (--max-steps: {steps.stop} of {steps.total} steps)"
     return "done"
+
+
+def how_to_go_on(step: int, signal: Signals) -> str:
+    """What a run that was stopped says.
+
+    Args:
+        step: optimizer steps done.
+        signal: what has stopped it.
+    """
+    if step:
+        return f"{signal.name}: saved at step {step}; go on with --resume"
+    return f"{signal.name}: stopped before the first step; the same command starts again"
 
 
 def since_untrained(history: Sequence[Mapping[str, float]], step: int) -> Iterator[str]:

@@ -36,6 +36,7 @@ from fastsimsiam.train.checks import (
     require_writable,
 )
 from fastsimsiam.train.distributed import OtherRankEnded, World, join
+from fastsimsiam.train.ending import how_to_go_on
 from fastsimsiam.train.interrupt import Interrupt, Interrupted, catch_signals
 from fastsimsiam.train.profiler import profiled
 from fastsimsiam.train.reporter import reporter
@@ -158,8 +159,7 @@ def _stopped_early(config: Config, interrupt: Interrupt, world: World) -> Summar
     if not world.stop():  # an error of another rank; the launcher ends this process by a signal
         raise OtherRankEnded(2)
     if world.is_main:
-        name = Signals(interrupt.number).name
-        print(f"{name}: stopped before the first step; the same command starts again", flush=True)
+        print(how_to_go_on(0, Signals(interrupt.number)), flush=True)
     return Summary(
         steps=0,
         signal=interrupt.number,

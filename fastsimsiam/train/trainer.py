@@ -26,9 +26,11 @@ from fastsimsiam.system.out_of_memory import memory_told
 from fastsimsiam.system.progress import clock
 from fastsimsiam.system.shared_cores import SharedCores
 from fastsimsiam.train.distributed import World
+from fastsimsiam.train.ending import how_to_go_on
 from fastsimsiam.train.evaluator import Evaluator
 from fastsimsiam.train.health import Health
 from fastsimsiam.train.interrupt import Interrupt, Interrupted, catch_signals
+from fastsimsiam.train.intervals import SaveClock, log_every
 from fastsimsiam.train.step import optimizer_step
 from fastsimsiam.train.window import Window
 
@@ -107,6 +109,7 @@ class Trainer:
         self._started = time.perf_counter()
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
         self._saved_step = self.step if self.step else -1
+        self._clock = SaveClock(self.schedule_steps.checkpoint_every, self.config.checkpoint)
         self._health = Health(type(self.method), self.plan.batch_size)
         self._pace: float | None = None
         self.method.train()
@@ -117,8 +120,9 @@ class Trainer:
                 self._run()
             except Interrupted:
                 self._save()
-                self._say_stopped()
-                return self._interrupt.number
+                number = self._interrupt.number
+                self.recorder.say(how_to_go_on(self.step, signal.Signals(number)))
+                return number
             except NonFiniteLossError:
                 raise
             except (UserError, OSError) as error:
@@ -136,7 +140,7 @@ class Trainer:
     def _run(self) -> None:
         """Trains; raises `Interrupted` between two steps, at the same one on all ranks."""
         steps, parts = self.schedule_steps, self.config.accumulate
-        per_epoch = steps.steps_per_epoch
+        per_epoch, log_steps = steps.steps_per_epoch, log_every(self.config, self.device)
         while self.step < steps.stop:
             epoch, done = divmod(self.step, per_epoch)
             batches = self.loader.iterate(self.plan, epoch, done * parts)
@@ -145,19 +149,19 @@ class Trainer:
                 self._step(batches, window)
                 self.after_step()
                 at_end = self.step in (steps.stop, (epoch + 1) * per_epoch)
-                logs = self.step % self.config.log_every == 0 or at_end
+                logs = self.step % log_steps == 0 or at_end
                 if logs:
                     self._log(window)
                     window = Window(device=self.device)
                 if logs or self.world.size == 1 or self.device.type == "cpu":
                     self._leave_if_asked()
-                if self.step % steps.checkpoint_every == 0 and not at_end:
+                if not at_end and self._is_save_due():
                     paused = time.perf_counter()
                     self._save()
                     window.started += time.perf_counter() - paused
             assert self.step < (epoch + 1) * per_epoch or next(batches, None) is None
             # Before the evaluation, which may take longer than a signal leaves time for.
-            if self.step % steps.checkpoint_every == 0 or self.step == steps.stop:
+            if self.step == steps.stop or self._is_save_due():
                 self._save()
             self._evaluate_if_due()
 
@@ -170,14 +174,6 @@ class Trainer:
         if number:
             self._interrupt.number = self._interrupt.number or number
             raise Interrupted
-
-    def _say_stopped(self) -> None:
-        name = signal.Signals(self._interrupt.number).name
-        self.recorder.say(
-            f"{name}: saved at step {self.step}; go on with --resume"
-            if self.step
-            else f"{name}: stopped before the first step; the same command starts again"
-        )
 
     def train_on(self, parts: Sequence[Batch], *, lr: float | None = None) -> dict[str, Tensor]:
         """One optimizer step that the run does not count; nothing here waits for the device.
@@ -325,6 +321,9 @@ class Trainer:
         here = 0.0 if self._started is None else time.perf_counter() - self._started
         return self.seconds + here
 
+    def _is_save_due(self) -> bool:
+        return self._clock.is_due(self.step, self.world, self.device)
+
     def _save(self) -> None:
         if self.step in (0, self._saved_step):
             return
@@ -347,4 +346,5 @@ class Trainer:
                 )
             )
         self._saved_step = self.step
+        self._clock.restart()
         self.world.wait()

@@ -17,7 +17,7 @@ OPTIONS = (
     "--epochs 3 --batch-size 8 --image-size 32 --device cpu --precision fp32 --compile off "
     "--loader cpu --workers 2 --log-every 1 --arch micro_resnet --method.projector-layers 2 "
     "--method.projector-dim 16 --method.predictor-dim 8 --knn.every-epochs 1 "
-    "--checkpoint.every-epochs 0.67 --checkpoint.keep 2"
+    "--checkpoint.every-epochs 0.67 --checkpoint.min-minutes 0 --checkpoint.keep 2"
 ).split()
 TIMED = ("images_per_second", "data_wait")
 
