@@ -5,13 +5,13 @@ Shapes: B batch, V views of one size, N = B V images, S side of a crop.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastsimsiam.augment.blur import gaussian_weights
+from fastsimsiam.config.views import NormalizeConfig
 from fastsimsiam.plan.views import CONTRAST, HUE, SATURATION
 
 # Columns of the table. An operation of the jitter is `direct x + gray luma(x) + level mean`, or a turn
@@ -20,12 +20,19 @@ PER_STEP = 4
 _STEPS = 4 * PER_STEP
 BEFORE_CONTRAST = _STEPS
 """How many operations come before contrast; -1: contrast is unchanged, and no mean is needed."""
-GRAY_FIRST, GRAY_LAST, FLIP, SOLARIZE = range(_STEPS + 1, _STEPS + 5)
+GRAY_FIRST, GRAY_LAST, FLIP = range(_STEPS + 1, _STEPS + 4)
+INVERTED_FROM = _STEPS + 4
+"""Solarize: the least color that is inverted."""
 EXPONENT = _STEPS + 5
 """The blur's weight at a distance d is `weight exp(exponent d d)`."""
 WEIGHT = _STEPS + 6
 """0: no blur."""
-COLUMNS = _STEPS + 7
+SCALE, SHIFT = _STEPS + 7, _STEPS + 10
+"""Three each: a color x in [0, 1] is normalized as `scale x + shift`."""
+COLUMNS = _STEPS + 13
+
+_BRIGHT = 128 / 255 - 1e-6
+"""A pixel of 128 lies above it, whichever way its product with 1 / 255 is rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,7 @@ class Tiles:
     """How the kernels distribute pixels over programs; sizes of blocks and tiles are powers of 2.
 
     Attributes:
-        part: pixels of an image that a program sums, a multiple of `sums_block`.
+        part: largest number of pixels of an image that a program sums, a multiple of `sums_block`.
         sums_block, sums_warps: pixels at a time, and warps, of the sums.
         block, warps: pixels and warps of a program, for images without blur.
         rows, cols, blur_warps: tile with its halo, and warps, for images with blur.
@@ -46,7 +53,13 @@ class Tiles:
     warps: int = 4
     rows: int = 64
     cols: int = 64
-    blur_warps: int = 4
+    blur_warps: int = 8
+
+    def part_of(self, pixels: int) -> int:
+        """Pixels that a program sums, so that the parts of an image are about equal."""
+        blocks = -(-pixels // self.sums_block)
+        parts = -(-pixels // self.part)
+        return self.sums_block * -(-blocks // parts)
 
 
 TILES = Tiles()
@@ -61,9 +74,9 @@ def coefficients(
     parameters: dict[str, Tensor],
     gray_first: Tensor | None,
     gray_last: Tensor | None,
+    normalize: NormalizeConfig,
     *,
     flip: bool,
-    solarize: bool,
     radius: int,
 ) -> Tensor:
     """The table (N, COLUMNS) of all images, float32.
@@ -72,7 +85,8 @@ def coefficients(
         parameters: `brightness` etc. as in `plan.views.ViewTable`, each (N, ...).
         gray_first, gray_last: (N,) bool: which images lose their color before and after the jitter;
             None: no image does.
-        flip, solarize: whether there are such operations.
+        normalize: constants of the normalization.
+        flip: whether there is such an operation.
         radius: of the blur's kernel in pixels; 0: there is no blur.
     """
     order = parameters["order"]
@@ -97,9 +111,15 @@ def coefficients(
         none if gray_first is None else gray_first,
         none if gray_last is None else gray_last,
         parameters["flip"] if flip else none,
-        parameters["solarize"] if solarize else none,
+        torch.where(parameters["solarize"], _BRIGHT, 2.0),
         -0.5 / sigma.clamp(min=1e-3).square(),  # as in `gaussian_weights`
         torch.where(sigma > 0, middle, 0.0),
+        # Filled with numbers, not copied from the host.
+        *(torch.full_like(none, 1.0 / std) for std in normalize.std),
+        *(
+            torch.full_like(none, -mean / std)
+            for mean, std in zip(normalize.mean, normalize.std, strict=True)
+        ),
     ]
     return torch.cat(
         [steps.flatten(1), torch.stack([column.float() for column in columns], dim=1)], dim=1
@@ -113,22 +133,15 @@ def radius_of(largest_sigma: float) -> int:
 
 @torch.library.custom_op("fastsimsiam::photometric_views", mutates_args=())
 def photometric_views(
-    crops: Tensor,
-    table: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype,
-    jitter: bool,
-    radius: int,
+    crops: Tensor, table: Tensor, dtype: torch.dtype, jitter: bool, solarize: bool, radius: int
 ) -> Tensor:
     """Applies a table of coefficients to crops, and normalizes.
 
     Args:
         crops: (B, V, S, S, 3) uint8.
         table: (N, COLUMNS) float32, see `coefficients`.
-        mean, std: constants of the normalization, three each.
         dtype: dtype of the views; the arithmetic is float32, the blur's products are of float16.
-        jitter: whether any image is jittered.
+        jitter, solarize: whether there are such operations.
         radius: of the blur's kernel in pixels, which `fits`; 0: no image is blurred.
 
     Returns:
@@ -136,20 +149,12 @@ def photometric_views(
     """
     from fastsimsiam.augment import kernels
 
-    scale = tuple(1.0 / s for s in std)
-    shift = tuple(-m / s for m, s in zip(mean, std, strict=True))
-    return kernels.photometric_views(crops, table, scale, shift, dtype, jitter, radius, TILES)
+    return kernels.photometric_views(crops, table, dtype, jitter, solarize, radius, TILES)
 
 
 @photometric_views.register_fake
 def _(
-    crops: Tensor,
-    table: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype,
-    jitter: bool,
-    radius: int,
+    crops: Tensor, table: Tensor, dtype: torch.dtype, jitter: bool, solarize: bool, radius: int
 ) -> Tensor:
     batch, count, side = crops.shape[:3]
     return crops.new_empty((count, batch, side, side, 3), dtype=dtype)

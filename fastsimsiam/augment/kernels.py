@@ -14,7 +14,7 @@ program holds a number of them as three vectors: red, green, blue.
 
 Two kernels write because a tile with a halo wastes half of its pixels on an image without blur. A
 program whose image is another kernel's does nothing; so no list of images has to be made, which would
-wait for the host. All branches depend on the image alone, so all threads of a program take the same one.
+wait for the host. All branches depend on the image alone: all threads of a program take the same one.
 Crops are read twice, views are written once; channels are interleaved before they are stored, so that
 neighboring threads write neighboring elements.
 """
@@ -33,12 +33,12 @@ _BEFORE_CONTRAST = tl.constexpr(fused.BEFORE_CONTRAST)
 _GRAY_FIRST = tl.constexpr(fused.GRAY_FIRST)
 _GRAY_LAST = tl.constexpr(fused.GRAY_LAST)
 _FLIP = tl.constexpr(fused.FLIP)
-_SOLARIZE = tl.constexpr(fused.SOLARIZE)
+_INVERTED_FROM = tl.constexpr(fused.INVERTED_FROM)
 _EXPONENT = tl.constexpr(fused.EXPONENT)
 _WEIGHT = tl.constexpr(fused.WEIGHT)
+_SCALE = tl.constexpr(fused.SCALE)
+_SHIFT = tl.constexpr(fused.SHIFT)
 _LEVEL = tl.constexpr(1 / 255)
-# A pixel of 128 lies above it, whichever way its product with 1 / 255 is rounded.
-_BRIGHT = tl.constexpr(128 / 255 - 1e-6)
 
 
 @triton.jit
@@ -81,20 +81,23 @@ def _rotated(red, green, blue, turn):
 
 
 @triton.jit
-def _jittered(red, green, blue, row, steps, mean):
-    """The first `steps` operations in the order of the image whose row of the table this is."""
+def _jittered(red, green, blue, row, steps, mean, KEPT: tl.constexpr):
+    """The first `steps` operations in the order of the image; KEPT: dtype between them."""
+    red, green, blue = red.to(KEPT), green.to(KEPT), blue.to(KEPT)
     for step in range(steps):
         at = row + _PER_STEP * step
         direct = tl.load(at)
         turn = tl.load(at + 3)
+        r, g, b = red.to(tl.float32), green.to(tl.float32), blue.to(tl.float32)
         if turn != 0:
-            red, green, blue = _rotated(red, green, blue, turn)
+            r, g, b = _rotated(r, g, b, turn)
+            red, green, blue = r.to(KEPT), g.to(KEPT), b.to(KEPT)
         elif direct != 1:  # with a factor of 1, nothing changes
-            offset = _luma(red, green, blue) * tl.load(at + 1) + tl.load(at + 2) * mean
-            red = _clamped(direct * red + offset)
-            green = _clamped(direct * green + offset)
-            blue = _clamped(direct * blue + offset)
-    return red, green, blue
+            offset = _luma(r, g, b) * tl.load(at + 1) + tl.load(at + 2) * mean
+            red = _clamped(direct * r + offset).to(KEPT)
+            green = _clamped(direct * g + offset).to(KEPT)
+            blue = _clamped(direct * b + offset).to(KEPT)
+    return red.to(tl.float32), green.to(tl.float32), blue.to(tl.float32)
 
 
 @triton.jit
@@ -118,8 +121,9 @@ def _colored(
     PIXELS: tl.constexpr,
     PARTS: tl.constexpr,
     JITTER: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
-    """Everything up to the blur."""
+    """Everything up to the blur; KEPT: dtype of the planes between operations of the jitter."""
     red, green, blue = _loaded(image, pixel, inside)
     red, green, blue = _gray_if(tl.load(row + _GRAY_FIRST), red, green, blue)
     if JITTER:
@@ -128,42 +132,25 @@ def _colored(
             total += tl.load(sums + number * PARTS + part)
         # PIL rounds the mean to a whole gray level.
         mean = tl.floor(total * (255.0 / PIXELS) + 0.5) * _LEVEL
-        red, green, blue = _jittered(red, green, blue, row, 4, mean)
+        red, green, blue = _jittered(red, green, blue, row, 4, mean, KEPT)
     return _gray_if(tl.load(row + _GRAY_LAST), red, green, blue)
 
 
 @triton.jit
-def _inverted_if_bright(x):
-    return tl.where(x >= _BRIGHT, 1.0 - x, x)
+def _finished(plane, row, CHANNEL: tl.constexpr, SOLARIZE: tl.constexpr, dtype: tl.constexpr):
+    """Everything after the blur, for one channel."""
+    if SOLARIZE:
+        plane = tl.where(plane >= tl.load(row + _INVERTED_FROM), 1.0 - plane, plane)
+    scale = tl.load(row + _SCALE + CHANNEL)
+    return (plane * scale + tl.load(row + _SHIFT + CHANNEL)).to(dtype)
 
 
 @triton.jit
-def _finish(
-    view,
-    pixel,
-    inside,
-    row,
-    red,
-    green,
-    blue,
-    red_scale,
-    green_scale,
-    blue_scale,
-    red_shift,
-    green_shift,
-    blue_shift,
-    COUNT: tl.constexpr,
-):
-    """Everything after the blur; stores COUNT pixels."""
-    if tl.load(row + _SOLARIZE) != 0:
-        red = _inverted_if_bright(red)
-        green = _inverted_if_bright(green)
-        blue = _inverted_if_bright(blue)
-    dtype = view.dtype.element_ty
-    red = (red * red_scale + red_shift).to(dtype)
-    green = (green * green_scale + green_shift).to(dtype)
-    blue = (blue * blue_scale + blue_shift).to(dtype)
-    # Interleaved as red, green, blue and a fourth, which is not stored: sizes are powers of 2.
+def _store(view, pixel, inside, red, green, blue, COUNT: tl.constexpr):
+    """Stores COUNT pixels, interleaved as red, green, blue and a fourth that is not stored.
+
+    There is a fourth because sizes are powers of 2.
+    """
     mixed = tl.reshape(tl.join(tl.join(red, blue), tl.join(green, green)), (COUNT, 4))
     channel = tl.arange(0, 4)[None, :]
     at = view + (3 * pixel[:, None] + channel)
@@ -194,7 +181,7 @@ def gray_sums_kernel(
             inside = pixel < PIXELS
             red, green, blue = _loaded(image, pixel, inside)
             red, green, blue = _gray_if(gray_first, red, green, blue)
-            red, green, blue = _jittered(red, green, blue, row, steps, 0.0)
+            red, green, blue = _jittered(red, green, blue, row, steps, 0.0, tl.float32)
             total += tl.where(inside, _luma(red, green, blue), 0.0)
     tl.store(sums + tl.program_id(0), tl.sum(total, 0))
 
@@ -207,15 +194,10 @@ def plain_kernel(
     views,
     batch,
     count,
-    red_scale,
-    green_scale,
-    blue_scale,
-    red_shift,
-    green_shift,
-    blue_shift,
     SIDE: tl.constexpr,
     PARTS: tl.constexpr,
     JITTER: tl.constexpr,
+    SOLARIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """BLOCK pixels of a view without blur."""
@@ -232,24 +214,13 @@ def plain_kernel(
         mirrored = pixel + (SIDE - 1 - 2 * column)
         source = tl.where(tl.load(row + _FLIP) != 0, mirrored, pixel)
         red, green, blue = _colored(
-            image, source, inside, row, sums, number, SIDE * SIDE, PARTS, JITTER
+            image, source, inside, row, sums, number, SIDE * SIDE, PARTS, JITTER, tl.float32
         )
-        _finish(
-            view,
-            pixel,
-            inside,
-            row,
-            red,
-            green,
-            blue,
-            red_scale,
-            green_scale,
-            blue_scale,
-            red_shift,
-            green_shift,
-            blue_shift,
-            BLOCK,
-        )
+        dtype: tl.constexpr = views.dtype.element_ty
+        red = _finished(red, row, 0, SOLARIZE, dtype)
+        green = _finished(green, row, 1, SOLARIZE, dtype)
+        blue = _finished(blue, row, 2, SOLARIZE, dtype)
+        _store(view, pixel, inside, red, green, blue, BLOCK)
 
 
 @triton.jit
@@ -275,15 +246,10 @@ def blurred_kernel(
     views,
     batch,
     count,
-    red_scale,
-    green_scale,
-    blue_scale,
-    red_shift,
-    green_shift,
-    blue_shift,
     SIDE: tl.constexpr,
     PARTS: tl.constexpr,
     JITTER: tl.constexpr,
+    SOLARIZE: tl.constexpr,
     RADIUS: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -306,8 +272,9 @@ def blurred_kernel(
         from_y = tl.minimum(tl.maximum(top + y - RADIUS, 0), SIDE - 1)
         from_x = tl.minimum(tl.maximum(left + x - RADIUS, 0), SIDE - 1)
         from_x = tl.where(tl.load(row + _FLIP) != 0, SIDE - 1 - from_x, from_x)
+        pixel = from_y * SIDE + from_x
         red, green, blue = _colored(
-            image, from_y * SIDE + from_x, None, row, sums, number, SIDE * SIDE, PARTS, JITTER
+            image, pixel, None, row, sums, number, SIDE * SIDE, PARTS, JITTER, tl.float16
         )
         exponent = tl.load(row + _EXPONENT)
         x_in = tl.arange(0, COLS)[:, None]
@@ -316,47 +283,38 @@ def blurred_kernel(
         y_out = tl.arange(0, ROWS)[:, None]
         y_in = tl.arange(0, ROWS)[None, :]
         down = _band(y_in - y_out - RADIUS, exponent, weight, RADIUS)
+        dtype: tl.constexpr = views.dtype.element_ty
+        # Channel by channel up to the narrow dtype: registers are few.
         red = _blurred(red, across, down, ROWS, COLS)
+        red = _finished(red, row, 0, SOLARIZE, dtype)
         green = _blurred(green, across, down, ROWS, COLS)
+        green = _finished(green, row, 1, SOLARIZE, dtype)
         blue = _blurred(blue, across, down, ROWS, COLS)
+        blue = _finished(blue, row, 2, SOLARIZE, dtype)
         inside = (y < ROWS - 2 * RADIUS) & (x < COLS - 2 * RADIUS)
         inside = inside & (top + y < SIDE) & (left + x < SIDE)
-        _finish(
-            view,
-            (top + y) * SIDE + left + x,
-            inside,
-            row,
-            red,
-            green,
-            blue,
-            red_scale,
-            green_scale,
-            blue_scale,
-            red_shift,
-            green_shift,
-            blue_shift,
-            ROWS * COLS,
-        )
+        pixel = (top + y) * SIDE + left + x
+        _store(view, pixel, inside, red, green, blue, ROWS * COLS)
 
 
 def photometric_views(
     crops: Tensor,
     table: Tensor,
-    scale: tuple[float, ...],
-    shift: tuple[float, ...],
     dtype: torch.dtype,
     jitter: bool,
+    solarize: bool,
     radius: int,
     tiles: Tiles,
 ) -> Tensor:
-    """See `fused.photometric_views`; a color x in [0, 1] becomes x * scale + shift."""
+    """See `fused.photometric_views`."""
     crops, table = crops.contiguous(), table.contiguous()
     batch, count, side = crops.shape[:3]
     images, pixels = batch * count, side * side
     views = torch.empty((count, batch, side, side, 3), dtype=dtype, device=crops.device)
-    parts = triton.cdiv(pixels, tiles.part)
+    part = tiles.part_of(pixels)
+    parts = triton.cdiv(pixels, part)
     sums = table.new_empty((images, parts) if jitter else 0)
-    operands = (crops, table, sums, views, batch, count, *scale, *shift, side, parts, jitter)
+    operands = (crops, table, sums, views, batch, count, side, parts, jitter, solarize)
     with torch.cuda.device_of(crops):
         if jitter:
             gray_sums_kernel[(images * parts,)](
@@ -365,7 +323,7 @@ def photometric_views(
                 sums,
                 pixels,
                 parts,
-                tiles.part,
+                part,
                 tiles.sums_block,
                 num_warps=tiles.sums_warps,
                 num_stages=1,

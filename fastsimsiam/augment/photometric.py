@@ -168,14 +168,13 @@ class Photometric(nn.Module):
                 table,
                 _drawn_in(table["grayscale"], self._gray_first[group]),
                 _drawn_in(table["grayscale"], self._gray_last[group]),
+                self._normalize,
                 flip=self._flip[group],
-                solarize=self._solarize[group],
                 radius=radius,
             ),
-            self._normalize.mean,
-            self._normalize.std,
             self._dtype,
             self._jitter[group],
+            self._solarize[group],
             radius,
         )
         return [view.permute(0, 3, 1, 2) for view in views.unbind(0)]
