@@ -5,11 +5,13 @@ official recipe: jitter, grayscale, blur, solarize, flip, normalize; or grayscal
 view's spec says so. Nothing here is random: parameters are tensors.
 """
 
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fastsimsiam.augment import fused as fused_views
 from fastsimsiam.augment.blur import gaussian_blur
 from fastsimsiam.augment.color import Planes, jitter, luma
 from fastsimsiam.config.views import IMAGENET_PIXELS, NormalizeConfig, ViewSpec
@@ -51,6 +53,7 @@ class Photometric(nn.Module):
         dtype: torch.dtype = torch.float32,
         *,
         normalize: NormalizeConfig = IMAGENET_PIXELS,
+        fused: bool = False,
     ) -> None:
         """Prepares the operations.
 
@@ -59,8 +62,15 @@ class Photometric(nn.Module):
             view_sizes: side of each view's crop in pixels.
             dtype: dtype of the views; the arithmetic is float32.
             normalize: constants of the normalization.
+            fused: on a GPU, use the Triton kernels of `augment.kernels`, whose blur differs by up to a
+                fifth of a gray level. A blur too wide for their tiles is computed as without them.
         """
         super().__init__()
+        self._fused = fused
+        # The kernels run on a CPU in tests only.
+        self._fused_devices = (
+            ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
+        )
         self._groups = list(size_groups(view_sizes).values())
         self._num_views = len(specs)
         self._dtype = dtype
@@ -138,12 +148,36 @@ class Photometric(nn.Module):
     def _group(self, crops: Tensor, table: dict[str, Tensor], group: int) -> list[Tensor]:
         """Crops (B, V, S, S, 3) and parameters (B, V, ...) to V views (B, 3, S, S)."""
         flat = {name: value.flatten(0, 1) for name, value in table.items()}
+        radius = fused_views.radius_of(self._largest_sigma[group])
+        if self._fused and crops.device.type in self._fused_devices and fused_views.fits(radius):
+            return self._by_kernels(crops, flat, group, radius)
         batch, count, side = crops.shape[:3]
         planes = self._transform(crops.flatten(0, 1), flat, group).view(batch, count, 3, side, side)
         return [
             normalize(planes[:, position], self._normalize, self._dtype)
             for position in range(count)
         ]
+
+    def _by_kernels(
+        self, crops: Tensor, table: dict[str, Tensor], group: int, radius: int
+    ) -> list[Tensor]:
+        """As the rest of `_group`, in one operator."""
+        views = fused_views.photometric_views(
+            crops,
+            fused_views.coefficients(
+                table,
+                _drawn_in(table["grayscale"], self._gray_first[group]),
+                _drawn_in(table["grayscale"], self._gray_last[group]),
+                self._normalize,
+                flip=self._flip[group],
+                radius=radius,
+            ),
+            self._dtype,
+            self._jitter[group],
+            self._solarize[group],
+            radius,
+        )
+        return [view.permute(0, 3, 1, 2) for view in views.unbind(0)]
 
     def _transform(self, crops: Tensor, table: dict[str, Tensor], group: int) -> Tensor:
         """(N, S, S, 3) uint8 to (N, 3, S, S) float32 in [0, 1]."""
@@ -188,19 +222,27 @@ def _grayscale(rgb: Planes, drawn: Tensor, views: tuple[bool, ...]) -> Planes:
         drawn: (N,) bool.
         views: V of them: in which views it is done here.
     """
-    if not any(views):
+    here = _drawn_in(drawn, views)
+    if here is None:
         return rgb
-    if not all(views):
-        # Stacked: a mask of constants would be copied from the host.
-        columns = drawn.view(-1, len(views)).unbind(1)
-        here = [
-            column if done else torch.zeros_like(column)
-            for column, done in zip(columns, views, strict=True)
-        ]
-        drawn = torch.stack(here, dim=1).flatten()
-    gray, grayscale = luma(rgb), drawn[:, None, None]
+    gray, grayscale = luma(rgb), here[:, None, None]
     return (
         torch.where(grayscale, gray, rgb[0]),
         torch.where(grayscale, gray, rgb[1]),
         torch.where(grayscale, gray, rgb[2]),
     )
+
+
+def _drawn_in(drawn: Tensor, views: tuple[bool, ...]) -> Tensor | None:
+    """`drawn` (N,) in some of the V views, False in others; None: in no view."""
+    if not any(views):
+        return None
+    if all(views):
+        return drawn
+    # Stacked: a mask of constants would be copied from the host.
+    columns = drawn.view(-1, len(views)).unbind(1)
+    here = [
+        column if done else torch.zeros_like(column)
+        for column, done in zip(columns, views, strict=True)
+    ]
+    return torch.stack(here, dim=1).flatten()
