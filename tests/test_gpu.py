@@ -11,15 +11,18 @@ import tiny_backbone  # noqa: F401 (registers tiny_resnet)
 import torch
 import torchvision
 from conftest import CPU, progress, require
+from test_crop_kernels import assert_crops_are_those_of_products
 from test_every_method import RUNS, config_of
 
 from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.optimizer import OptimizerConfig, OptimizerName
 from fastsimsiam.config.run import CompileName, Config, CpuConfig, DeviceName
 from fastsimsiam.config.supervised import DistillConfig, FinetuneConfig
+from fastsimsiam.config.views import Interpolation
 from fastsimsiam.evaluate.distill import distill
 from fastsimsiam.evaluate.finetune import finetune
-from fastsimsiam.loaders.base import LoaderOptions
+from fastsimsiam.loaders import device_crop
+from fastsimsiam.loaders.base import LoaderOptions, ViewGroup
 from fastsimsiam.loaders.device_decode import decode_jpegs
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.methods.base import ParameterGroup
@@ -85,6 +88,40 @@ def test_crops_are_those_of_a_cpu(
             difference = (ours.crops[0].cpu().short() - wanted.crops[0].short()).abs().float()
             assert difference.mean() < 2.0  # decoders differ in chroma
             assert torch.equal(ours.photometric["hue"].cpu(), wanted.photometric["hue"])
+
+
+def test_crop_kernels_make_the_crops_of_products() -> None:
+    assert_crops_are_those_of_products(torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize(("frame", "side"), [((375, 500), 224), ((160, 160), 128), ((32, 32), 32)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crop_kernels_agree_at_real_sizes(
+    interpolation: Interpolation, frame: tuple[int, int], side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways on a GPU, and without waiting for it."""
+    rng = np.random.default_rng(0)
+    batch, (height, width) = 64, frame
+    generator = torch.Generator("cuda").manual_seed(0)
+    shape = (batch * height * width, 3)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device="cuda", generator=generator)
+    low = (max(1, height // 4), max(1, width // 4))
+    extent = rng.integers(low, (height + 1, width + 1), (batch, 2, 2))
+    corner = rng.integers(0, np.array(frame) - extent + 1)
+    box = np.concatenate([corner, extent], axis=2).astype(np.int32)
+    offset, widths = np.arange(batch) * height * width, np.full(batch, width)
+    groups = [ViewGroup(side=side, views=[0, 1], interpolations=(interpolation,) * 2)]
+    crops = {}
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for kernels in (True, False):
+            monkeypatch.setattr(device_crop, "KERNELS", kernels)
+            (crops[kernels],) = device_crop.crop_views(pixels, offset, widths, box, groups)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    difference = (crops[True].short() - crops[False].short()).abs()
+    assert difference.max() <= 1
+    assert difference.float().mean() < 2e-3
 
 
 def test_decoding_waits_for_kernels_that_use_its_memory() -> None:

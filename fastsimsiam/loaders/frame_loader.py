@@ -19,7 +19,7 @@ from torch import Tensor
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import BATCHES_AHEAD, Batch, LoaderOptions, assemble_on, view_groups
-from fastsimsiam.loaders.device_crop import crop_views, send
+from fastsimsiam.loaders.device_crop import crop_views
 from fastsimsiam.loaders.device_decode import decode_jpegs, require_device_decoder
 from fastsimsiam.loaders.first_use import FirstUse
 from fastsimsiam.loaders.jpeg_header import hide_exif
@@ -176,8 +176,9 @@ class FrameLoader:
 
     def _cut(self, plan: Plan, batch: BatchPlan, frames: list[Tensor]) -> Batch:
         count = np.array([frame.shape[0] * frame.shape[1] for frame in frames], np.int64)
-        offset = send(np.cumsum(count) - count, self._device)
-        width = send(np.array([frame.shape[1] for frame in frames], np.int64), self._device)
+        width = np.array([frame.shape[1] for frame in frames], np.int64)
         pixels = torch.cat([frame.reshape(-1, 3) for frame in frames])
-        crops = crop_views(pixels, offset, width, batch.views.box, view_groups(plan))
+        crops = crop_views(
+            pixels, np.cumsum(count) - count, width, batch.views.box, view_groups(plan)
+        )
         return assemble_on(self._device, batch, crops)

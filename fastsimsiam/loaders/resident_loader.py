@@ -1,6 +1,6 @@
 """Loader `resident`: the whole split is decoded once and kept in GPU memory or host memory.
 
-On a GPU a batch is a gather and two matrix products; on a CPU threads crop, as with `cpu`.
+On a GPU a batch is cut by two kernels; on a CPU threads crop, as with `cpu`.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions, assemble_on, view_groups
 from fastsimsiam.loaders.decode import Pixels
-from fastsimsiam.loaders.device_crop import crop_views, send
+from fastsimsiam.loaders.device_crop import crop_views
 from fastsimsiam.loaders.host_loader import HostLoader
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Report, Storage
@@ -143,7 +143,7 @@ def resident_loader(
 
 
 class ResidentLoader:
-    """Cuts crops from frames in the memory of the device by batched matrix products.
+    """Cuts crops from frames in the memory of the device.
 
     Attributes:
         bad_images, warned_images: see `loaders.base.Loader`; warned of are all images of the split.
@@ -159,8 +159,8 @@ class ResidentLoader:
         self._device = device
         self._broken = frames.broken
         self._pixels = frames.pixels.to(device)
-        self._offset = torch.as_tensor(frames.offset[:-1], device=device)
-        self._width = torch.as_tensor(frames.sizes[:, 1].astype(np.int64), device=device)
+        self._offset = frames.offset[:-1]
+        self._width = frames.sizes[:, 1].astype(np.int64)
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """See `loaders.base.Loader`."""
@@ -179,7 +179,6 @@ class ResidentLoader:
         if self._broken:
             for row in range(len(batch.index)):
                 self._policy.run(plan, batch, row, self._require_whole, self._storage.name)
-        sample = send(batch.index, self._device)
-        offset, width = self._offset[sample], self._width[sample]
+        offset, width = self._offset[batch.index], self._width[batch.index]
         crops = crop_views(self._pixels, offset, width, batch.views.box, view_groups(plan))
         return assemble_on(self._device, batch, crops)
