@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastsimsiam.config.views import Interpolation
 
-_VERTICAL = (256, 128, 1)
+VERTICAL = (256, 128, 1)
 """Pixels of a tile, its most columns, and warps: a row's weights serve several pixels of a thread."""
 
 HORIZONTAL = (32, 32, 4)
@@ -26,7 +26,7 @@ HORIZONTAL = (32, 32, 4)
 
 def vertical_tile(side: int) -> tuple[int, int, int]:
     """Rows of a tile, its columns, and warps: boxes are about as wide as the crops, or wider."""
-    pixels, most, warps = _VERTICAL
+    pixels, most, warps = VERTICAL
     columns = min(most, 1 << (side - 1).bit_length())
     return max(1, pixels // columns), columns, warps
 
