@@ -169,8 +169,8 @@ def test_crops_on_a_device_come_in_pieces_of_alike_boxes(
     with Work() as work:
         (crops,) = device_crop.crop_views(
             torch.from_numpy(np.concatenate([frame.reshape(-1, 3) for frame in frames])),
-            torch.from_numpy(np.cumsum(count) - count),
-            torch.tensor([width for _, width in extents]),
+            np.cumsum(count) - count,
+            np.array([width for _, width in extents]),
             box,
             [ViewGroup(side=32, views=[0, 1], interpolations=(interpolation,) * 2)],
         )

@@ -1,4 +1,7 @@
-"""Crops of a whole batch, cut and resampled on the device by two batched matrix products.
+"""Crops of a whole batch, cut and resampled on the device.
+
+On a GPU by the kernels of `crop_kernels.py`; elsewhere, and where Triton is missing or cannot compile,
+by two batched matrix products.
 
 Shapes: B batch, V views, S crop side, P pixels of all frames. The filters are PIL's antialiased ones: a
 triangle, or Keys' cubic with a = -0.5, as wide as the scale, normalized, zero outside the box. Nothing
@@ -6,6 +9,8 @@ is rounded between the two products. The cubic overshoots, and is clipped there,
 the horizontal pass first, and the clipped pixels differ by that.
 """
 
+import functools
+import importlib.util
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,21 +20,20 @@ from torch import Tensor
 
 from fastsimsiam.config.views import Interpolation
 from fastsimsiam.loaders.base import ViewGroup
+from fastsimsiam.loaders.crop_table import crop_table
+from fastsimsiam.system.compiler import why_compile_fails
+
+KERNELS = True
+"""Whether kernels are used where they can be; False for comparison with the matrix products."""
 
 _PIECE_PIXELS = 1 << 25
 """Pixels of boxes that are resampled at a time: limits the memory of their float32 copies."""
 
 
-def send(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-    """An array on the device; the copy is asynchronous."""
-    tensor = torch.from_numpy(array)
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
 def crop_views(
     frames: Tensor,
-    offset: Tensor,
-    width: Tensor,
+    offset: npt.NDArray[np.int64],
+    width: npt.NDArray[np.int64],
     box: npt.NDArray[np.int32],
     groups: Sequence[ViewGroup],
 ) -> tuple[Tensor, ...]:
@@ -37,15 +41,60 @@ def crop_views(
 
     Args:
         frames: (P, 3) uint8 pixels of all frames, concatenated row by row.
-        offset: (B,) int64 position of the first pixel of each sample's frame.
-        width: (B,) int64 width of each sample's frame in pixels.
+        offset: (B,) position of the first pixel of each sample's frame.
+        width: (B,) width of each sample's frame in pixels.
         box: (B, all views, 4) top, left, height, width of each box.
         groups: the views by size.
 
     Returns:
         The crops of a `loaders.base.Batch`.
     """
-    return tuple(_crop_group(frames, offset, width, box[:, group.views], group) for group in groups)
+    if KERNELS and _can_run_kernels(frames.device):
+        return by_kernels(frames, offset, width, box, groups)
+    places = _send(offset, frames.device), _send(width, frames.device)
+    return tuple(_crop_group(frames, *places, box[:, group.views], group) for group in groups)
+
+
+@functools.cache
+def _can_run_kernels(device: torch.device) -> bool:
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    # The oldest that Triton compiles for; and what it needs to compile what launches its kernels.
+    is_new = torch.cuda.get_device_capability(device) >= (7, 0)
+    return is_new and why_compile_fails("cuda") is None
+
+
+def by_kernels(
+    frames: Tensor,
+    offset: npt.NDArray[np.int64],
+    width: npt.NDArray[np.int64],
+    box: npt.NDArray[np.int32],
+    groups: Sequence[ViewGroup],
+) -> tuple[Tensor, ...]:
+    """As `crop_views`, by two kernels for each size and filter."""
+    from fastsimsiam.loaders import crop_kernels
+
+    device = frames.device
+    plan = crop_table(offset, width, box, groups)
+    table = _send(plan.table, device)
+    between = torch.empty(plan.between, dtype=torch.uint16, device=device)
+    sides = [(len(box), len(group.views), group.side, group.side, 3) for group in groups]
+    crops = tuple(torch.empty(shape, dtype=torch.uint8, device=device) for shape in sides)
+    for launch in plan.launches:
+        crop_kernels.crop_resize(
+            frames,
+            table[launch.rows],
+            between,
+            crops[launch.group].flatten(0, 1),
+            launch.interpolation,
+        )
+    return crops
+
+
+def _send(array: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    """An array on the device; the copy is asynchronous."""
+    tensor = torch.from_numpy(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _crop_group(
@@ -62,7 +111,7 @@ def _crop_group(
         mine = np.flatnonzero(np.tile(alike, batch))
         # Boxes are padded to the largest of their piece, so boxes of similar size share a piece.
         order = mine[np.argsort(flat[mine, 2] * flat[mine, 3], kind="stable")]
-        position, boxes = send(order, frames.device), send(flat[order], frames.device)
+        position, boxes = _send(order, frames.device), _send(flat[order], frames.device)
         starts, widths = offset[position], width[position]
         for rows, largest in _pieces(flat[order, 2:]):
             piece = crop_resize(

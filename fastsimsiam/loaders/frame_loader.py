@@ -10,6 +10,7 @@ nothing else: then damage inside a JPEG's data goes unnoticed, and the crop show
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import BATCHES_AHEAD, Batch, LoaderOptions, assemble_on, view_groups
-from fastsimsiam.loaders.device_crop import crop_views, send
+from fastsimsiam.loaders.device_crop import crop_views
 from fastsimsiam.loaders.device_decode import decode_jpegs, require_device_decoder
 from fastsimsiam.loaders.first_use import FirstUse
 from fastsimsiam.loaders.jpeg_header import hide_exif
@@ -69,10 +70,10 @@ class FrameLoader:
         self._first_use = FirstUse(storage, policy, check=options.check_images)
         self._device = options.device
         self._decode_on_device = decode_on_device
+        self._workers = num_workers(options.workers)
+        self._closed = False
         self._pool = ThreadPoolExecutor(
-            num_workers(options.workers),
-            thread_name_prefix="frames",
-            initializer=self._enter_thread,
+            self._workers, thread_name_prefix="frames", initializer=self._enter_thread
         )
 
     def _enter_thread(self) -> None:
@@ -85,30 +86,51 @@ class FrameLoader:
         return ahead(partial(self._batches, plan, epoch, start), self._device)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads, after the images that are being read."""
+        self._closed = True
         self._pool.shutdown(cancel_futures=True)
 
     def _batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
-        pending: deque[tuple[BatchPlan, list[Future[Tensor]]]] = deque()
+        pending: deque[_PendingBatch] = deque()
         steps = iter(range(start, plan.num_batches))
         try:
             while True:
                 while len(pending) < BATCHES_AHEAD and (step := next(steps, None)) is not None:
-                    batch = plan.batch(epoch, step)
-                    pending.append((batch, self._submit(plan, batch)))
+                    pending.append(self._submit(plan, plan.batch(epoch, step)))
                 if not pending:
                     return
-                batch, futures = pending.popleft()
-                frames = self._frames(plan, batch, [future.result() for future in futures])
-                yield self._cut(plan, batch, frames)
+                current = pending[0]
+                for future in current.futures:
+                    future.result()
+                pending.popleft()
+                frames = self._frames(plan, current.batch, current.in_order())
+                yield self._cut(plan, current.batch, frames)
         finally:
-            for _, futures in pending:
-                for future in futures:
-                    future.cancel()
+            for lost in pending:
+                lost.abandon()
 
-    def _submit(self, plan: Plan, batch: BatchPlan) -> list[Future[Tensor]]:
-        read = partial(self._read, plan, batch)
-        return [self._pool.submit(read, row) for row in range(len(batch.index))]
+    def _submit(self, plan: Plan, batch: BatchPlan) -> "_PendingBatch":
+        # Threads take rows from one iterator (its `next` is atomic), with one task per thread: a task
+        # per image would cost the lock of all threads 50 us.
+        rows = iter(range(len(batch.index)))
+        images: dict[int, Tensor] = {}
+        futures = [
+            self._pool.submit(self._read_rows, plan, batch, rows, images)
+            for _ in range(min(self._workers, len(batch.index)))
+        ]
+        return _PendingBatch(batch=batch, images=images, rows=rows, futures=futures)
+
+    def _read_rows(
+        self, plan: Plan, batch: BatchPlan, rows: Iterator[int], images: dict[int, Tensor]
+    ) -> None:
+        try:
+            for row in rows:
+                if self._closed:  # whoever iterates may be held by an exception for a while
+                    break
+                images[row] = self._read(plan, batch, row)
+        except BaseException:
+            deque(rows, maxlen=0)  # the batch is lost: stops the other threads
+            raise
 
     def _read(self, plan: Plan, batch: BatchPlan, row: int) -> Tensor:
         read = self._encoded if self._decode_on_device else self._decoded
@@ -176,8 +198,29 @@ class FrameLoader:
 
     def _cut(self, plan: Plan, batch: BatchPlan, frames: list[Tensor]) -> Batch:
         count = np.array([frame.shape[0] * frame.shape[1] for frame in frames], np.int64)
-        offset = send(np.cumsum(count) - count, self._device)
-        width = send(np.array([frame.shape[1] for frame in frames], np.int64), self._device)
+        width = np.array([frame.shape[1] for frame in frames], np.int64)
         pixels = torch.cat([frame.reshape(-1, 3) for frame in frames])
-        crops = crop_views(pixels, offset, width, batch.views.box, view_groups(plan))
+        crops = crop_views(
+            pixels, np.cumsum(count) - count, width, batch.views.box, view_groups(plan)
+        )
         return assemble_on(self._device, batch, crops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PendingBatch:
+    """A batch whose images (by row) are being read, or whose tasks wait for a thread."""
+
+    batch: BatchPlan
+    images: dict[int, Tensor]
+    rows: Iterator[int]
+    futures: list[Future[None]]
+
+    def in_order(self) -> list[Tensor]:
+        """All images, once the tasks are done."""
+        return [self.images[row] for row in range(len(self.batch.index))]
+
+    def abandon(self) -> None:
+        """Stops the work after the images that are being read."""
+        deque(self.rows, maxlen=0)
+        for future in self.futures:
+            future.cancel()

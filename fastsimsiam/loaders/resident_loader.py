@@ -1,11 +1,13 @@
 """Loader `resident`: the whole split is decoded once and kept in GPU memory or host memory.
 
-On a GPU a batch is a gather and two matrix products; on a CPU threads crop, as with `cpu`.
+On a GPU a batch is cut by two kernels, which another thread launches ahead of the step; on a CPU
+threads crop, as with `cpu`.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,9 @@ from fastsimsiam.errors import BadImageError, UserError
 from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions, assemble_on, view_groups
 from fastsimsiam.loaders.decode import Pixels
-from fastsimsiam.loaders.device_crop import crop_views, send
+from fastsimsiam.loaders.device_crop import crop_views
 from fastsimsiam.loaders.host_loader import HostLoader
+from fastsimsiam.loaders.prefetch import ahead, side_stream
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.system.resources import num_workers
@@ -143,7 +146,7 @@ def resident_loader(
 
 
 class ResidentLoader:
-    """Cuts crops from frames in the memory of the device by batched matrix products.
+    """Cuts crops from frames in the memory of the device.
 
     Attributes:
         bad_images, warned_images: see `loaders.base.Loader`; warned of are all images of the split.
@@ -159,13 +162,15 @@ class ResidentLoader:
         self._device = device
         self._broken = frames.broken
         self._pixels = frames.pixels.to(device)
-        self._offset = torch.as_tensor(frames.offset[:-1], device=device)
-        self._width = torch.as_tensor(frames.sizes[:, 1].astype(np.int64), device=device)
+        if device.type == "cuda":
+            # Cutting goes on there when the loader is closed: only then the memory is free for others.
+            self._pixels.record_stream(side_stream(device))
+        self._offset = frames.offset[:-1]
+        self._width = frames.sizes[:, 1].astype(np.int64)
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """See `loaders.base.Loader`."""
-        for step in range(start, plan.num_batches):
-            yield self._batch(plan, plan.batch(epoch, step))
+        return ahead(partial(self._batches, plan, epoch, start), self._device)
 
     def close(self) -> None:
         """Frees the pixels."""
@@ -175,11 +180,14 @@ class ResidentLoader:
         if index in self._broken:
             raise BadImageError(self._broken[index])
 
+    def _batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
+        for step in range(start, plan.num_batches):
+            yield self._batch(plan, plan.batch(epoch, step))
+
     def _batch(self, plan: Plan, batch: BatchPlan) -> Batch:
         if self._broken:
             for row in range(len(batch.index)):
                 self._policy.run(plan, batch, row, self._require_whole, self._storage.name)
-        sample = send(batch.index, self._device)
-        offset, width = self._offset[sample], self._width[sample]
+        offset, width = self._offset[batch.index], self._width[batch.index]
         crops = crop_views(self._pixels, offset, width, batch.views.box, view_groups(plan))
         return assemble_on(self._device, batch, crops)
