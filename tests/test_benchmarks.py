@@ -26,6 +26,7 @@ COMMANDS = {
     "augment",
     "batch_norm",
     "certainty",
+    "crops",
     "decode",
     "few_labels",
     "forecast",

@@ -3,8 +3,8 @@
 A program filters a tile of one crop by a loop over the taps of the filter, whose weights it computes on
 the way: the passes read and write little more than the pixels themselves, where matrix products
 multiply by zeros. The same filters as in `device_crop.py`. The rows between the passes are planes of
-16 bits, 8 of them behind the point: half of float32's bytes; they lie in 0 to 255, as the cubic is
-clipped there. This turns the rounding of about one value in 2,000.
+16 bits, 8 of them behind the point: half of float32's bytes. They lie in 0 to 255, since the cubic is
+clipped there. Of a thousand values of a crop this changes one at most, by one.
 
 Shapes: N crops, S crop side, P pixels of all frames; the table's columns are those of
 `crop_table.CropTable`.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastsimsiam.config.views import Interpolation
 
-_VERTICAL = (256, 128, 1)
+VERTICAL = (256, 128, 1)
 """Pixels of a tile, its most columns, and warps: a row's weights serve several pixels of a thread."""
 
 HORIZONTAL = (32, 32, 4)
@@ -26,7 +26,7 @@ HORIZONTAL = (32, 32, 4)
 
 def vertical_tile(side: int) -> tuple[int, int, int]:
     """Rows of a tile, its columns, and warps: boxes are about as wide as the crops, or wider."""
-    pixels, most, warps = _VERTICAL
+    pixels, most, warps = VERTICAL
     columns = min(most, 1 << (side - 1).bit_length())
     return max(1, pixels // columns), columns, warps
 

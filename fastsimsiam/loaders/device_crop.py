@@ -1,11 +1,12 @@
 """Crops of a whole batch, cut and resampled on the device.
 
-On a GPU by the kernels of `crop_kernels.py`, elsewhere by two batched matrix products.
+On a GPU by the kernels of `crop_kernels.py`; elsewhere, and where Triton is missing or cannot compile,
+by two batched matrix products.
 
 Shapes: B batch, V views, S crop side, P pixels of all frames. The filters are PIL's antialiased ones: a
 triangle, or Keys' cubic with a = -0.5, as wide as the scale, normalized, zero outside the box. Nothing
-is rounded between the two products. The cubic overshoots, and is clipped there, as PIL clips; PIL does
-the horizontal pass first, and the clipped pixels differ by that.
+is rounded between the two products, and to 1/256 between the kernels. The cubic overshoots, and is
+clipped there, as PIL clips; PIL does the horizontal pass first, and the clipped pixels differ by that.
 """
 
 import functools
@@ -20,6 +21,7 @@ from torch import Tensor
 from fastsimsiam.config.views import Interpolation
 from fastsimsiam.loaders.base import ViewGroup
 from fastsimsiam.loaders.crop_table import crop_table
+from fastsimsiam.system.compiler import why_compile_fails
 
 KERNELS = True
 """Whether kernels are used where they can be; False for comparison with the matrix products."""
@@ -57,7 +59,9 @@ def crop_views(
 def _can_run_kernels(device: torch.device) -> bool:
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    return torch.cuda.get_device_capability(device) >= (7, 0)  # Triton's oldest
+    # The oldest that Triton compiles for; and what it needs to compile what launches its kernels.
+    is_new = torch.cuda.get_device_capability(device) >= (7, 0)
+    return is_new and why_compile_fails("cuda") is None
 
 
 def by_kernels(
