@@ -1,11 +1,13 @@
 """Loader `resident`: the whole split is decoded once and kept in GPU memory or host memory.
 
-On a GPU a batch is cut by two kernels; on a CPU threads crop, as with `cpu`.
+On a GPU a batch is cut by two kernels, which another thread launches ahead of the step; on a CPU
+threads crop, as with `cpu`.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions, assemble_on, 
 from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.device_crop import crop_views
 from fastsimsiam.loaders.host_loader import HostLoader
+from fastsimsiam.loaders.prefetch import ahead, side_stream
 from fastsimsiam.plan.batches import BatchPlan, Plan
 from fastsimsiam.storage.base import Report, Storage
 from fastsimsiam.system.resources import num_workers
@@ -159,13 +162,15 @@ class ResidentLoader:
         self._device = device
         self._broken = frames.broken
         self._pixels = frames.pixels.to(device)
+        if device.type == "cuda":
+            # Cutting goes on there when the loader is closed: only then the memory is free for others.
+            self._pixels.record_stream(side_stream(device))
         self._offset = frames.offset[:-1]
         self._width = frames.sizes[:, 1].astype(np.int64)
 
     def iterate(self, plan: Plan, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """See `loaders.base.Loader`."""
-        for step in range(start, plan.num_batches):
-            yield self._batch(plan, plan.batch(epoch, step))
+        return ahead(partial(self._batches, plan, epoch, start), self._device)
 
     def close(self) -> None:
         """Frees the pixels."""
@@ -174,6 +179,10 @@ class ResidentLoader:
     def _require_whole(self, index: int) -> None:
         if index in self._broken:
             raise BadImageError(self._broken[index])
+
+    def _batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
+        for step in range(start, plan.num_batches):
+            yield self._batch(plan, plan.batch(epoch, step))
 
     def _batch(self, plan: Plan, batch: BatchPlan) -> Batch:
         if self._broken:
