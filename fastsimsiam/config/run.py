@@ -27,6 +27,7 @@ from fastsimsiam.config.optimizer import OptimizerConfig
 from fastsimsiam.config.views import NormalizeConfig, ViewSpec
 from fastsimsiam.errors import UserError
 
+MOST_PROCESSES = 1024
 CompileName = Literal["auto", "step", "color", "off"]
 FuseName = Literal["off", "norms"]
 LoaderName = Literal["auto", "cpu", "nvjpeg", "dali", "ffcv", "resident", "reference"]
@@ -103,9 +104,15 @@ class CpuConfig:
 
     crops: Literal["host", "device"] = "host"
     """Where crops are cut. device: on the GPU, to which whole frames are copied."""
+    processes: int | None = None
+    """Processes that share the loader's threads, for crops on the host: the threads of one share an
+    interpreter lock. 0: threads of the training process. None: 0 on a CPU, else a process for every
+    four threads."""
 
     def __post_init__(self) -> None:
         require_choices("cpu.", self)
+        if self.processes is not None:
+            require_within("--cpu.processes", self.processes, 0, MOST_PROCESSES)
 
 
 _LARGEST = {

@@ -11,7 +11,11 @@ from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.decode import Pixels
 from fastsimsiam.loaders.frame_loader import FrameLoader
 from fastsimsiam.loaders.host_loader import HostLoader
+from fastsimsiam.loaders.process_loader import ProcessLoader
 from fastsimsiam.storage.base import Storage
+from fastsimsiam.system.resources import num_workers
+
+_THREADS_OF_A_PROCESS = 4
 
 
 def cpu_loader(
@@ -19,6 +23,7 @@ def cpu_loader(
     options: LoaderOptions,
     *,
     crops: Literal["host", "device"] = "host",
+    processes: int | None = None,
     prefetch: int | None = None,
 ) -> Loader:
     """A loader that reads and decodes every image once per epoch.
@@ -27,7 +32,8 @@ def cpu_loader(
         storage: the images.
         options: device, threads, broken images.
         crops: where crops are cut; `device`: whole frames are copied to the GPU.
-        prefetch: see `HostLoader`; for crops on the host.
+        processes: see `CpuConfig`; for crops on the host.
+        prefetch: see `HostLoader`; for crops on the host in this process.
 
     Raises:
         UserError: a file has no readable header and is not to be skipped, or there is no GPU to cut
@@ -37,6 +43,10 @@ def cpu_loader(
         if options.device.type != "cuda":
             raise UserError("--cpu.crops device needs a GPU: pass --cpu.crops host")
         return FrameLoader(storage, options, decode_on_device=False)
+    if processes is None:
+        processes = _processes(options)
+    if processes:
+        return ProcessLoader(storage, options, processes)
     policy = BadImagePolicy(options.on_bad_image, options.gray16_max)
     policy.require_readable(storage)
 
@@ -46,3 +56,10 @@ def cpu_loader(
     return HostLoader(
         frame, storage.name, policy, options, will_need=storage.will_need, prefetch=prefetch
     )
+
+
+def _processes(options: LoaderOptions) -> int:
+    """Processes where the user has not said how many."""
+    if options.device.type != "cuda":
+        return 0
+    return -(-num_workers(options.workers) // _THREADS_OF_A_PROCESS)

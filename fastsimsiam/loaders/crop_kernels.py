@@ -3,8 +3,8 @@
 A program filters a tile of one crop by a loop over the taps of the filter, whose weights it computes on
 the way: the passes read and write little more than the pixels themselves, where matrix products
 multiply by zeros. The same filters as in `device_crop.py`. The rows between the passes are planes of
-16 bits, 8 of them behind the point: half of float32's bytes; they lie in 0 to 255, as the cubic is
-clipped there. This turns the rounding of about one value in 2,000.
+16 bits, 8 of them behind the point: half of float32's bytes. They lie in 0 to 255, since the cubic is
+clipped there. Of a thousand values of a crop this changes one at most, by one.
 
 Shapes: N crops, S crop side, P pixels of all frames; the table's columns are those of
 `crop_table.CropTable`.

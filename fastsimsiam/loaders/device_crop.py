@@ -5,8 +5,8 @@ by two batched matrix products.
 
 Shapes: B batch, V views, S crop side, P pixels of all frames. The filters are PIL's antialiased ones: a
 triangle, or Keys' cubic with a = -0.5, as wide as the scale, normalized, zero outside the box. Nothing
-is rounded between the two products. The cubic overshoots, and is clipped there, as PIL clips; PIL does
-the horizontal pass first, and the clipped pixels differ by that.
+is rounded between the two products, and to 1/256 between the kernels. The cubic overshoots, and is
+clipped there, as PIL clips; PIL does the horizontal pass first, and the clipped pixels differ by that.
 """
 
 import functools

@@ -84,6 +84,20 @@ class HostLoader:
         self._pool.shutdown(cancel_futures=True)
         self._buffers.clear()
 
+    def fill(self, plan: Plan, batch: BatchPlan, crops: tuple[Tensor, ...]) -> None:
+        """Makes the crops of one batch in memory of the caller.
+
+        Args:
+            plan: the source of replacements for broken images.
+            batch: the plan of the batch, changed where an image is replaced.
+            crops: the crops of `Batch`, to be written.
+
+        Raises:
+            BadImageError: an image is broken and is not to be skipped.
+        """
+        for future in self._submit(plan, batch, crops).futures:
+            future.result()
+
     def _host_batches(self, plan: Plan, epoch: int, start: int) -> Iterator[Batch]:
         pin = self._device.type == "cuda"
         pending: deque[_PendingBatch] = deque()
@@ -94,7 +108,9 @@ class HostLoader:
             while True:
                 _exhaust(unread)  # from here on threads read what they need
                 while upcoming is not None and len(pending) <= self._prefetch:
-                    pending.append(self._submit(plan, upcoming))
+                    shapes = crop_shapes(len(upcoming.index), plan.view_sizes)
+                    crops = tuple(self._buffers.take(shape) for shape in shapes)
+                    pending.append(self._submit(plan, upcoming, crops))
                     upcoming = next(batch_plans, None)  # drawn while the threads work
                 if not pending:
                     return
@@ -112,9 +128,8 @@ class HostLoader:
             for batch in pending:
                 batch.abandon()
 
-    def _submit(self, plan: Plan, batch: BatchPlan) -> "_PendingBatch":
+    def _submit(self, plan: Plan, batch: BatchPlan, crops: tuple[Tensor, ...]) -> "_PendingBatch":
         size = len(batch.index)
-        crops = tuple(self._buffers.take(shape) for shape in crop_shapes(size, plan.view_sizes))
         # Threads take rows from one iterator (its `next` is atomic), with one task per thread. A task
         # per chunk of rows would wake the main thread more often than the rows take.
         rows = iter(range(size))

@@ -51,7 +51,7 @@ def build_loader(
     """
     cpu, dali = cpu or CpuConfig(), dali or DaliConfig()
     builders: dict[str, Callable[[], Loader]] = {
-        "cpu": lambda: cpu_loader(storage, options, crops=cpu.crops),
+        "cpu": lambda: cpu_loader(storage, options, crops=cpu.crops, processes=cpu.processes),
         "nvjpeg": lambda: nvjpeg_loader(storage, options),
         "dali": lambda: DaliLoader(storage, options, **asdict(dali)),
         "ffcv": lambda: FfcvLoader(storage, options),

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -27,7 +27,12 @@ class InProcesses(Generic[_Result]):
     """
 
     def __init__(
-        self, make: Callable[[int], _Result], numbers: Sequence[int], processes: int, what: str
+        self,
+        make: Callable[[int], _Result],
+        numbers: Sequence[int],
+        processes: int,
+        what: str,
+        start_method: str | None = None,
     ) -> None:
         """Starts the processes.
 
@@ -36,15 +41,17 @@ class InProcesses(Generic[_Result]):
             numbers: what it is called with.
             processes: at most this many are started.
             what: what an error calls a process: `loader process`.
+            start_method: of multiprocessing; None: its default.
         """
         self._numbers, self._what = numbers, what
         self._workers: list[tuple[BaseProcess, Connection]] = []
         count = min(processes, len(numbers))
+        context: Any = multiprocessing.get_context(start_method)
         for first in range(count):
             reader, writer = multiprocessing.Pipe(duplex=False)
             # A process that held a reading end would not notice that this process has died.
             inherited = [reader, *(connection for _, connection in self._workers)]
-            process = multiprocessing.get_context().Process(
+            process = context.Process(
                 target=_work,
                 args=(make, numbers[first::count], writer, inherited),
                 name=f"{what} {first}",
