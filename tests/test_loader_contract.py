@@ -50,6 +50,7 @@ Make = Callable[..., Loader]
 # the device's products do not round between the two passes.
 TOLERANCE = {
     "cpu": (1, 0.05),
+    "cpu-processes": (1, 0.05),
     "resident": (1, 0.05),
     "resident-device": (1, 0.3),
     "reference": (0, 0.0),
@@ -66,6 +67,7 @@ TOLERANCE = {
 # takes the vertical one first where that is less work, the host kernel never, the device always.
 BICUBIC_TOLERANCE = {
     "cpu": (16, 0.05),
+    "cpu-processes": (16, 0.05),
     "resident": (16, 0.05),
     "resident-device": (16, 0.3),
     "reference": (0, 0.0),
@@ -108,6 +110,8 @@ def make_loader(name: str, storage: Storage, **options: object) -> Loader:
     told = LoaderOptions(**({"device": CPU, "workers": 2, "on_bad_image": "error"} | options))
     if name == "reference":
         return ReferenceLoader(storage, told, full=False)
+    if name == "cpu-processes":  # what a GPU gets by default
+        return cpu_module.cpu_loader(storage, told, processes=2)
     if name.startswith("frames"):
         return FrameLoader(storage, told, decode_on_device=name != "frames")
     if name == "resident-device":

@@ -58,9 +58,14 @@ class _Slots:
         self.crops: list[tuple[Tensor, ...]] = []
         for _ in range(_SLOTS):
             memory = mmap.mmap(-1, max(1, sum(sizes)))
-            parts = torch.frombuffer(memory, dtype=torch.uint8).split(sizes)
-            crops = zip(parts, shapes, strict=True)
-            self.crops.append(tuple(part.view(shape) for part, shape in crops))
+            whole = torch.frombuffer(memory, dtype=torch.uint8)
+            ends = np.cumsum(sizes).tolist()
+            self.crops.append(
+                tuple(
+                    whole[end - size : end].view(shape)
+                    for size, end, shape in zip(sizes, ends, shapes, strict=True)
+                )
+            )
         self.free: Any = get_context("fork").Semaphore(_SLOTS)
 
 
