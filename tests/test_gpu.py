@@ -86,7 +86,8 @@ def test_optimizers_read_nothing_and_agree_with_those_of_a_cpu(name: OptimizerNa
         network = torchvision.models.get_model("tiny_resnet")
         network = network.to(device).to(memory_format=torch.channels_last)
         weights = list(network.parameters())
-        gradients = [torch.randn(weight.shape).to(device) for weight in weights]
+        # In the layout of the weights, as autograd makes them.
+        gradients = [torch.empty_like(w).copy_(torch.randn(w.shape)) for w in weights]
         groups = [
             ParameterGroup(parameters=weights[:9]),
             ParameterGroup(parameters=weights[9:], lr_factor=2.0),
