@@ -124,7 +124,7 @@ def test_kernels_make_the_views() -> None:
 @pytest.mark.parametrize("output", ["bf16", "fp32"])
 @pytest.mark.parametrize("side", [224, 96])
 def test_kernels_compile_for_a_gpu(side: int, output: str) -> None:
-    """Without spilled registers, and with the blur's products on tensor cores."""
+    """Hardly a register is spilled, and with the blur's products on tensor cores."""
     pytest.importorskip("triton")
     from fastsimsiam.augment import kernels
 
@@ -139,11 +139,14 @@ def test_kernels_compile_for_a_gpu(side: int, output: str) -> None:
         single = {"batch": 1, "count": 1} | used | {"BLOCK": TILES.block}
         assert_compiles(kernels.plain_kernel, single, TILES.warps, output)
     assert_compiles(kernels.plain_kernel, used | {"BLOCK": TILES.block}, TILES.warps, output)
-    ptx = assert_compiles(kernels.blurred_kernel, used | tile, TILES.blur_warps, output)
+    most = TILES.blur_registers
+    ptx = assert_compiles(kernels.blurred_kernel, used | tile, TILES.blur_warps, output, most)
     assert ptx.count("wgmma.mma_async") >= 6
 
 
-def assert_compiles(kernel: Any, constants: dict[str, Any], warps: int, output: str) -> str:
+def assert_compiles(
+    kernel: Any, constants: dict[str, Any], warps: int, output: str, most: int | None = None
+) -> str:
     """Compiles for Hopper, without one, since Triton brings its assembler; returns the PTX."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -159,6 +162,7 @@ def assert_compiles(kernel: Any, constants: dict[str, Any], warps: int, output: 
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    options |= {"maxnreg": most} if most else {}
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     reader = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     if reader.exists():
@@ -166,10 +170,10 @@ def assert_compiles(kernel: Any, constants: dict[str, Any], warps: int, output: 
         words = [str(reader), "-res-usage", cubin]
         usage = subprocess.run(words, capture_output=True, text=True, check=True).stdout
         registers, stack = (int(re.search(rf"{w}:(\d+)", usage)[1]) for w in ("REG", "STACK"))
-        print(kernel.__name__, constants, registers, "registers")
-        assert stack == 0
-        if output == "bf16":
-            assert registers * 32 * warps * 2 <= 65536, "two programs at a time on a processor"
+        print(kernel.__name__, constants, f"{registers} registers, {stack} bytes spilled")
+        # A handful of words where registers are limited, so that two programs fit a processor.
+        assert stack <= (64 if most else 0)
+        assert registers * 32 * warps * 2 <= 65536
     return str(built.asm["ptx"])
 
 

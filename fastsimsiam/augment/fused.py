@@ -44,6 +44,8 @@ class Tiles:
         sums_block, sums_warps: pixels at a time, and warps, of the sums.
         block, warps: pixels and warps of a program, for images without blur.
         rows, cols, blur_warps: tile with its halo, and warps, for images with blur.
+        blur_registers: most registers per thread, for images with blur: with 128, two programs of 256
+            threads fit a processor, for a few spilled words in some cases.
     """
 
     part: int = 16384
@@ -54,6 +56,7 @@ class Tiles:
     rows: int = 64
     cols: int = 64
     blur_warps: int = 8
+    blur_registers: int = 128
 
     def part_of(self, pixels: int) -> int:
         """Pixels that a program sums, so that the parts of an image are about equal."""
