@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastsimsiam.augment.fused import COLUMNS, TILES, Tiles, coefficients, fits
 from fastsimsiam.augment.photometric import Photometric
+from fastsimsiam.augment.table import COLUMNS, TILES, Tiles, coefficients, fits
 from fastsimsiam.config.views import IMAGENET_PIXELS, ViewSpec
 from fastsimsiam.plan.views import draw_views
 
@@ -22,6 +22,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from fastsimsiam.augment import fused
+from fastsimsiam.augment.table import Tiles, coefficients
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.views import NormalizeConfig, ViewSpec
 from fastsimsiam.plan.views import draw_views
@@ -64,7 +65,7 @@ def check(specs, sides, crops, table, least_blurred=1):
 
 strong = ViewSpec(jitter=1.0, hue=0.5, brightness=0.8, contrast=0.8, saturation=0.8)
 specs = (strong, replace(strong, grayscale=0.5, grayscale_first=True))
-fused.TILES = fused.Tiles(rows=32, cols=64, block=256, part=256, sums_block=128)
+fused.TILES = Tiles(rows=32, cols=64, block=256, part=256, sums_block=128)
 
 # Every order of the four operations, in an image of an odd side and several tiles.
 crops, table = batch(specs, 24, 2, 23)
@@ -92,7 +93,7 @@ crops, table = batch(specs[:1], 4, 1, 16)
 assert errors(nothing, (16,), (crops,), table).max() < 1e-3
 
 # With the tiles of a GPU, in bfloat16, to which the interpreter does not round but cuts off; compiled.
-fused.TILES = fused.Tiles()
+fused.TILES = Tiles()
 crops, table = batch(specs, 4, 2, 60)
 module = Photometric(specs, (60, 60), torch.bfloat16, fused=True)
 views = module((crops,), tensors(table))
@@ -104,7 +105,7 @@ for ours, compiled, theirs in zip(views, whole((crops,), tensors(table)), wanted
     torch.testing.assert_close(ours.float(), theirs, rtol=2**-7, atol=0.5 / 255 / 0.22)
 
 flat = {name: value.flatten(0, 1) for name, value in tensors(table).items()}
-read = fused.coefficients(flat, None, flat["grayscale"], LEVELS, flip=True, radius=6)
+read = coefficients(flat, None, flat["grayscale"], LEVELS, flip=True, radius=6)
 operands = crops, read, torch.bfloat16, True, False, 6
 torch.library.opcheck(fused.photometric_views, operands)
 print("same")

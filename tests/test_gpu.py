@@ -13,10 +13,12 @@ import torchvision
 from conftest import CPU, progress, require
 from test_every_method import RUNS, config_of
 
+from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.evaluation import EvalOptions
 from fastsimsiam.config.optimizer import OptimizerConfig, OptimizerName
 from fastsimsiam.config.run import CompileName, Config, CpuConfig, DeviceName
 from fastsimsiam.config.supervised import DistillConfig, FinetuneConfig
+from fastsimsiam.config.views import ViewSpec
 from fastsimsiam.evaluate.distill import distill
 from fastsimsiam.evaluate.finetune import finetune
 from fastsimsiam.loaders.base import LoaderOptions
@@ -27,6 +29,7 @@ from fastsimsiam.models.fused_batch_norm import sums
 from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
 from fastsimsiam.optim.build import build_optimizer
 from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.plan.views import draw_views
 from fastsimsiam.runs.checkpoint import CheckpointStore, load
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.class_folder import open_split
@@ -304,3 +307,41 @@ def test_fused_norms_have_the_gradients_of_float32(opaque: bool) -> None:
         error = (gradient - exact[name]).norm()
         # Both errors are chance, of few values in a bias; a gradient that is lost is far outside.
         assert error <= 3 * (usual[name] - exact[name]).norm() + 1e-3 * exact[name].norm(), name
+
+
+@pytest.mark.parametrize("side", [224, 96, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_fused_views_are_those_of_torch(side: int, dtype: torch.dtype, compiled: bool) -> None:
+    specs = (
+        ViewSpec(jitter=1.0),
+        ViewSpec(hue=0.4, grayscale=0.5, grayscale_first=True, solarize=0.2),
+    )
+    generator = torch.Generator("cuda").manual_seed(0)
+    shape = (64, 2, side, side, 3)
+    crops = torch.randint(0, 256, shape, device="cuda", dtype=torch.uint8, generator=generator)
+    # Smooth, so that a blur leaves something.
+    crops[:] = crops.float().mean((2, 3), keepdim=True) * 0.5 + crops * 0.3
+    crops[:, :, side // 3 :] //= 2
+    sizes = np.full((64, 2), side, np.int32)
+    table = draw_views(specs, seed=0, epoch=0, index=np.arange(64), sizes=sizes)
+    photometric = {n: torch.as_tensor(v).cuda() for n, v in table.photometric().items()}
+    wanted = Photometric(specs, (side, side))((crops,), photometric)
+    module = Photometric(specs, (side, side), dtype, fused=True)
+    if compiled:
+        torch._dynamo.reset()
+        module.compile_alone()
+    module((crops,), photometric)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = module((crops,), photometric)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    level = 1 / 255 / 0.224
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == dtype
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        # A level at the threshold of solarize; and the rounding of bfloat16.
+        rounding = 2**-8 if dtype == torch.bfloat16 else 0
+        torch.testing.assert_close(ours.float(), theirs, atol=1.6 * level, rtol=rounding)
+        assert (ours.float() - theirs).abs().mean() < (0.1 + 80 * rounding) * level

@@ -24,20 +24,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsimsiam.augment import fused
-from fastsimsiam.augment.fused import Tiles
+from fastsimsiam.augment import table as columns
+from fastsimsiam.augment.table import Tiles
 
-_COLUMNS = tl.constexpr(fused.COLUMNS)
-_PER_STEP = tl.constexpr(fused.PER_STEP)
-_BEFORE_CONTRAST = tl.constexpr(fused.BEFORE_CONTRAST)
-_GRAY_FIRST = tl.constexpr(fused.GRAY_FIRST)
-_GRAY_LAST = tl.constexpr(fused.GRAY_LAST)
-_FLIP = tl.constexpr(fused.FLIP)
-_INVERTED_FROM = tl.constexpr(fused.INVERTED_FROM)
-_EXPONENT = tl.constexpr(fused.EXPONENT)
-_WEIGHT = tl.constexpr(fused.WEIGHT)
-_SCALE = tl.constexpr(fused.SCALE)
-_SHIFT = tl.constexpr(fused.SHIFT)
+_COLUMNS = tl.constexpr(columns.COLUMNS)
+_PER_STEP = tl.constexpr(columns.PER_STEP)
+_BEFORE_CONTRAST = tl.constexpr(columns.BEFORE_CONTRAST)
+_GRAY_FIRST = tl.constexpr(columns.GRAY_FIRST)
+_GRAY_LAST = tl.constexpr(columns.GRAY_LAST)
+_FLIP = tl.constexpr(columns.FLIP)
+_INVERTED_FROM = tl.constexpr(columns.INVERTED_FROM)
+_EXPONENT = tl.constexpr(columns.EXPONENT)
+_WEIGHT = tl.constexpr(columns.WEIGHT)
+_SCALE = tl.constexpr(columns.SCALE)
+_SHIFT = tl.constexpr(columns.SHIFT)
 _LEVEL = tl.constexpr(1 / 255)
 
 
