@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastsimsiam.augment.fused import COLUMNS, TILES, Tiles, coefficients, fits
 from fastsimsiam.augment.photometric import Photometric
+from fastsimsiam.augment.table import COLUMNS, TILES, Tiles, coefficients, fits
 from fastsimsiam.config.views import IMAGENET_PIXELS, ViewSpec
 from fastsimsiam.plan.views import draw_views
 
@@ -22,6 +22,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from fastsimsiam.augment import fused
+from fastsimsiam.augment.table import Tiles, coefficients
 from fastsimsiam.augment.photometric import Photometric
 from fastsimsiam.config.views import NormalizeConfig, ViewSpec
 from fastsimsiam.plan.views import draw_views
@@ -64,7 +65,7 @@ def check(specs, sides, crops, table, least_blurred=1):
 
 strong = ViewSpec(jitter=1.0, hue=0.5, brightness=0.8, contrast=0.8, saturation=0.8)
 specs = (strong, replace(strong, grayscale=0.5, grayscale_first=True))
-fused.TILES = fused.Tiles(rows=32, cols=64, block=256, part=256, sums_block=128)
+fused.TILES = Tiles(rows=32, cols=64, block=256, part=256, sums_block=128)
 
 # Every order of the four operations, in an image of an odd side and several tiles.
 crops, table = batch(specs, 24, 2, 23)
@@ -92,7 +93,7 @@ crops, table = batch(specs[:1], 4, 1, 16)
 assert errors(nothing, (16,), (crops,), table).max() < 1e-3
 
 # With the tiles of a GPU, in bfloat16, to which the interpreter does not round but cuts off; compiled.
-fused.TILES = fused.Tiles()
+fused.TILES = Tiles()
 crops, table = batch(specs, 4, 2, 60)
 module = Photometric(specs, (60, 60), torch.bfloat16, fused=True)
 views = module((crops,), tensors(table))
@@ -104,7 +105,7 @@ for ours, compiled, theirs in zip(views, whole((crops,), tensors(table)), wanted
     torch.testing.assert_close(ours.float(), theirs, rtol=2**-7, atol=0.5 / 255 / 0.22)
 
 flat = {name: value.flatten(0, 1) for name, value in tensors(table).items()}
-read = fused.coefficients(flat, None, flat["grayscale"], LEVELS, flip=True, radius=6)
+read = coefficients(flat, None, flat["grayscale"], LEVELS, flip=True, radius=6)
 operands = crops, read, torch.bfloat16, True, False, 6
 torch.library.opcheck(fused.photometric_views, operands)
 print("same")
@@ -124,7 +125,7 @@ def test_kernels_make_the_views() -> None:
 @pytest.mark.parametrize("output", ["bf16", "fp32"])
 @pytest.mark.parametrize("side", [224, 96])
 def test_kernels_compile_for_a_gpu(side: int, output: str) -> None:
-    """Without spilled registers, and with the blur's products on tensor cores."""
+    """Hardly a register is spilled, and with the blur's products on tensor cores."""
     pytest.importorskip("triton")
     from fastsimsiam.augment import kernels
 
@@ -139,11 +140,14 @@ def test_kernels_compile_for_a_gpu(side: int, output: str) -> None:
         single = {"batch": 1, "count": 1} | used | {"BLOCK": TILES.block}
         assert_compiles(kernels.plain_kernel, single, TILES.warps, output)
     assert_compiles(kernels.plain_kernel, used | {"BLOCK": TILES.block}, TILES.warps, output)
-    ptx = assert_compiles(kernels.blurred_kernel, used | tile, TILES.blur_warps, output)
+    most = TILES.blur_registers
+    ptx = assert_compiles(kernels.blurred_kernel, used | tile, TILES.blur_warps, output, most)
     assert ptx.count("wgmma.mma_async") >= 6
 
 
-def assert_compiles(kernel: Any, constants: dict[str, Any], warps: int, output: str) -> str:
+def assert_compiles(
+    kernel: Any, constants: dict[str, Any], warps: int, output: str, most: int | None = None
+) -> str:
     """Compiles for Hopper, without one, since Triton brings its assembler; returns the PTX."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -159,6 +163,7 @@ def assert_compiles(kernel: Any, constants: dict[str, Any], warps: int, output: 
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    options |= {"maxnreg": most} if most else {}
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     reader = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     if reader.exists():
@@ -166,10 +171,10 @@ def assert_compiles(kernel: Any, constants: dict[str, Any], warps: int, output: 
         words = [str(reader), "-res-usage", cubin]
         usage = subprocess.run(words, capture_output=True, text=True, check=True).stdout
         registers, stack = (int(re.search(rf"{w}:(\d+)", usage)[1]) for w in ("REG", "STACK"))
-        print(kernel.__name__, constants, registers, "registers")
-        assert stack == 0
-        if output == "bf16":
-            assert registers * 32 * warps * 2 <= 65536, "two programs at a time on a processor"
+        print(kernel.__name__, constants, f"{registers} registers, {stack} bytes spilled")
+        # A handful of words where registers are limited, so that two programs fit a processor.
+        assert stack <= (64 if most else 0)
+        assert registers * 32 * warps * 2 <= 65536
     return str(built.asm["ptx"])
 
 

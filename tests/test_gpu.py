@@ -3,20 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny_backbone  # noqa: F401 (registers tiny_resnet)
 import torch
 import torchvision
 from conftest import CPU, progress
 from gpu_steps import NEEDS_GPU, assert_no_sync_and_no_recompile, assert_same_crops, norm_operands
-from test_crop_kernels import assert_crops_are_those_of_products
 
 from fastsimsiam.config.optimizer import OptimizerConfig, OptimizerName
 from fastsimsiam.config.run import CompileName, Config, CpuConfig
-from fastsimsiam.config.views import Interpolation
-from fastsimsiam.loaders import device_crop
-from fastsimsiam.loaders.base import ViewGroup
 from fastsimsiam.methods.base import ParameterGroup
 from fastsimsiam.models.fused_batch_norm import sums
 from fastsimsiam.optim.build import build_optimizer
@@ -41,40 +36,6 @@ def test_crops_are_those_of_a_cpu(
 ) -> None:
     # The same decoder: only the resampling is of the device.
     assert_same_crops(gpu_config, pictures, name, cpu, within=0.5)
-
-
-def test_crop_kernels_make_the_crops_of_products() -> None:
-    assert_crops_are_those_of_products(torch.device("cuda", 0))
-
-
-@pytest.mark.parametrize(("frame", "side"), [((375, 500), 224), ((160, 160), 128), ((32, 32), 32)])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_crop_kernels_agree_at_real_sizes(
-    interpolation: Interpolation, frame: tuple[int, int], side: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both ways on a GPU, and without waiting for it."""
-    rng = np.random.default_rng(0)
-    batch, (height, width) = 64, frame
-    generator = torch.Generator("cuda").manual_seed(0)
-    shape = (batch * height * width, 3)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, device="cuda", generator=generator)
-    low = (max(1, height // 4), max(1, width // 4))
-    extent = rng.integers(low, (height + 1, width + 1), (batch, 2, 2))
-    corner = rng.integers(0, np.array(frame) - extent + 1)
-    box = np.concatenate([corner, extent], axis=2).astype(np.int32)
-    offset, widths = np.arange(batch) * height * width, np.full(batch, width)
-    groups = [ViewGroup(side=side, views=[0, 1], interpolations=(interpolation,) * 2)]
-    crops = {}
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for kernels in (True, False):
-            monkeypatch.setattr(device_crop, "KERNELS", kernels)
-            (crops[kernels],) = device_crop.crop_views(pixels, offset, widths, box, groups)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    difference = (crops[True].short() - crops[False].short()).abs()
-    assert difference.max() <= 1
-    assert difference.float().mean() < 2e-3
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "larc", "adamw"])

@@ -13,7 +13,7 @@ import torch
 import benchmarks
 from benchmarks.gpu.worker import Bench, Result
 
-_TESTS = "-m pytest tests/test_gpu.py -q -rA --tb=short -W default -p no:cacheprovider"
+_TESTS = "-m pytest tests/test_gpu.py tests/test_gpu_views.py -q -rA --tb=short -W default -p no:cacheprovider"
 
 
 def start_tests(bench: Bench) -> Result:

@@ -7,6 +7,7 @@ Configurations, for SimSiam's two views of the same batch:
   compiled      ours, compiled as in the trainer
   products      compiled, blur by matrix products in half precision instead of shifted sums in float32
                 (GPU)
+  fused         compiled, the pixels by the Triton kernels of fastsimsiam/augment/kernels.py (GPU)
   torchvision   torchvision's transforms on uint8 tensors, one view at a time
   pillow        the official recipe's transforms on PIL images, one view at a time (CPU)
 
@@ -64,11 +65,11 @@ def batch_of(images: int, image_size: int, device: torch.device) -> Batch:
     return assemble(plan.batch(0, 0), (torch.from_numpy(crops),)).to(device)
 
 
-def ours(device: torch.device, image_size: int, *, compiled: bool) -> Work:
+def ours(device: torch.device, image_size: int, *, compiled: bool, fused: bool = False) -> Work:
     """`Photometric`, with output in the dtype of the network on this device."""
     specs = catalogue.recipe("imagenet-100ep").views
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    photometric = Photometric(specs, (image_size, image_size), dtype)
+    photometric = Photometric(specs, (image_size, image_size), dtype, fused=fused)
     if compiled:
         photometric.compile_alone()
     return lambda batch: photometric(batch.crops, batch.photometric)
@@ -122,11 +123,12 @@ CONFIGURATIONS: dict[str, Callable[[torch.device, int], Work]] = {
     "eager": lambda device, image_size: ours(device, image_size, compiled=False),
     "compiled": lambda device, image_size: ours(device, image_size, compiled=True),
     "products": products,
+    "fused": lambda device, image_size: ours(device, image_size, compiled=True, fused=True),
     "torchvision": torchvision,
     "pillow": pillow,
 }
 CPU_ONLY = ("pillow",)
-GPU_ONLY = ("products",)
+GPU_ONLY = ("products", "fused")
 
 
 def measure(

@@ -24,20 +24,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsimsiam.augment import fused
-from fastsimsiam.augment.fused import Tiles
+from fastsimsiam.augment import table as columns
+from fastsimsiam.augment.table import Tiles
 
-_COLUMNS = tl.constexpr(fused.COLUMNS)
-_PER_STEP = tl.constexpr(fused.PER_STEP)
-_BEFORE_CONTRAST = tl.constexpr(fused.BEFORE_CONTRAST)
-_GRAY_FIRST = tl.constexpr(fused.GRAY_FIRST)
-_GRAY_LAST = tl.constexpr(fused.GRAY_LAST)
-_FLIP = tl.constexpr(fused.FLIP)
-_INVERTED_FROM = tl.constexpr(fused.INVERTED_FROM)
-_EXPONENT = tl.constexpr(fused.EXPONENT)
-_WEIGHT = tl.constexpr(fused.WEIGHT)
-_SCALE = tl.constexpr(fused.SCALE)
-_SHIFT = tl.constexpr(fused.SHIFT)
+_COLUMNS = tl.constexpr(columns.COLUMNS)
+_PER_STEP = tl.constexpr(columns.PER_STEP)
+_BEFORE_CONTRAST = tl.constexpr(columns.BEFORE_CONTRAST)
+_GRAY_FIRST = tl.constexpr(columns.GRAY_FIRST)
+_GRAY_LAST = tl.constexpr(columns.GRAY_LAST)
+_FLIP = tl.constexpr(columns.FLIP)
+_INVERTED_FROM = tl.constexpr(columns.INVERTED_FROM)
+_EXPONENT = tl.constexpr(columns.EXPONENT)
+_WEIGHT = tl.constexpr(columns.WEIGHT)
+_SCALE = tl.constexpr(columns.SCALE)
+_SHIFT = tl.constexpr(columns.SHIFT)
 _LEVEL = tl.constexpr(1 / 255)
 
 
@@ -81,23 +81,20 @@ def _rotated(red, green, blue, turn):
 
 
 @triton.jit
-def _jittered(red, green, blue, row, steps, mean, KEPT: tl.constexpr):
-    """The first `steps` operations in the order of the image; KEPT: dtype between them."""
-    red, green, blue = red.to(KEPT), green.to(KEPT), blue.to(KEPT)
-    for step in range(steps):
+def _jittered(red, green, blue, row, steps, mean):
+    """The first `steps` operations in the order of the image whose row of the table this is."""
+    for step in range(4):
         at = row + _PER_STEP * step
-        direct = tl.load(at)
-        turn = tl.load(at + 3)
-        r, g, b = red.to(tl.float32), green.to(tl.float32), blue.to(tl.float32)
+        direct = tl.where(step < steps, tl.load(at), 1.0)
+        turn = tl.where(step < steps, tl.load(at + 3), 0.0)
         if turn != 0:
-            r, g, b = _rotated(r, g, b, turn)
-            red, green, blue = r.to(KEPT), g.to(KEPT), b.to(KEPT)
+            red, green, blue = _rotated(red, green, blue, turn)
         elif direct != 1:  # with a factor of 1, nothing changes
-            offset = _luma(r, g, b) * tl.load(at + 1) + tl.load(at + 2) * mean
-            red = _clamped(direct * r + offset).to(KEPT)
-            green = _clamped(direct * g + offset).to(KEPT)
-            blue = _clamped(direct * b + offset).to(KEPT)
-    return red.to(tl.float32), green.to(tl.float32), blue.to(tl.float32)
+            offset = _luma(red, green, blue) * tl.load(at + 1) + tl.load(at + 2) * mean
+            red = _clamped(direct * red + offset)
+            green = _clamped(direct * green + offset)
+            blue = _clamped(direct * blue + offset)
+    return red, green, blue
 
 
 @triton.jit
@@ -121,9 +118,8 @@ def _colored(
     PIXELS: tl.constexpr,
     PARTS: tl.constexpr,
     JITTER: tl.constexpr,
-    KEPT: tl.constexpr,
 ):
-    """Everything up to the blur; KEPT: dtype of the planes between operations of the jitter."""
+    """Everything up to the blur."""
     red, green, blue = _loaded(image, pixel, inside)
     red, green, blue = _gray_if(tl.load(row + _GRAY_FIRST), red, green, blue)
     if JITTER:
@@ -132,7 +128,7 @@ def _colored(
             total += tl.load(sums + number * PARTS + part)
         # PIL rounds the mean to a whole gray level.
         mean = tl.floor(total * (255.0 / PIXELS) + 0.5) * _LEVEL
-        red, green, blue = _jittered(red, green, blue, row, 4, mean, KEPT)
+        red, green, blue = _jittered(red, green, blue, row, 4, mean)
     return _gray_if(tl.load(row + _GRAY_LAST), red, green, blue)
 
 
@@ -181,7 +177,7 @@ def gray_sums_kernel(
             inside = pixel < PIXELS
             red, green, blue = _loaded(image, pixel, inside)
             red, green, blue = _gray_if(gray_first, red, green, blue)
-            red, green, blue = _jittered(red, green, blue, row, steps, 0.0, tl.float32)
+            red, green, blue = _jittered(red, green, blue, row, steps, 0.0)
             total += tl.where(inside, _luma(red, green, blue), 0.0)
     tl.store(sums + tl.program_id(0), tl.sum(total, 0))
 
@@ -214,7 +210,7 @@ def plain_kernel(
         mirrored = pixel + (SIDE - 1 - 2 * column)
         source = tl.where(tl.load(row + _FLIP) != 0, mirrored, pixel)
         red, green, blue = _colored(
-            image, source, inside, row, sums, number, SIDE * SIDE, PARTS, JITTER, tl.float32
+            image, source, inside, row, sums, number, SIDE * SIDE, PARTS, JITTER
         )
         dtype: tl.constexpr = views.dtype.element_ty
         red = _finished(red, row, 0, SOLARIZE, dtype)
@@ -274,7 +270,7 @@ def blurred_kernel(
         from_x = tl.where(tl.load(row + _FLIP) != 0, SIDE - 1 - from_x, from_x)
         pixel = from_y * SIDE + from_x
         red, green, blue = _colored(
-            image, pixel, None, row, sums, number, SIDE * SIDE, PARTS, JITTER, tl.float16
+            image, pixel, None, row, sums, number, SIDE * SIDE, PARTS, JITTER
         )
         exponent = tl.load(row + _EXPONENT)
         x_in = tl.arange(0, COLS)[:, None]

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastsimsiam.augment import fused as fused_views
+from fastsimsiam.augment import fused as fused_op
 from fastsimsiam.augment.blur import gaussian_blur
 from fastsimsiam.augment.color import Planes, jitter, luma
+from fastsimsiam.augment.table import coefficients, fits, radius_of
 from fastsimsiam.config.views import IMAGENET_PIXELS, NormalizeConfig, ViewSpec
 from fastsimsiam.loaders.base import size_groups
 
@@ -148,8 +149,8 @@ class Photometric(nn.Module):
     def _group(self, crops: Tensor, table: dict[str, Tensor], group: int) -> list[Tensor]:
         """Crops (B, V, S, S, 3) and parameters (B, V, ...) to V views (B, 3, S, S)."""
         flat = {name: value.flatten(0, 1) for name, value in table.items()}
-        radius = fused_views.radius_of(self._largest_sigma[group])
-        if self._fused and crops.device.type in self._fused_devices and fused_views.fits(radius):
+        radius = radius_of(self._largest_sigma[group])
+        if self._fused and crops.device.type in self._fused_devices and fits(radius):
             return self._by_kernels(crops, flat, group, radius)
         batch, count, side = crops.shape[:3]
         planes = self._transform(crops.flatten(0, 1), flat, group).view(batch, count, 3, side, side)
@@ -162,9 +163,9 @@ class Photometric(nn.Module):
         self, crops: Tensor, table: dict[str, Tensor], group: int, radius: int
     ) -> list[Tensor]:
         """As the rest of `_group`, in one operator."""
-        views = fused_views.photometric_views(
+        views = fused_op.photometric_views(
             crops,
-            fused_views.coefficients(
+            coefficients(
                 table,
                 _drawn_in(table["grayscale"], self._gray_first[group]),
                 _drawn_in(table["grayscale"], self._gray_last[group]),

@@ -9,8 +9,6 @@ is rounded between the two products, and to 1/256 between the kernels. The cubic
 clipped there, as PIL clips; PIL does the horizontal pass first, and the clipped pixels differ by that.
 """
 
-import functools
-import importlib.util
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -21,7 +19,7 @@ from torch import Tensor
 from fastsimsiam.config.views import Interpolation
 from fastsimsiam.loaders.base import ViewGroup
 from fastsimsiam.loaders.crop_table import crop_table
-from fastsimsiam.system.compiler import why_compile_fails
+from fastsimsiam.system.compiler import runs_triton
 
 KERNELS = True
 """Whether kernels are used where they can be; False for comparison with the matrix products."""
@@ -49,19 +47,10 @@ def crop_views(
     Returns:
         The crops of a `loaders.base.Batch`.
     """
-    if KERNELS and _can_run_kernels(frames.device):
+    if KERNELS and runs_triton(frames.device):
         return by_kernels(frames, offset, width, box, groups)
     places = _send(offset, frames.device), _send(width, frames.device)
     return tuple(_crop_group(frames, *places, box[:, group.views], group) for group in groups)
-
-
-@functools.cache
-def _can_run_kernels(device: torch.device) -> bool:
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return False
-    # The oldest that Triton compiles for; and what it needs to compile what launches its kernels.
-    is_new = torch.cuda.get_device_capability(device) >= (7, 0)
-    return is_new and why_compile_fails("cuda") is None
 
 
 def by_kernels(

@@ -1,11 +1,15 @@
 """Whether torch.compile works on this machine."""
 
+import functools
+import importlib.util
 import os
 import shutil
 import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 _ROOM = 8 << 20
 """Bytes for the compiled programs; those of a step take half of it."""
@@ -45,6 +49,16 @@ def _include_folders(variable: str) -> Iterator[Path]:
     own = "C_INCLUDE_PATH" if variable == "CC" else "CPLUS_INCLUDE_PATH"
     for name in ("CPATH", own):
         yield from (Path(part) for part in os.environ.get(name, "").split(os.pathsep) if part)
+
+
+@functools.cache
+def runs_triton(device: torch.device) -> bool:
+    """Whether kernels written in Triton run on a device."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    # The oldest that Triton compiles for; and what it needs to compile what launches its kernels.
+    is_new = torch.cuda.get_device_capability(device) >= (7, 0)
+    return is_new and why_compile_fails("cuda") is None
 
 
 def _why_no_place() -> str | None:

@@ -24,6 +24,7 @@ from fastsimsiam.runs.checkpoint import CheckpointStore
 from fastsimsiam.runs.recorder import Recorder
 from fastsimsiam.storage.base import Storage, fingerprint
 from fastsimsiam.system.barriers import share_cores
+from fastsimsiam.system.compiler import runs_triton
 from fastsimsiam.system.malloc import keep_freed_memory
 from fastsimsiam.system.text import printable
 from fastsimsiam.train.distributed import World
@@ -97,7 +98,9 @@ def build_trainer(
         use_matmul_for_small_maps(method)
     if config.fuse != "off" and compiled == "step" and device.type == "cuda" and world.size == 1:
         method.backbone = fuse_norms(method.backbone)
-    photometric = Photometric(config.views, plan.view_sizes, dtype, normalize=config.normalize)
+    photometric = Photometric(
+        config.views, plan.view_sizes, dtype, normalize=config.normalize, fused=runs_triton(device)
+    )
     compute: nn.Module = TrainStep(photometric, method, device, dtype)
     if compiled == "step":
         compute.compile(fullgraph=True, dynamic=False)
