@@ -26,6 +26,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=9.0, help="time limit of all phases (9)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--archive", type=Path, help="archive of them (OUT.tar.gz)")
+    parser.add_argument("--json", type=Path, help="write all results into this file, too")
     parser.add_argument("--data", type=Path, help="photographs (synthetic ones)")
     parser.add_argument("--imagenette", type=Path, help="Imagenette with train/ and val/")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="device (cuda)")
@@ -62,8 +63,11 @@ def main() -> int:
         watch(words, args.out, archive, args.end)
     finally:
         pack(args.out, archive)
-    from benchmarks.gpu.summary import summary
+    from benchmarks.gpu.summary import collect, summary
 
+    if args.json:
+        command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
+        write(args.json, {"command": command, **collect(args.out)})
     print(summary(args.out), flush=True)
     whole = (args.out / FINISHED).exists()
     return int(not whole or any("failed" in file for file in results(args.out).values()))

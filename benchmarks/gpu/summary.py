@@ -1,8 +1,77 @@
-"""The table at the end: one line per figure, read from the phases' files."""
+"""What the phases of a run found: one result file, a table for documents, lines for the terminal."""
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu.files import results
+
+Result = dict[str, Any]
+_SHOWN_KERNELS = 40
+
+
+def collect(out: Path) -> Result:
+    """The results of a folder as one: the machine once, and of each profile what costs most."""
+    phases, machine = {}, None
+    for name, phase in results(out).items():
+        machine = phase.pop("machine", machine)
+        if "kernels" in phase:
+            phase["kernels"] = phase["kernels"][:_SHOWN_KERNELS]
+        phases[name] = phase
+    return {"regime": "gpu", "machine": machine, "phases": phases}
+
+
+def table(result: Result) -> str:
+    """The result as Markdown."""
+    phases = {k: v for k, v in result["phases"].items() if "failed" not in v}
+    versions = result["machine"]["versions"]
+    build = phases.get("build", {})
+    rows = [
+        f"{result['machine']['gpu']}, torch {versions['torch']}, ResNet-50, 224 pixels, bfloat16, "
+        f"batch {build.get('batch_size', '?')}:",
+        "",
+        "| | ms | images/s |",
+        "|---|---:|---:|",
+    ]
+
+    def row(what: str, milliseconds: float, images: int) -> None:
+        rows.append(f"| {what} | {milliseconds:,.1f} | {images / milliseconds * 1e3:,.0f} |")
+
+    if "limits" in phases:
+        parts = phases["limits"]["convolutions_ms_of_both_views"]
+        row("its convolutions alone, cuDNN", sum(parts.values()), phases["limits"]["images"])
+    for name, milliseconds in phases.get("eager-steps", {}).get("step_ms", {}).items():
+        row(f"step, {name}", milliseconds, phases["eager-steps"]["batch_size"])
+    for name, phase in phases.items():
+        if name == "step" or name.startswith("step-"):
+            fuse = "" if phase["fuse"] == "off" else f", --fuse {phase['fuse']}"
+            row(
+                f"step, compiled{fuse}",
+                phase["batch_size"] / phase["images_per_second"] * 1e3,
+                phase["batch_size"],
+            )
+    for name, phase in phases.items():
+        if not name.startswith("loaders"):
+            continue
+        for label, loader in phase["loaders"].items():
+            if isinstance(loader, dict) and "train_images_per_second" in loader:
+                rate = loader["train_images_per_second"]
+                share = f"{loader['share_of_step']:.2f} of the step"
+                rows.append(f"| training from JPEG, {label} ({share}) | | {rate:,.0f} |")
+    for name, phase in phases.items():
+        if name.startswith("profile"):
+            kinds = ", ".join(f"{kind} {ms:.1f}" for kind, ms in phase["kinds_ms"].items())
+            rows += ["", f"Of a step's {phase['busy_ms']:.1f} ms of kernels, in ms: {kinds}."]
+    if "color" in phases:
+        color = phases["color"]
+        rows += [
+            "",
+            f"Color: {color['compiled']:.2f} ms compiled, {color['kernel']:.2f} ms by kernels.",
+        ]
+    views = {k[5:]: v for k, v in phases.items() if k.startswith("view-")}
+    if views:
+        rows += ["", "| one view, forward and backward | ms |", "|---|---:|"]
+        rows += [f"| {name} | {min(view['ms']):.1f} |" for name, view in views.items()]
+    return "\n".join(rows)
 
 
 def summary(out: Path) -> str:
