@@ -343,9 +343,10 @@ def test_fused_convolutions_compute_what_torch_does(channels: int) -> None:
     center = random(channels)
     calls = (
         (operators.conv_moments, (residual, weight.t().contiguous())),
-        (operators.conv_join, (narrow_map, *norm, weight, *behind, residual)),
-        (operators.conv_join_gradient, (gradient, weight, narrow_map, mask)),
-        (operators.conv_join_gradient, (gradient, weight, None, None)),
+        (operators.conv_join, (narrow_map, *norm, weight, *behind, residual, None, None)),
+        (operators.conv_join, (narrow_map, *norm, weight, *behind, None, narrow_map, weight)),
+        (operators.conv_join_gradient, (gradient, weight, None, narrow_map, mask)),
+        (operators.conv_join_gradient, (gradient, weight, center, None, None)),
         (
             operators.conv_masked_gradient,
             (gradient, weight, narrow_map, *norm, center, matrix, center),

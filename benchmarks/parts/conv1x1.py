@@ -109,7 +109,7 @@ def kernels(images: int, channels: int, side: int, device: torch.device) -> dict
             run=of(
                 "join",
                 operators.conv_join,
-                *(narrow_map, narrow, narrow, last, wide, wide, wide_map),
+                *(narrow_map, narrow, narrow, last, wide, wide, wide_map, None, None),
             ),
             convolution=lambda: F.conv2d(narrow_map, last[:, :, None, None]),
             maps=9,
@@ -145,7 +145,7 @@ def kernels(images: int, channels: int, side: int, device: torch.device) -> dict
             run=of(
                 "join_gradient",
                 operators.conv_join_gradient,
-                *(narrow_map, first, wide_map, other_wide),
+                *(narrow_map, first, None, wide_map, other_wide),
             ),
             convolution=gradient(other_narrow, wide_map, first, of_input=True),
             maps=13,

@@ -26,11 +26,17 @@ class FusedBottleneck(Bottleneck):  # type: ignore[misc]  # torchvision has no t
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, D, H', W')."""
+        convs, norms = [self.conv1, self.conv2, self.conv3], [self.bn1, self.bn2, self.bn3]
+        if self.downsample is not None:
+            convs.append(self.downsample[0])
+            norms.append(self.downsample[1])
         # A GPU has no exact float32 product that is fast: torch's own convolutions then.
-        if not self.training or (x.device.type == "cuda" and x.dtype == torch.float32):
+        is_exact = x.device.type == "cuda" and x.dtype == torch.float32
+        if is_exact or not all(norm.training for norm in norms):
+            if self.masks_input and torch.is_grad_enabled():
+                x = x.relu()  # changes nothing, and masks the gradient
             output: Tensor = super().forward(x)
             return output
-        convs, norms = (self.conv1, self.conv2, self.conv3), (self.bn1, self.bn2, self.bn3)
         weights = [
             weight
             for conv, norm in zip(convs, norms, strict=True)
@@ -39,18 +45,16 @@ class FusedBottleneck(Bottleneck):  # type: ignore[misc]  # torchvision has no t
         conv2 = self.conv2
         y, *moments = fused_bottleneck(
             x,
-            None if self.downsample is None else self.downsample(x),
-            tuple(weights),
+            (*weights, *[None] * (12 - len(weights))),
             tuple(norm.eps for norm in norms),
             (conv2.stride, conv2.padding, conv2.dilation, conv2.groups),
             self.masks_input,
             self.is_masked,
         )
-        pixels = num_pixels(x), num_pixels(y), num_pixels(y)
         with torch.no_grad():
-            for norm, mean, variance, count in zip(
-                norms, moments[::2], moments[1::2], pixels, strict=True
-            ):
+            for number, norm in enumerate(norms):
+                mean, variance = moments[2 * number : 2 * number + 2]
+                count = num_pixels(y if number else x)
                 norm.running_mean.lerp_(mean, norm.momentum)
                 norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
                 norm.num_batches_tracked.add_(1)
@@ -87,9 +91,7 @@ def fuse_bottlenecks(backbone: nn.Module) -> nn.Module:
                 continue
             block.__class__ = FusedBottleneck
             fused += 1
-            if block.downsample is not None:
-                block.downsample[1].__class__ = FusedBatchNorm2d
-            elif before is not None:
+            if block.downsample is None and before is not None:
                 block.masks_input = before.is_masked = True
             before = block
     if not fused:
@@ -103,13 +105,15 @@ def fuse_bottlenecks(backbone: nn.Module) -> nn.Module:
 def _is_fusible(block: Any) -> bool:
     if type(block) is not Bottleneck:
         return False
-    norms = [block.bn1, block.bn2, block.bn3]
+    norms, narrow = [block.bn1, block.bn2, block.bn3], [block.conv1, block.conv3]
     if block.downsample is not None:
         conv, *rest = block.downsample
-        if len(rest) != 1 or not isinstance(conv, nn.Conv2d):
+        is_usual = isinstance(conv, nn.Conv2d) and len(rest) == 1 and conv.bias is None
+        if not is_usual or conv.kernel_size != (1, 1) or conv.stride != block.conv2.stride:
             return False
         norms += rest
-    sizes = (*block.conv1.weight.shape[:2], *block.conv3.weight.shape[:2])
+        narrow.append(conv)
+    sizes = [size for conv in narrow for size in conv.weight.shape[:2]]
     return all(_is_plain(norm) for norm in norms) and all(size % _MULTIPLE == 0 for size in sizes)
 
 

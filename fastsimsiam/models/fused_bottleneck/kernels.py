@@ -100,6 +100,8 @@ def join_kernel(
     weight,
     out_scale,
     out_shift,
+    second,
+    second_weight,
     summand,
     mask,
     y,
@@ -108,18 +110,23 @@ def join_kernel(
     columns: tl.constexpr,
     along_channel: tl.constexpr,
     along_column: tl.constexpr,
+    second_channels: tl.constexpr,
     FORWARD: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SECOND: tl.constexpr,
     ADD: tl.constexpr,
     MASK: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    SECOND_DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Where a residual branch ends, forward; and where it begins, backward.
 
-    FORWARD: y = relu((relu(x scale + shift) weight) out_scale + out_shift + summand).
-    Otherwise y = x weight, plus the summand if ADD, and 0 where the mask is not positive if MASK.
+    FORWARD: y = relu((relu(x scale + shift) weight) out_scale + out_shift + r), r being the summand if
+    ADD, second second_weight^T if SECOND. Otherwise y = x weight, plus out_shift if SHIFT, plus the
+    summand if ADD, and 0 where the mask is not positive if MASK.
     """
     groups: tl.constexpr = columns // COLUMNS
     first = (tl.program_id(0) // groups).to(tl.int64) * ROWS
@@ -146,7 +153,26 @@ def join_kernel(
         PRECISION,
     )
     if FORWARD:
-        total = total * tl.load(out_scale + column)[None, :] + tl.load(out_shift + column)[None, :]
+        total *= tl.load(out_scale + column)[None, :]
+    if SHIFT:
+        total += tl.load(out_shift + column)[None, :]
+    if SECOND:
+        total = _product(
+            total,
+            second + first * second_channels,
+            None,
+            None,
+            second_weight,
+            row,
+            inside,
+            column,
+            second_channels,
+            1,
+            second_channels,
+            False,
+            SECOND_DEPTH,
+            PRECISION,
+        )
     if ADD:
         total += tl.load(summand + there + at, mask=inside[:, None], other=0).to(tl.float32)
     if FORWARD:

@@ -42,61 +42,77 @@ def join(
     weight: Tensor,
     out_scale: Tensor,
     out_shift: Tensor,
-    residual: Tensor,
+    residual: Tensor | None,
+    second: Tensor | None,
+    second_weight: Tensor | None,
     tile: Tile,
 ) -> Tensor:
     """See `operators.conv_join`."""
     weight = weight.contiguous()
-    operands = scale, shift, weight, out_scale, out_shift, residual, None
-    return _join(x, *operands, len(weight), (1, x.shape[1]), True, tile)
+    operands = {
+        "scale": scale,
+        "shift": shift,
+        "out_scale": out_scale,
+        "out_shift": out_shift,
+        "summand": residual,
+        "second": second,
+        "second_weight": second_weight,
+    }
+    return _join(x, weight, operands, len(weight), (1, x.shape[1]), tile)
 
 
 def join_gradient(
-    gradient: Tensor, weight: Tensor, summand: Tensor | None, mask: Tensor | None, tile: Tile
+    gradient: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    summand: Tensor | None,
+    mask: Tensor | None,
+    tile: Tile,
 ) -> Tensor:
     """See `operators.conv_join_gradient`."""
     weight, columns = weight.contiguous(), weight.shape[1]
-    operands = None, None, weight, None, None, summand, mask
-    return _join(gradient, *operands, columns, (columns, 1), False, tile)
+    operands = {"out_shift": offset, "summand": summand, "mask": mask}
+    return _join(gradient, weight, operands, columns, (columns, 1), tile)
 
 
 def _join(
     x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
     weight: Tensor,
-    out_scale: Tensor | None,
-    out_shift: Tensor | None,
-    summand: Tensor | None,
-    mask: Tensor | None,
+    operands: dict[str, Tensor | None],
     columns: int,
     strides: tuple[int, int],
-    forward: bool,
     tile: Tile,
 ) -> Tensor:
+    """Starts `join_kernel` with those of its operands that there are."""
     x = channels_last(x)
-    summand, mask = (None if t is None else channels_last(t) for t in (summand, mask))
+    names = ("scale", "shift", "out_scale", "out_shift", "second", "second_weight")
+    given = dict.fromkeys((*names, "summand", "mask")) | operands
+    for name, operand in given.items():
+        if operand is not None:
+            given[name] = channels_last(operand) if operand.dim() == 4 else operand.contiguous()
+    second = given["second"]
+    channels = x.shape[1] if second is None else second.shape[1]
     sides = _sides(x, weight, tile, columns)
     rows, y = x.numel() // x.shape[1], empty_map(x, columns)
     grid = (num_tiles(rows, tile) * (columns // sides["COLUMNS"]),)
     with torch.cuda.device_of(x):
         join_kernel[grid](
-            x,
-            scale,
-            shift,
-            weight,
-            out_scale,
-            out_shift,
-            summand,
-            mask,
-            y,
-            rows,
-            x.shape[1],
-            columns,
-            *strides,
-            FORWARD=forward,
-            ADD=summand is not None,
-            MASK=mask is not None,
+            x=x,
+            weight=weight,
+            **given,
+            y=y,
+            rows=rows,
+            channels=x.shape[1],
+            columns=columns,
+            along_channel=strides[0],
+            along_column=strides[1],
+            second_channels=channels,
+            FORWARD=given["scale"] is not None,
+            SHIFT=given["out_shift"] is not None,
+            SECOND=second is not None,
+            ADD=given["summand"] is not None,
+            MASK=given["mask"] is not None,
+            SECOND_DEPTH=fitted(tile.depth, channels),
             **sides,
             **_options(tile),
         )

@@ -40,36 +40,48 @@ def conv_join(
     weight: Tensor,
     out_scale: Tensor,
     out_shift: Tensor,
-    residual: Tensor,
+    residual: Tensor | None,
+    second: Tensor | None,
+    second_weight: Tensor | None,
 ) -> Tensor:
-    """The end of a residual branch: relu(conv(relu(x scale + shift)) out_scale + out_shift + residual).
+    """The end of a residual branch: relu(conv(relu(x scale + shift)) out_scale + out_shift + r).
 
     Args:
         x: (N, C, H, W).
         scale, shift: (C,).
         weight: (D, C).
         out_scale, out_shift: (D,).
-        residual: (N, D, H, W), as is the result.
+        residual: r, (N, D, H, W), as is the result.
+        second, second_weight: (N, E, H, W) and (D, E): r is their convolution; either this or residual.
     """
-    operands = x, scale, shift, weight, out_scale, out_shift, residual
+    operands = x, scale, shift, weight, out_scale, out_shift, residual, second, second_weight
     if _is_cuda(x):
         from fastsimsiam.models.fused_bottleneck import launch
 
         return launch.join(*operands, tile_of("join", *weight.shape))
-    y = _times(_pixels(_activated(x, scale, shift)), weight.t())
-    return _to_map((y * out_scale + out_shift + _pixels(residual)).relu(), x)
+    y = _times(_pixels(_activated(x, scale, shift)), weight.t()) * out_scale + out_shift
+    if second is not None and second_weight is not None:
+        y = y + _times(_pixels(second), second_weight.t())
+    if residual is not None:
+        y = y + _pixels(residual)
+    return _to_map(y.relu(), x)
 
 
 @torch.library.custom_op("fastsimsiam::conv_join_gradient", mutates_args=())
 def conv_join_gradient(
-    gradient: Tensor, weight: Tensor, summand: Tensor | None, mask: Tensor | None
+    gradient: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    summand: Tensor | None,
+    mask: Tensor | None,
 ) -> Tensor:
     """The gradient of a 1x1 convolution's input, and what a residual block adds to it.
 
     Args:
         gradient: (N, D, H, W): of the convolution's result.
         weight: (D, C).
-        summand: (N, C, H, W): the gradient of the residual connection, to be added.
+        offset: (C,): to be added.
+        summand: (N, C, H, W): to be added, the gradient of the residual connection.
         mask: (N, C, H, W): the result is 0 where it is not positive.
 
     Returns:
@@ -79,8 +91,10 @@ def conv_join_gradient(
         from fastsimsiam.models.fused_bottleneck import launch
 
         tile = tile_of("join-gradient", *weight.shape)
-        return launch.join_gradient(gradient, weight, summand, mask, tile)
+        return launch.join_gradient(gradient, weight, offset, summand, mask, tile)
     made = _times(_pixels(gradient), weight)
+    if offset is not None:
+        made = made + offset
     if summand is not None:
         made = made + _pixels(summand)
     if mask is not None:
@@ -178,13 +192,21 @@ def _(
     weight: Tensor,
     out_scale: Tensor,
     out_shift: Tensor,
-    residual: Tensor,
+    residual: Tensor | None,
+    second: Tensor | None,
+    second_weight: Tensor | None,
 ) -> Tensor:
     return _empty_map(x, len(weight))
 
 
 @conv_join_gradient.register_fake
-def _(gradient: Tensor, weight: Tensor, summand: Tensor | None, mask: Tensor | None) -> Tensor:
+def _(
+    gradient: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    summand: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
     return _empty_map(gradient, weight.shape[1])
 
 
