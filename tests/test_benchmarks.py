@@ -33,6 +33,7 @@ COMMANDS = {
     "loader",
     "loss_curves",
     "compare",
+    "conv1x1",
     "multi_crop",
     "render",
     "scale",

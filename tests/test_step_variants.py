@@ -95,3 +95,17 @@ def test_every_layer_has_a_gradient_to_compare_and_the_weights_stay(config: Conf
     for name, value in step.method.named_parameters():
         assert torch.equal(value, before[name])
         assert value.grad is None
+
+
+def test_blocks_with_norms_in_their_convolutions_are_exact() -> None:
+    """ResNet-50, since smaller ones have no bottleneck blocks."""
+    config = config_of("resnet50", 64, 8)
+    method = SimSiamConfig(projector_layers=2, projector_dim=64, predictor_dim=16)
+    config = replace(config, method=method)
+    norms: list[dict[str, float]] = []
+    for name in ("eager", "compiled-fused-1x1"):
+        step = Step(config, replace(VARIANTS[name], dtype=torch.float32, compiled=False), CPU)
+        norms.append(step.gradient_norms(step.views(config, 0)))
+    assert norms[1].keys() == norms[0].keys()
+    for name, norm in norms[0].items():
+        assert norms[1][name] == pytest.approx(norm, rel=0.02), name

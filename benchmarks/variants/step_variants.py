@@ -20,6 +20,7 @@ from fastsimsiam.methods.base import Method, ParameterGroup, Progress
 from fastsimsiam.methods.registry import build_method
 from fastsimsiam.models.backbones import feature_extractor
 from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
+from fastsimsiam.models.fused_bottleneck.fuse import fuse_bottlenecks
 from fastsimsiam.models.small_convolutions import use_matmul_for_small_maps
 from fastsimsiam.optim.base import Optimizer
 from fastsimsiam.optim.build import build_optimizer
@@ -44,8 +45,9 @@ class Variant:
             `plain`.
         compiled: whether the whole step is compiled as one graph.
         joint: whether both views pass through the network in one batch.
-        norm: BatchNorm by the compiler, by ATen's kernels, or by
-            fastsimsiam/models/fused_batch_norm, its sums by the compiler or by custom operators.
+        norm: BatchNorm by the compiler, by ATen's kernels, by fastsimsiam/models/fused_batch_norm, its
+            sums by the compiler or by custom operators, or within the 1x1 convolutions of bottleneck
+            blocks by fastsimsiam/models/fused_bottleneck.
         stem: shape of the first convolution, see benchmarks/parts/stem.py.
         inductor: options of Inductor.
         cudnn_benchmark: whether cuDNN times its convolutions and keeps the fastest.
@@ -59,7 +61,7 @@ class Variant:
     sgd: Literal["fused", "foreach", "plain"] = "fused"
     compiled: bool = True
     joint: bool = False
-    norm: Literal["compiler", "aten", "fused", "fused-sums"] = "compiler"
+    norm: Literal["compiler", "aten", "fused", "fused-sums", "fused-1x1"] = "compiler"
     stem: Literal["plain", "padded", "space-to-depth"] = "plain"
     inductor: dict[str, Any] = field(default_factory=dict)
     cudnn_benchmark: bool = True
@@ -82,6 +84,7 @@ VARIANTS: dict[str, Variant] = {
     "compiled-aten-bn": Variant(norm="aten"),
     "compiled-fused-bn": Variant(norm="fused"),
     "compiled-fused-bn-sums": Variant(norm="fused-sums"),
+    "compiled-fused-1x1": Variant(norm="fused-1x1", only="cuda"),
     "compiled-padded-stem": Variant(stem="padded"),
     "compiled-space-to-depth": Variant(stem="space-to-depth"),
     "compiled-1x1-matmul": Variant(inductor={"conv_1x1_as_mm": True}),
@@ -106,6 +109,8 @@ def with_variant(backbone: nn.Module, variant: Variant) -> nn.Module:
     """A backbone with the variant's BatchNorm and first convolution, made from the same layers."""
     if variant.norm == "aten":
         use_aten(backbone)
+    elif variant.norm == "fused-1x1":
+        fuse_bottlenecks(backbone)
     elif variant.norm != "compiler":
         backbone = fuse_norms(backbone, opaque=variant.norm == "fused-sums")
     if variant.stem != "plain":

@@ -71,12 +71,20 @@ def is_written(other: Tensor | None, output: Tensor | None) -> bool:
     return other is not None or output is not None
 
 
-def merged(x: Tensor, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C,) of x from the moments of its parts (Chan et al., 1979)."""
+def merged(
+    x: Tensor, means: Tensor, squares: Tensor, size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance (C,) of x from the moments of its parts (Chan et al., 1979).
+
+    Args:
+        x: (N, C, H, W).
+        means, squares: (P, C), see `moments`.
+        size: pixels of each part but the last; None: that of `channel_moments`.
+    """
     pixels = num_pixels(x)
     if len(means) == 1:
         return means[0], squares[0] / pixels
-    size = rows_per_part(pixels, x.shape[1], TILE)
+    size = rows_per_part(pixels, x.shape[1], TILE) if size is None else size
     number = torch.arange(len(means), device=x.device)
     weight = (pixels - number * size).clamp(max=size)[:, None] / pixels
     mean = (weight * means).sum(0)

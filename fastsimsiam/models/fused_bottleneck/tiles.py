@@ -1,0 +1,115 @@
+"""Tile sizes of the kernels, and how these distribute the pixels of a map over programs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Operation = Literal["moments", "join", "join-gradient", "masked-gradient", "products"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """What a program computes at a time.
+
+    Attributes:
+        rows, columns: of the result's tile: pixels and output channels; for `products`, left and right
+            channels.
+        depth: elements summed between two loads: input channels; for `products`, pixels.
+        warps: warps per program.
+        stages: tiles of the operands in flight.
+        programs: of `products`: the most that there are, unless tiles are more; they share the pixels.
+    """
+
+    rows: int = 128
+    columns: int = 128
+    depth: int = 64
+    warps: int = 8
+    stages: int = 3
+    programs: int = 264
+
+    def __str__(self) -> str:
+        """For a table."""
+        return (
+            f"{self.rows}x{self.columns}x{self.depth} {self.warps} warps {self.stages} stages "
+            f"{self.programs} programs"
+        )
+
+
+_WIDE = Tile(rows=64)
+_LARGE = Tile()
+_HALF = Tile(columns=64)
+
+# Of each operation, the candidates for blocks whose narrow maps have at most 128 channels, which memory
+# bounds, and for the others, which arithmetic bounds. The first of a list is used, the others are what
+# `benchmarks.conv1x1` times it against. An H200 has 132 processors with 228 KB of shared memory and
+# 65,536 registers each: tiles of the first kind leave room for two or more programs on each, of which
+# one computes while others load. None of them spills registers.
+CANDIDATES: dict[Operation, tuple[tuple[Tile, ...], tuple[Tile, ...]]] = {
+    "moments": (
+        (_WIDE, _LARGE, Tile(rows=64, warps=4), Tile(rows=64, stages=4)),
+        (_LARGE, Tile(columns=256), Tile(rows=64, columns=256), _WIDE),
+    ),
+    "join": (
+        (_WIDE, _HALF, Tile(rows=64, warps=4), _LARGE),
+        (_LARGE, Tile(rows=64, columns=256), _WIDE, _HALF),
+    ),
+    "join-gradient": (
+        (_WIDE, _HALF, Tile(rows=64, warps=4), _LARGE),
+        (_LARGE, Tile(rows=64, columns=256), _WIDE, _HALF),
+    ),
+    "masked-gradient": (
+        (_WIDE, _HALF, Tile(rows=64, stages=4), _LARGE),
+        (_WIDE, Tile(rows=64, columns=256), _LARGE, _HALF),
+    ),
+    "products": (
+        (_LARGE, Tile(stages=4), _WIDE, Tile(depth=32, stages=4)),
+        (_LARGE, Tile(columns=256), _WIDE, Tile(rows=64, columns=256)),
+    ),
+}
+_NARROW = 128
+
+
+def candidates(operation: Operation, left: int, right: int) -> tuple[Tile, ...]:
+    """The tiles for a convolution between so many channels."""
+    narrow, others = CANDIDATES[operation]
+    return narrow if min(left, right) <= _NARROW else others
+
+
+def tile_of(operation: Operation, left: int, right: int) -> Tile:
+    """The tile that is used for a convolution between so many channels."""
+    return candidates(operation, left, right)[0]
+
+
+def fitted(size: int, channels: int) -> int:
+    """The largest side of a tile, at most `size`, that divides the channels."""
+    while channels % size:
+        size //= 2
+    return size
+
+
+def num_tiles(rows: int, tile: Tile) -> int:
+    """Number of tiles that a map's pixels make, each of which is a part of `moments`' sums."""
+    return -(-rows // tile.rows)
+
+
+def rows_per_part(rows: int, groups: int, tile: Tile) -> int:
+    """Pixels of a part of `products`, a multiple of the tile's depth; the last may have fewer.
+
+    Args:
+        rows: pixels of the map over all images.
+        groups: programs that each part needs.
+        tile: the kernel's.
+    """
+    parts = max(1, tile.programs // groups)
+    return tile.depth * -(-rows // (tile.depth * parts))
+
+
+def num_parts(rows: int, groups: int, tile: Tile) -> int:
+    """Number of parts of the pixels that `products` sums separately."""
+    return -(-rows // rows_per_part(rows, groups, tile))
+
+
+def product_parts(rows: int, left: int, right: int) -> int:
+    """Number of parts of `products` with the tile that is used."""
+    tile = tile_of("products", left, right)
+    groups = (left // fitted(tile.rows, left)) * (right // fitted(tile.columns, right))
+    return num_parts(rows, groups, tile)
