@@ -140,15 +140,19 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
         *outputs, mean, variance = fused_norm(
             input, self.weight, self.bias, residual, self.eps, relu, twice, self.opaque
         )
+        self.track(input, mean, variance)
+        return tuple(outputs) if twice else outputs[0]
+
+    def track(self, input: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Updates the running statistics by mean and variance (C,) of the input (N, C, H, W)."""
         with torch.no_grad():
             count = num_pixels(input)
-            # `_is_plain` has checked these.
+            # `is_plain` has checked these.
             assert self.running_mean is not None and self.running_var is not None  # noqa: PT018
             assert self.momentum is not None and self.num_batches_tracked is not None  # noqa: PT018
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
             self.num_batches_tracked.add_(1)
-        return tuple(outputs) if twice else outputs[0]
 
 
 def fuse_norms(backbone: nn.Module, *, opaque: bool = True) -> fx.GraphModule:
@@ -164,16 +168,18 @@ def fuse_norms(backbone: nn.Module, *, opaque: bool = True) -> fx.GraphModule:
     """
     traced = fx.symbolic_trace(backbone)
     for node in list(traced.graph.nodes):
-        if node.op == "call_module" and _is_plain(traced.get_submodule(node.target)):
+        if node.op == "call_module" and is_plain(traced.get_submodule(node.target)):
             _fuse(node, traced, opaque)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    plain = type(layer) is nn.BatchNorm2d and layer.affine and layer.track_running_stats
-    return plain and layer.momentum is not None
+def is_plain(layer: nn.Module | None) -> bool:
+    """Whether a layer is a BatchNorm2d with the usual weights and running statistics."""
+    if type(layer) is not nn.BatchNorm2d or not layer.affine or not layer.track_running_stats:
+        return False
+    return layer.momentum is not None
 
 
 def _fuse(norm: fx.Node, traced: fx.GraphModule, opaque: bool) -> None:
@@ -182,12 +188,12 @@ def _fuse(norm: fx.Node, traced: fx.GraphModule, opaque: bool) -> None:
     assert isinstance(layer, FusedBatchNorm2d)
     layer.opaque = opaque
     last, residual = norm, None
-    addition = _only_user(last, "add", traced)
+    addition = only_user(last, "add", traced)
     # Fused into the later of the two operands, when the other exists.
     if addition and not addition.kwargs and _comes_last(norm, addition):
         (residual,) = (n for n in addition.all_input_nodes if n is not norm)
         last = addition
-    relu = _only_user(last, "relu", traced)
+    relu = only_user(last, "relu", traced)
     if relu:
         last = relu
     elif residual is not None:  # an addition without a ReLU
@@ -206,7 +212,7 @@ def _fuse(norm: fx.Node, traced: fx.GraphModule, opaque: bool) -> None:
             user.replace_input_with(norm, one)
 
 
-def _only_user(node: fx.Node, kind: str, traced: fx.GraphModule) -> fx.Node | None:
+def only_user(node: fx.Node, kind: str, traced: fx.GraphModule) -> fx.Node | None:
     """The node's only user if it is of this kind; of the kinds of ReLU, plain nn.ReLU alone."""
     users = list(node.users)
     if len(users) != 1 or node_kind(users[0], traced) != kind:

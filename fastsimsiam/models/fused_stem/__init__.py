@@ -1,0 +1,1 @@
+"""The first layers of a ResNet, moving few bytes: a variant of the step."""
