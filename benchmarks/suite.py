@@ -70,6 +70,7 @@ def gpu_jobs() -> list[Job]:
         Job(name="stem", argv=("benchmarks.stem",)),
         _methods(256),
         _step(256, ["compiled-fused-bn-sums"]),
+        _step(256, ["compiled-fused-stem"]),
         _step(512, ["compiled"]),
         _train("train-cpu", "--loader", "cpu"),
         *([_train("train-dali", "--loader", "dali")] if has_dali() else []),

@@ -12,6 +12,9 @@ from test_fused_bottleneck import SmallResNet
 from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
 from fastsimsiam.models.fused_bottleneck import operators
 from fastsimsiam.models.fused_bottleneck.fuse import fuse_bottlenecks
+from fastsimsiam.models.fused_stem.convolution import space_to_depth
+from fastsimsiam.models.fused_stem.fuse import fuse_stem
+from fastsimsiam.models.fused_stem.pool import max_pool, norm_relu_pool, norm_relu_pool_gradient
 
 pytestmark = NEEDS_GPU
 
@@ -29,6 +32,16 @@ def test_fused_bottlenecks_have_the_gradients_of_float32() -> None:
     torch.manual_seed(0)
     network = SmallResNet().cuda()
     assert_gradients_of_float32(network, lambda: fuse_bottlenecks(network))
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_a_fused_stem_has_the_gradients_of_float32(norms: bool) -> None:
+    """Compiled, under autocast, as above."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("tiny_resnet").cuda()
+    assert_gradients_of_float32(
+        network, lambda: fuse_stem(fuse_norms(network) if norms else network)
+    )
 
 
 def assert_gradients_of_float32(
@@ -97,3 +110,29 @@ def test_fused_convolutions_compute_what_torch_does(channels: int) -> None:
                 ours, theirs = ours.sum(0), theirs.sum(0)
             error = (ours.cpu().float() - theirs.float()).norm()
             assert error <= 1e-2 * theirs.float().norm(), (operator, at)
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 112, 112), (3, 70, 5, 7)])
+def test_stem_kernels_are_torchs(shape: tuple[int, ...]) -> None:
+    """Poolings and their gradients; values of a pixel may differ by their rounding."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).bfloat16().to(memory_format=torch.channels_last)
+    pooled, position = max_pool(x.cuda())
+    assert torch.equal(pooled.cpu(), max_pool(x)[0])
+    assert torch.equal(position.cpu(), max_pool(x)[1])
+    gradient = torch.randn(pooled.shape, generator=generator).bfloat16()
+    scale, slope, level = torch.randn(3, shape[1], generator=generator).unbind()
+    found = norm_relu_pool(x.cuda(), scale.cuda(), slope.cuda())
+    wanted = norm_relu_pool(x, scale, slope)
+    # Where the normalized maximum rounds to another side of zero, the ReLU may let through or not.
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.stride() == theirs.stride()
+        far = (ours.cpu().float() - theirs.float()).abs() > 0.02 * (1 + theirs.float().abs())
+        assert far.float().sum() <= 1e-5 * x.numel()
+    operands = (gradient, wanted[1], x, scale, slope, level)
+    found = norm_relu_pool_gradient(*(operand.cuda() for operand in operands))
+    torch.testing.assert_close(
+        found.cpu(), norm_relu_pool_gradient(*operands), rtol=0.02, atol=0.02
+    )
+    view = x[:, :3].contiguous(memory_format=torch.channels_last)
+    assert torch.equal(space_to_depth(view.cuda()).cpu(), space_to_depth(view))

@@ -13,12 +13,12 @@ from fastsimsiam.models.backbones import feature_extractor
 def test_other_shapes_have_the_same_result(shape: str, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     stem = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False)
-    view = torch.randn(2, 3, *size).to(memory_format=torch.channels_last).requires_grad_()
+    view = torch.randn(2, 3, *size).to(memory_format=torch.channels_last)
 
     def run() -> list[Tensor]:
         output = stem(view)
         loss = (output * output.detach().sigmoid()).sum()
-        return [output, *torch.autograd.grad(loss, (stem.weight, view))]
+        return [output, *torch.autograd.grad(loss, stem.weight)]
 
     expected = run()
     use_stem(stem, shape)

@@ -41,6 +41,7 @@ def run(config: Config, name: str) -> tuple[list[float], dict[str, torch.Tensor]
         "compiled-fused-bn",
         "compiled-padded-stem",
         "compiled-space-to-depth",
+        "compiled-fused-stem",
         "compiled-fused-bn-sums",
     ],
 )

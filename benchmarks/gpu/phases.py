@@ -11,6 +11,7 @@ from benchmarks.gpu.worker import Bench, Phase, Result, work
 _VARIANTS = (
     "compiled",
     "compiled-fused-bn-sums",
+    "compiled-fused-stem",
     "compiled-fused-bn",
     "compiled-1x1-matmul",
     "compiled-space-to-depth",

@@ -47,6 +47,7 @@ CLASSES = (
     ("fused 1x1", r"gemm_kernel|wgrad_kernel|fused_1x1"),
     ("products", r"gemm|cutlass|nvjet|cublas|splitk"),
     ("norm: fused sums", r"moments_kernel|gradient_sums_kernel"),
+    ("stem", r"pool_kernel|pool_gradient_kernel|space_to_depth"),
     ("norm: ATen", r"batch_norm"),
     ("color kernels", r"photometric|mean_gray|color"),
 )

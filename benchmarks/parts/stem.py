@@ -7,7 +7,7 @@ need none), compiled on a GPU; the best time of each counts. All have the same r
   plain           the 7x7 convolution of stride 2 on three channels
   padded          channels padded with zeros to eight
   space-to-depth  2x2 pixels turned into channels: a 4x4 convolution of stride 1 on 12 channels, padded
-                  to 16
+                  to 16 (fastsimsiam/models/fused_stem/convolution.py; the rearrangement is timed, too)
 """
 
 import time
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import conclude, part_parser
 from fastsimsiam.doctor.measure import wait_for
+from fastsimsiam.models.fused_stem.convolution import SpaceToDepthConv2d, fits
 
 _SHAPES = (64, 224)
 _MULTIPLE = 8
@@ -39,21 +40,6 @@ class PaddedConv2d(nn.Conv2d):
         return super()._conv_forward(pad_channels(input), pad_channels(weight), bias)
 
 
-class SpaceToDepthConv2d(nn.Conv2d):
-    """A convolution of stride 2, computed as one of stride 1 on half the side and 4 times the channels.
-
-    The kernel gets a row and a column of zeros in front, which makes its side even.
-    """
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        assert not isinstance(self.padding, str)
-        before = self.padding[0] + 1
-        after = self.kernel_size[0] - self.padding[0] - 2
-        image = F.pixel_unshuffle(F.pad(input, (before, after, before, after)), 2)
-        kernel = F.pixel_unshuffle(F.pad(weight, (1, 0, 1, 0)), 2)
-        return F.conv2d(pad_channels(image), pad_channels(kernel), bias)
-
-
 STEMS: dict[str, type[nn.Conv2d]] = {
     "plain": nn.Conv2d,
     "padded": PaddedConv2d,
@@ -72,8 +58,7 @@ def use_stem(module: nn.Module, shape: str) -> None:
     if len(stems) != 1:
         raise ValueError(f"{len(stems)} convolutions have three input channels")
     (stem,) = stems
-    fits = stem.stride == (2, 2) and stem.kernel_size == (7, 7) and stem.padding == (3, 3)
-    if shape == "space-to-depth" and not fits:
+    if shape == "space-to-depth" and not fits(stem):
         raise ValueError("space-to-depth needs stride 2, a 7x7 kernel and 3 pixels of padding")
     stem.__class__ = STEMS[shape]
 

@@ -18,6 +18,9 @@ fresh process: steps for warm-up and compilation, then timed steps. Variants:
   compiled-fused-bn       the ReLU's mask recomputed from BatchNorm's input, gradients of two users
                           summed in the same pass
   compiled-fused-bn-sums  compiled-fused-bn with BatchNorm's sums by custom operators (Triton on a GPU)
+  compiled-fused-stem     compiled-fused-bn-sums, and the layers before the first block by
+                          fastsimsiam/models/fused_stem: 2x2 pixels as channels, pooling with BatchNorm
+  compiled-fused-1x1-stem the same layers, and BatchNorm within the 1x1 convolutions (GPU)
   compiled-padded-stem    the views' three channels padded to eight
   compiled-space-to-depth 2x2 pixels of the views turned into channels
   compiled-1x1-matmul     1x1 convolutions as matrix products

@@ -21,6 +21,7 @@ from fastsimsiam.methods.registry import build_method
 from fastsimsiam.models.backbones import feature_extractor
 from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
 from fastsimsiam.models.fused_bottleneck.fuse import fuse_bottlenecks
+from fastsimsiam.models.fused_stem.fuse import fuse_stem
 from fastsimsiam.models.small_convolutions import use_matmul_for_small_maps
 from fastsimsiam.optim.base import Optimizer
 from fastsimsiam.optim.build import build_optimizer
@@ -48,7 +49,8 @@ class Variant:
         norm: BatchNorm by the compiler, by ATen's kernels, by fastsimsiam/models/fused_batch_norm, its
             sums by the compiler or by custom operators, or within the 1x1 convolutions of bottleneck
             blocks by fastsimsiam/models/fused_bottleneck.
-        stem: shape of the first convolution, see benchmarks/parts/stem.py.
+        stem: shape of the first convolution, see benchmarks/parts/stem.py; `fused`: with all that comes
+            before the first block, by fastsimsiam/models/fused_stem.
         inductor: options of Inductor.
         cudnn_benchmark: whether cuDNN times its convolutions and keeps the fastest.
         keep_memory: whether freed memory stays with the process (CPU).
@@ -62,7 +64,7 @@ class Variant:
     compiled: bool = True
     joint: bool = False
     norm: Literal["compiler", "aten", "fused", "fused-sums", "fused-1x1"] = "compiler"
-    stem: Literal["plain", "padded", "space-to-depth"] = "plain"
+    stem: Literal["plain", "padded", "space-to-depth", "fused"] = "plain"
     inductor: dict[str, Any] = field(default_factory=dict)
     cudnn_benchmark: bool = True
     keep_memory: bool = True
@@ -84,7 +86,9 @@ VARIANTS: dict[str, Variant] = {
     "compiled-aten-bn": Variant(norm="aten"),
     "compiled-fused-bn": Variant(norm="fused"),
     "compiled-fused-bn-sums": Variant(norm="fused-sums"),
+    "compiled-fused-stem": Variant(norm="fused-sums", stem="fused"),
     "compiled-fused-1x1": Variant(norm="fused-1x1", only="cuda"),
+    "compiled-fused-1x1-stem": Variant(norm="fused-1x1", stem="fused", only="cuda"),
     "compiled-padded-stem": Variant(stem="padded"),
     "compiled-space-to-depth": Variant(stem="space-to-depth"),
     "compiled-1x1-matmul": Variant(inductor={"conv_1x1_as_mm": True}),
@@ -113,7 +117,9 @@ def with_variant(backbone: nn.Module, variant: Variant) -> nn.Module:
         fuse_bottlenecks(backbone)
     elif variant.norm != "compiler":
         backbone = fuse_norms(backbone, opaque=variant.norm == "fused-sums")
-    if variant.stem != "plain":
+    if variant.stem == "fused":
+        backbone = fuse_stem(backbone)
+    elif variant.stem != "plain":
         use_stem(backbone, variant.stem)
     return backbone
 

@@ -29,7 +29,7 @@ from fastsimsiam.errors import UserError
 
 MOST_PROCESSES = 1024
 CompileName = Literal["auto", "step", "color", "off"]
-FuseName = Literal["off", "norms"]
+FuseName = Literal["off", "norms", "stem"]
 LoaderName = Literal["auto", "cpu", "nvjpeg", "dali", "ffcv", "resident", "reference"]
 OnBadImage = Literal["error", "skip", "error-strict", "skip-strict"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -186,7 +186,8 @@ class Config:
     GPU, color on several GPUs and for long runs on a CPU."""
     fuse: FuseName = neutral("off")
     """Kernels of the network, in a compiled step on one GPU. norms: BatchNorm, ReLU and residual
-    additions in fewer passes over memory."""
+    additions in fewer passes over memory. stem: those, and the first convolution and max-pooling of
+    a ResNet."""
     max_steps: int | None = neutral(None)
     """Optimizer steps of the whole run; None: those of all epochs."""
     log_every: int | None = neutral(None)

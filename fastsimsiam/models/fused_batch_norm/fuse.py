@@ -188,12 +188,12 @@ def _fuse(norm: fx.Node, traced: fx.GraphModule, opaque: bool) -> None:
     assert isinstance(layer, FusedBatchNorm2d)
     layer.opaque = opaque
     last, residual = norm, None
-    addition = only_user(last, "add", traced)
+    addition = _only_user(last, "add", traced)
     # Fused into the later of the two operands, when the other exists.
     if addition and not addition.kwargs and _comes_last(norm, addition):
         (residual,) = (n for n in addition.all_input_nodes if n is not norm)
         last = addition
-    relu = only_user(last, "relu", traced)
+    relu = _only_user(last, "relu", traced)
     if relu:
         last = relu
     elif residual is not None:  # an addition without a ReLU
@@ -212,7 +212,7 @@ def _fuse(norm: fx.Node, traced: fx.GraphModule, opaque: bool) -> None:
             user.replace_input_with(norm, one)
 
 
-def only_user(node: fx.Node, kind: str, traced: fx.GraphModule) -> fx.Node | None:
+def _only_user(node: fx.Node, kind: str, traced: fx.GraphModule) -> fx.Node | None:
     """The node's only user if it is of this kind; of the kinds of ReLU, plain nn.ReLU alone."""
     users = list(node.users)
     if len(users) != 1 or node_kind(users[0], traced) != kind:

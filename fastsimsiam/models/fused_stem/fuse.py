@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torchvision.models.resnet import ResNet
 
-from fastsimsiam.models.fused_batch_norm.fuse import FusedBatchNorm2d, is_plain, only_user
+from fastsimsiam.models.fused_batch_norm.fuse import FusedBatchNorm2d, is_plain
 from fastsimsiam.models.fused_batch_norm.sums import (
     channel_gradient_sums,
     channel_moments,
@@ -117,44 +118,63 @@ class GatheredMaxPool2d(nn.MaxPool2d):
         return pooled
 
 
-def fuse_stem(backbone: nn.Module) -> nn.Module:
-    """Fuses convolution, BatchNorm, ReLU and max-pooling at the start of a ResNet.
+class _WholeStem(PooledBatchNorm2d):
+    """A PooledBatchNorm2d in a network that calls it with its input alone."""
 
-    The result shares the network's layers and their names. `fuse_norms` comes first, if at all: it
-    cannot trace what this function returns.
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        output = super().forward(input, pool=True)
+        assert isinstance(output, Tensor)
+        return output
+
+
+def fuse_stem(backbone: nn.Module) -> nn.Module:
+    """Fuses convolution, BatchNorm, ReLU and max-pooling at the start of a ResNet of torchvision.
+
+    With `fuse_norms`, it comes second: `fuse_stem(fuse_norms(network))`; with `fuse_bottlenecks`, first
+    or second.
 
     Args:
-        backbone: the network, or the traced one of `fuse_norms`, which is changed in place.
+        backbone: a ResNet, whose layers are changed; or the traced network of `fuse_norms`, whose graph
+            is changed. All weights keep their names.
 
     Returns:
-        The traced network; the network itself if it has no such stem, as one for small images.
-
-    Raises:
-        Exception: the network has such a stem, and torch.fx cannot trace it.
+        The backbone; it stays what it was if it is neither, or has another stem, as for small images.
     """
-    layers = list(backbone.modules())
-    if not any(map(fits, layers)) or not any(map(_is_pool, layers)):
-        return backbone
-    traced = backbone if isinstance(backbone, fx.GraphModule) else fx.symbolic_trace(backbone)
-    for node in list(traced.graph.nodes):
-        layer = _layer(node, traced)
-        if fits(layer) and node.all_input_nodes[0].op == "placeholder":
-            assert layer is not None
-            layer.__class__ = SpaceToDepthConv2d
-        elif _is_pool(layer):
-            _fuse_pool(node, traced)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return traced
+    if isinstance(backbone, fx.GraphModule):
+        for node in list(backbone.graph.nodes):
+            layer = _layer(node, backbone)
+            if fits(layer) and node.all_input_nodes[0].op == "placeholder":
+                _use(SpaceToDepthConv2d, layer)
+            elif _is_pool(layer):
+                _fuse_pool(node, backbone)
+        backbone.graph.eliminate_dead_code()
+        backbone.recompile()
+    elif isinstance(backbone, ResNet):
+        _fuse_layers(backbone)
+    return backbone
+
+
+def _fuse_layers(network: Any) -> None:  # torchvision has no types
+    if fits(network.conv1):
+        _use(SpaceToDepthConv2d, network.conv1)
+    if not _is_pool(network.maxpool):
+        return
+    norm, relu = network.bn1, network.relu
+    # `fuse_bottlenecks` leaves a BatchNorm with its ReLU, and an identity.
+    with_relu = isinstance(norm, FusedBatchNorm2d) and type(relu) is nn.Identity
+    if with_relu or (is_plain(norm) and type(relu) is nn.ReLU):
+        _use(_WholeStem, norm)
+        network.relu = network.maxpool = nn.Identity()
+    else:
+        _use(GatheredMaxPool2d, network.maxpool)
 
 
 def _fuse_pool(pool: fx.Node, traced: fx.GraphModule) -> None:
     norm = _norm_before(pool.all_input_nodes[0], traced)
-    layer = _layer(norm or pool, traced)
-    assert layer is not None
-    layer.__class__ = PooledBatchNorm2d if norm else GatheredMaxPool2d
     if norm is None:
+        _use(GatheredMaxPool2d, _layer(pool, traced))
         return
+    _use(PooledBatchNorm2d, _layer(norm, traced))
     norm.args = norm.args[:1]
     norm.kwargs = {"pool": True}
     users = list(pool.users)
@@ -168,15 +188,15 @@ def _fuse_pool(pool: fx.Node, traced: fx.GraphModule) -> None:
 
 
 def _norm_before(before: fx.Node, traced: fx.GraphModule) -> fx.Node | None:
-    """The BatchNorm whose ReLU's only user is a pooling, fused with that ReLU or not."""
-    if len(before.users) != 1 or not before.all_input_nodes:
-        return None
-    if type(_layer(before, traced)) is FusedBatchNorm2d:
-        alone = before.kwargs == {"relu": True} and len(before.all_input_nodes) == 1
-        return before if alone else None
-    norm = before.all_input_nodes[0]
-    plain = is_plain(_layer(norm, traced)) and only_user(norm, "relu", traced) is before
-    return norm if plain else None
+    """The BatchNorm whose output after its ReLU has a pooling as its only user."""
+    alone = len(before.users) == 1 and len(before.all_input_nodes) == 1
+    fused = type(_layer(before, traced)) is FusedBatchNorm2d
+    return before if alone and fused and before.kwargs == {"relu": True} else None
+
+
+def _use(kind: type[nn.Module], layer: nn.Module | None) -> None:
+    assert layer is not None
+    layer.__class__ = kind
 
 
 def _layer(node: fx.Node, traced: fx.GraphModule) -> nn.Module | None:

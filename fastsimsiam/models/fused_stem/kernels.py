@@ -68,11 +68,13 @@ def pool_kernel(
             value = value * sign
             # NaN passes; it is in all pixels of a channel, whose mean is NaN.
             stays = value <= best
+            best = tl.where(stays, best, value)
+            where = tl.where(stays, where, tap)
         else:
             # NaN is larger than all numbers, and of several the last counts.
-            stays = (value <= best) | ((best != best) & (value == value))
-        best = tl.where(stays, best, value)
-        where = tl.where(stays, where, tap)
+            larger = (value > best) | (value != value)
+            best = tl.where(larger, value, best)
+            where = tl.where(larger, tap, where)
     out = (pixel.to(tl.int64) * channels)[:, None] + channel[None, :]
     if NORM:
         best = best * sign
