@@ -47,7 +47,7 @@ class Variant:
         joint: whether both views pass through the network in one batch.
         norm: BatchNorm by the compiler, by ATen's kernels, by fastsimsiam/models/fused_batch_norm, its
             sums by the compiler or by custom operators, or within the 1x1 convolutions of bottleneck
-            blocks by fastsimsiam/models/fused_bottleneck.
+            blocks by fastsimsiam/models/fused_bottleneck, of all stages or of the two with wide maps.
         stem: shape of the first convolution, see benchmarks/parts/stem.py.
         inductor: options of Inductor.
         cudnn_benchmark: whether cuDNN times its convolutions and keeps the fastest.
@@ -61,7 +61,9 @@ class Variant:
     sgd: Literal["fused", "foreach", "plain"] = "fused"
     compiled: bool = True
     joint: bool = False
-    norm: Literal["compiler", "aten", "fused", "fused-sums", "fused-1x1"] = "compiler"
+    norm: Literal["compiler", "aten", "fused", "fused-sums", "fused-1x1", "fused-1x1-early"] = (
+        "compiler"
+    )
     stem: Literal["plain", "padded", "space-to-depth"] = "plain"
     inductor: dict[str, Any] = field(default_factory=dict)
     cudnn_benchmark: bool = True
@@ -85,6 +87,7 @@ VARIANTS: dict[str, Variant] = {
     "compiled-fused-bn": Variant(norm="fused"),
     "compiled-fused-bn-sums": Variant(norm="fused-sums"),
     "compiled-fused-1x1": Variant(norm="fused-1x1", only="cuda"),
+    "compiled-fused-1x1-early": Variant(norm="fused-1x1-early", only="cuda"),
     "compiled-padded-stem": Variant(stem="padded"),
     "compiled-space-to-depth": Variant(stem="space-to-depth"),
     "compiled-1x1-matmul": Variant(inductor={"conv_1x1_as_mm": True}),
@@ -149,8 +152,9 @@ class Step:
         self.method = make_method(config, joint=variant.joint).to(device).to(memory_format=layout)
         if variant.norm == "aten":
             use_aten(self.method)
-        elif variant.norm == "fused-1x1":
-            fuse_bottlenecks(self.method.get_submodule("backbone"))
+        elif variant.norm in ("fused-1x1", "fused-1x1-early"):
+            layers = (1, 2, 3, 4) if variant.norm == "fused-1x1" else (1, 2)
+            fuse_bottlenecks(self.method.get_submodule("backbone"), layers)
         elif variant.norm != "compiler":
             backbone = self.method.get_submodule("backbone")
             opaque = variant.norm == "fused-sums"
