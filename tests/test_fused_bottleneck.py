@@ -19,6 +19,7 @@ from fastsimsiam.models.fused_bottleneck import operators
 from fastsimsiam.models.fused_bottleneck.fuse import FusedBottleneck, fuse_bottlenecks
 from fastsimsiam.models.fused_bottleneck.tiles import (
     CANDIDATES,
+    MEASURED,
     Operation,
     Tile,
     fitted,
@@ -93,6 +94,23 @@ def test_a_fused_network_is_the_network() -> None:
     torch.testing.assert_close(fused(x), network(x), atol=1e-4, rtol=1e-4)
     network.eval(), fused.eval()
     torch.testing.assert_close(fused(x), network(x), atol=1e-4, rtol=1e-4)
+
+
+def test_only_some_stages_are_fused() -> None:
+    network, _ = pair()
+    fused = fuse_bottlenecks(copy.deepcopy(network), layers=(1, 2))
+    assert sum(isinstance(module, FusedBottleneck) for module in fused.modules()) == 4
+    assert not any(type(module) is nn.BatchNorm2d for module in fused.layer3.modules())
+    assert list(fused.state_dict()) == list(network.state_dict())
+    assert_as_exact(gradients(fused, fused), network)
+
+
+def test_a_measured_tile_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = Tile(rows=256)
+    monkeypatch.setitem(MEASURED, ("join", 256, 64), measured)
+    assert tile_of("join", 256, 64) == measured
+    assert tile_of("join", 512, 128) == CANDIDATES["join"][0][0]
+    assert tile_of("join", 1024, 256) == CANDIDATES["join"][1][0]
 
 
 def test_the_gradient_of_the_input_is_that_of_the_block() -> None:

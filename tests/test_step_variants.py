@@ -98,13 +98,14 @@ def test_every_layer_has_a_gradient_to_compare_and_the_weights_stay(config: Conf
         assert value.grad is None
 
 
-def test_blocks_with_norms_in_their_convolutions_are_exact() -> None:
+@pytest.mark.parametrize("variant", ["compiled-fused-1x1", "compiled-fused-1x1-early"])
+def test_blocks_with_norms_in_their_convolutions_are_exact(variant: str) -> None:
     """ResNet-50, since smaller ones have no bottleneck blocks."""
     config = config_of("resnet50", 64, 8)
     method = SimSiamConfig(projector_layers=2, projector_dim=64, predictor_dim=16)
     config = replace(config, method=method)
     norms: list[dict[str, float]] = []
-    for name in ("eager", "compiled-fused-1x1"):
+    for name in ("eager", variant):
         step = Step(config, replace(VARIANTS[name], dtype=torch.float32, compiled=False), CPU)
         norms.append(step.gradient_norms(step.views(config, 0)))
     assert norms[1].keys() == norms[0].keys()

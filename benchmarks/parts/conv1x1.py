@@ -9,7 +9,8 @@ then whole blocks in training mode, forward and backward pass, compiled:
   norms  BatchNorm with ReLU and addition fused (fastsimsiam/models/fused_batch_norm)
   fused  BatchNorm in the 1x1 convolutions
 The result is written after every shape, and nothing is begun after `--seconds`. "GB/s" is the least
-traffic of a kernel over its time. Without a GPU, torch's operations stand for the kernels.
+traffic of a kernel over its time. The best tiles belong into `MEASURED` of the package's tiles.py.
+Without a GPU, torch's operations stand for the kernels.
 """
 
 import contextlib
@@ -46,6 +47,7 @@ class Kernel:
 
     Attributes:
         operation: the operation whose tiles it takes.
+        shape: of the convolution's weight, or of the products.
         run: runs it, with a tile on a GPU and without one elsewhere.
         convolution: cuDNN's convolution that it stands for; None: it is additional.
         maps: narrow maps it reads and writes; a wide one counts four.
@@ -53,6 +55,7 @@ class Kernel:
     """
 
     operation: Operation
+    shape: tuple[int, int]
     run: Callable[[Tile | None], object]
     convolution: _Run | None
     maps: int
@@ -92,6 +95,7 @@ def kernels(images: int, channels: int, side: int, device: torch.device) -> dict
     return {
         "conv1 and moments": Kernel(
             operation="moments",
+            shape=(channels, 4 * channels),
             run=of("moments", operators.conv_moments, wide_map, first),
             convolution=lambda: F.conv2d(wide_map, first[:, :, None, None]),
             maps=5,
@@ -99,6 +103,7 @@ def kernels(images: int, channels: int, side: int, device: torch.device) -> dict
         ),
         "covariance": Kernel(
             operation="products",
+            shape=(channels, channels),
             run=products(narrow_map, narrow_map, narrow, narrow, True, True),
             convolution=None,
             maps=1,
@@ -106,6 +111,7 @@ def kernels(images: int, channels: int, side: int, device: torch.device) -> dict
         ),
         "norm, conv3, norm and join": Kernel(
             operation="join",
+            shape=(4 * channels, channels),
             run=of(
                 "join",
                 operators.conv_join,
@@ -117,6 +123,7 @@ def kernels(images: int, channels: int, side: int, device: torch.device) -> dict
         ),
         "conv3's weight": Kernel(
             operation="products",
+            shape=(4 * channels, channels),
             run=products(wide_map, narrow_map, narrow, narrow, False, True),
             convolution=gradient(wide_map, narrow_map, last, of_input=False),
             maps=5,
@@ -124,6 +131,7 @@ def kernels(images: int, channels: int, side: int, device: torch.device) -> dict
         ),
         "conv3's input and sums": Kernel(
             operation="masked-gradient",
+            shape=(4 * channels, channels),
             run=of(
                 "masked_gradient",
                 operators.conv_masked_gradient,
@@ -135,6 +143,7 @@ def kernels(images: int, channels: int, side: int, device: torch.device) -> dict
         ),
         "conv1's weight": Kernel(
             operation="products",
+            shape=(channels, 4 * channels),
             run=products(narrow_map, wide_map, None, None, False, False),
             convolution=gradient(other_narrow, wide_map, first, of_input=False),
             maps=5,
@@ -142,6 +151,7 @@ def kernels(images: int, channels: int, side: int, device: torch.device) -> dict
         ),
         "conv1's input and join": Kernel(
             operation="join-gradient",
+            shape=(channels, 4 * channels),
             run=of(
                 "join_gradient",
                 operators.conv_join_gradient,
@@ -211,7 +221,7 @@ def compile_kernels(job: tuple[int, int, str]) -> None:
     """Compiles a kernel with all candidates into Triton's cache, by runs on small maps."""
     channels, side, name = job
     kernel = kernels(16, channels, side, torch.device("cuda", 0))[name]
-    for tile in candidates(kernel.operation, channels, 4 * channels):
+    for tile in candidates(kernel.operation, *kernel.shape):
         # The measurement reports what fails.
         with contextlib.suppress(Exception):
             kernel.run(tile)
@@ -229,7 +239,7 @@ def measure_kernels(
             times["cudnn"] = milliseconds(kernel.convolution, rounds, device)
         tiles: tuple[Tile | None, ...] = (None,)
         if device.type == "cuda":
-            tiles = candidates(kernel.operation, channels, 4 * channels)
+            tiles = candidates(kernel.operation, *kernel.shape)
         for tile in tiles:
             try:
                 run = functools.partial(kernel.run, tile)
@@ -238,6 +248,8 @@ def measure_kernels(
                 print(f"{name} {tile}: {type(error).__name__}: {error}", file=sys.stderr)
                 times[str(tile)] = None
         result[name] = {
+            "operation": kernel.operation,
+            "shape": kernel.shape,
             "bytes": 2 * rows * channels * kernel.maps,
             "flops": 2 * rows * channels**2 * kernel.products,
             "ms": times,

@@ -48,7 +48,7 @@ class Variant:
         joint: whether both views pass through the network in one batch.
         norm: BatchNorm by the compiler, by ATen's kernels, by fastsimsiam/models/fused_batch_norm, its
             sums by the compiler or by custom operators, or within the 1x1 convolutions of bottleneck
-            blocks by fastsimsiam/models/fused_bottleneck.
+            blocks by fastsimsiam/models/fused_bottleneck, of all stages or of the two with wide maps.
         stem: shape of the first convolution, see benchmarks/parts/stem.py; `fused`: with all that comes
             before the first block, by fastsimsiam/models/fused_stem.
         inductor: options of Inductor.
@@ -63,7 +63,9 @@ class Variant:
     sgd: Literal["fused", "foreach", "plain"] = "fused"
     compiled: bool = True
     joint: bool = False
-    norm: Literal["compiler", "aten", "fused", "fused-sums", "fused-1x1"] = "compiler"
+    norm: Literal["compiler", "aten", "fused", "fused-sums", "fused-1x1", "fused-1x1-early"] = (
+        "compiler"
+    )
     stem: Literal["plain", "padded", "space-to-depth", "fused"] = "plain"
     inductor: dict[str, Any] = field(default_factory=dict)
     cudnn_benchmark: bool = True
@@ -89,6 +91,7 @@ VARIANTS: dict[str, Variant] = {
     "compiled-fused-stem": Variant(norm="fused-sums", stem="fused"),
     "compiled-fused-1x1": Variant(norm="fused-1x1", only="cuda"),
     "compiled-fused-1x1-stem": Variant(norm="fused-1x1", stem="fused", only="cuda"),
+    "compiled-fused-1x1-early": Variant(norm="fused-1x1-early", stem="fused", only="cuda"),
     "compiled-padded-stem": Variant(stem="padded"),
     "compiled-space-to-depth": Variant(stem="space-to-depth"),
     "compiled-1x1-matmul": Variant(inductor={"conv_1x1_as_mm": True}),
@@ -113,8 +116,8 @@ def with_variant(backbone: nn.Module, variant: Variant) -> nn.Module:
     """A backbone with the variant's BatchNorm and first convolution, made from the same layers."""
     if variant.norm == "aten":
         use_aten(backbone)
-    elif variant.norm == "fused-1x1":
-        fuse_bottlenecks(backbone)
+    elif variant.norm in ("fused-1x1", "fused-1x1-early"):
+        fuse_bottlenecks(backbone, (1, 2, 3, 4) if variant.norm == "fused-1x1" else (1, 2))
     elif variant.norm != "compiler":
         backbone = fuse_norms(backbone, opaque=variant.norm == "fused-sums")
     if variant.stem == "fused":

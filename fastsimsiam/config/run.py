@@ -29,7 +29,7 @@ from fastsimsiam.errors import UserError
 
 MOST_PROCESSES = 1024
 CompileName = Literal["auto", "step", "color", "off"]
-FuseName = Literal["off", "norms", "stem"]
+FuseName = Literal["off", "norms", "stem", "blocks"]
 LoaderName = Literal["auto", "cpu", "nvjpeg", "dali", "ffcv", "resident", "reference"]
 OnBadImage = Literal["error", "skip", "error-strict", "skip-strict"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -187,7 +187,7 @@ class Config:
     fuse: FuseName = neutral("off")
     """Kernels of the network, in a compiled step on one GPU. norms: BatchNorm, ReLU and residual
     additions in fewer passes over memory. stem: those, and the first convolution and max-pooling of
-    a ResNet."""
+    a ResNet. blocks: also BatchNorm within the 1x1 convolutions of bottleneck blocks."""
     max_steps: int | None = neutral(None)
     """Optimizer steps of the whole run; None: those of all epochs."""
     log_every: int | None = neutral(None)

@@ -14,8 +14,7 @@ from fastsimsiam.errors import UserError
 from fastsimsiam.loaders.base import Loader
 from fastsimsiam.methods.base import Method
 from fastsimsiam.methods.registry import build_method
-from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
-from fastsimsiam.models.fused_stem.fuse import fuse_stem
+from fastsimsiam.models.fused import fused
 from fastsimsiam.models.small_convolutions import keep_gradient_strides, use_matmul_for_small_maps
 from fastsimsiam.optim.build import build_optimizer
 from fastsimsiam.optim.schedule import schedule_steps
@@ -98,9 +97,7 @@ def build_trainer(
         share_cores()
         use_matmul_for_small_maps(method)
     if config.fuse != "off" and compiled == "step" and device.type == "cuda" and world.size == 1:
-        method.backbone = fuse_norms(method.backbone)
-        if config.fuse == "stem":
-            method.backbone = fuse_stem(method.backbone)
+        method.backbone = fused(method.backbone, config.fuse)
     photometric = Photometric(
         config.views, plan.view_sizes, dtype, normalize=config.normalize, fused=runs_triton(device)
     )

@@ -1,12 +1,13 @@
 """Converts the bottleneck blocks of torchvision's ResNets to fused ones."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from fastsimsiam.models.fused_batch_norm.fuse import FusedBatchNorm2d
+from fastsimsiam.models.fused_batch_norm.fuse import FusedBatchNorm2d, fuse_norms
 from fastsimsiam.models.fused_batch_norm.sums import num_pixels
 from fastsimsiam.models.fused_bottleneck.block import fused_bottleneck
 
@@ -69,12 +70,17 @@ class _NormWithRelu(FusedBatchNorm2d):
         return output
 
 
-def fuse_bottlenecks(backbone: nn.Module) -> nn.Module:
+def fuse_bottlenecks(backbone: nn.Module, layers: Sequence[int] = (1, 2, 3, 4)) -> nn.Module:
     """Fuses the bottleneck blocks of a ResNet of torchvision, and the BatchNorm behind its stem.
 
     The backbone is changed, and its weights keep their names. In evaluation mode, and on a GPU in
     float32, it computes as before. Nothing but the next block may use a block's output: its gradient is
     not complete where the output is 0.
+
+    Args:
+        backbone: the network.
+        layers: numbers of the stages whose blocks are fused; in the other blocks, BatchNorm is fused
+            with ReLU and addition alone (`fuse_norms`).
 
     Raises:
         ValueError: the backbone has no bottleneck block that can be fused.
@@ -83,23 +89,30 @@ def fuse_bottlenecks(backbone: nn.Module) -> nn.Module:
     if not isinstance(network, ResNet):
         raise ValueError(f"{type(backbone).__name__} is not a ResNet of torchvision")
     fused = 0
-    for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
-        before = None
-        for block in layer:
+    for number in range(1, 5):
+        before, layer = None, getattr(network, f"layer{number}")
+        for name, block in list(layer.named_children()):
             if not _is_fusible(block):
                 before = None
-                continue
-            block.__class__ = FusedBottleneck
-            fused += 1
-            if block.downsample is None and before is not None:
-                block.masks_input = before.is_masked = True
-            before = block
+            elif number not in layers:
+                setattr(layer, name, fuse_norms(block))
+            else:
+                block.__class__ = FusedBottleneck
+                fused += 1
+                if block.downsample is None and before is not None:
+                    block.masks_input = before.is_masked = True
+                before = block
     if not fused:
         raise ValueError("the ResNet has no bottleneck block that can be fused")
     if _is_plain(network.bn1):
         network.bn1.__class__ = _NormWithRelu
         network.relu = nn.Identity()
     return backbone
+
+
+def can_fuse(backbone: nn.Module) -> bool:
+    """Whether `fuse_bottlenecks` finds blocks to fuse."""
+    return isinstance(backbone, ResNet) and any(map(_is_fusible, backbone.modules()))
 
 
 def _is_fusible(block: Any) -> bool:

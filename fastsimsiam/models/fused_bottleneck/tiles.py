@@ -66,17 +66,27 @@ CANDIDATES: dict[Operation, tuple[tuple[Tile, ...], tuple[Tile, ...]]] = {
     ),
 }
 _NARROW = 128
+# Tiles by the arguments of `tile_of`, where a measurement prefers another than the first candidate; see
+# `benchmarks.conv1x1`. The number of parts follows from them and is not part of Inductor's cache key:
+# after a change, run once with TORCHINDUCTOR_FORCE_DISABLE_CACHES=1.
+MEASURED: dict[tuple[Operation, int, int], Tile] = {}
 
 
 def candidates(operation: Operation, left: int, right: int) -> tuple[Tile, ...]:
-    """The tiles for a convolution between so many channels."""
+    """The tiles to try; arguments as of `tile_of`."""
     narrow, others = CANDIDATES[operation]
     return narrow if min(left, right) <= _NARROW else others
 
 
 def tile_of(operation: Operation, left: int, right: int) -> Tile:
-    """The tile that is used for a convolution between so many channels."""
-    return candidates(operation, left, right)[0]
+    """The tile that is used.
+
+    Args:
+        operation: the kernel.
+        left, right: the shape of the convolution's weight, or of the products.
+    """
+    measured = MEASURED.get((operation, int(left), int(right)))
+    return candidates(operation, left, right)[0] if measured is None else measured
 
 
 def fitted(size: int, channels: int) -> int:

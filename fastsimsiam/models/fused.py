@@ -1,0 +1,26 @@
+"""Which kernels a compiled network on a GPU gets."""
+
+from torch import nn
+
+from fastsimsiam.config.run import FuseName
+from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
+from fastsimsiam.models.fused_bottleneck.fuse import can_fuse, fuse_bottlenecks
+from fastsimsiam.models.fused_stem.fuse import fuse_stem
+
+STAGES = (1, 2, 3, 4)
+"""Stages of a ResNet whose bottleneck blocks are fused."""
+
+
+def fused(backbone: nn.Module, how: FuseName) -> nn.Module:
+    """The backbone with fused layers, which keep their names and weights.
+
+    Args:
+        backbone: the network; its layers are changed.
+        how: see `Config.fuse`; what a network does not have is left out.
+    """
+    if how == "off":
+        return backbone
+    if how == "blocks" and can_fuse(backbone):
+        return fuse_stem(fuse_bottlenecks(backbone, STAGES))
+    backbone = fuse_norms(backbone)
+    return backbone if how == "norms" else fuse_stem(backbone)
