@@ -224,7 +224,7 @@ def same(ours, theirs):
 
 tiles = (
     Tile(rows=32, columns=32, depth=16, programs=3),
-    Tile(rows=16, columns=64, depth=32, programs=100),
+    Tile(rows=16, columns=64, depth=32, early=True, programs=100),
 )
 shapes = ((3, 5, 7, 16, 64), (2, 4, 4, 32, 16), (1, 9, 9, 64, 32))
 for tile, dtype, shape in [
@@ -316,7 +316,12 @@ def compiled_kernel(operation: Operation, channels: int, tile: Tile, kind: str =
             constants |= dict(zip(("along_channel", "along_column"), strides, strict=True))
             second = kind == "downsampled"
             constants |= {"FORWARD": not turned, "SHIFT": not turned, "SECOND": second}
-            constants |= {"ADD": not second, "MASK": turned, "second_channels": wide // 2}
+            constants |= {
+                "EARLY": tile.early,
+                "ADD": not second,
+                "MASK": turned,
+                "second_channels": wide // 2,
+            }
             constants["SECOND_DEPTH"] = fitted(tile.depth, wide // 2)
             absent = ["scale", "shift", "out_scale", "out_shift"] if turned else ["mask"]
             absent += ["summand"] if second else ["second", "second_weight"]

@@ -116,6 +116,7 @@ def join_kernel(
     SECOND: tl.constexpr,
     ADD: tl.constexpr,
     MASK: tl.constexpr,
+    EARLY: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -135,6 +136,11 @@ def join_kernel(
     inside = row < rows - first
     there = first * columns
     at = row[:, None] * columns + column[None, :]
+    if EARLY:  # before the product, which then hides the time they take
+        if ADD:
+            added = tl.load(summand + there + at, mask=inside[:, None], other=0)
+        if MASK:
+            masked = tl.load(mask + there + at, mask=inside[:, None], other=0)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     total = _product(
         total,
@@ -174,12 +180,15 @@ def join_kernel(
             PRECISION,
         )
     if ADD:
-        total += tl.load(summand + there + at, mask=inside[:, None], other=0).to(tl.float32)
+        if not EARLY:
+            added = tl.load(summand + there + at, mask=inside[:, None], other=0)
+        total += added.to(tl.float32)
     if FORWARD:
         total = tl.maximum(total, 0)
     if MASK:
-        positive = tl.load(mask + there + at, mask=inside[:, None], other=0) > 0
-        total = tl.where(positive, total, 0)
+        if not EARLY:
+            masked = tl.load(mask + there + at, mask=inside[:, None], other=0)
+        total = tl.where(masked > 0, total, 0)
     tl.store(y + there + at, total.to(y.dtype.element_ty), mask=inside[:, None])
 
 

@@ -112,6 +112,7 @@ def _join(
             SECOND=second is not None,
             ADD=given["summand"] is not None,
             MASK=given["mask"] is not None,
+            EARLY=tile.early,
             SECOND_DEPTH=fitted(tile.depth, channels),
             **sides,
             **_options(tile),

@@ -16,6 +16,7 @@ class Tile:
         depth: elements summed between two loads: input channels; for `products`, pixels.
         warps: warps per program.
         stages: tiles of the operands in flight.
+        early: of `join` and `join-gradient`: what is added is loaded before the product.
         programs: of `products`: the most that there are, unless tiles are more; they share the pixels.
     """
 
@@ -24,13 +25,14 @@ class Tile:
     depth: int = 64
     warps: int = 8
     stages: int = 3
+    early: bool = False
     programs: int = 264
 
     def __str__(self) -> str:
         """For a table."""
         return (
-            f"{self.rows}x{self.columns}x{self.depth} {self.warps} warps {self.stages} stages "
-            f"{self.programs} programs"
+            f"{self.rows}x{self.columns}x{self.depth} {self.warps} warps {self.stages} stages"
+            f"{' early' if self.early else ''} {self.programs} programs"
         )
 
 
@@ -41,7 +43,7 @@ _HALF = Tile(columns=64)
 # Of each operation, the candidates for blocks whose narrow maps have at most 128 channels, which memory
 # bounds, and for the others, which arithmetic bounds. The first of a list is used, the others are what
 # `benchmarks.conv1x1` times it against. An H200 has 132 processors with 228 KB of shared memory and
-# 65,536 registers each: tiles of the first kind leave room for two or more programs on each, of which
+# 65,536 registers each: most of the first kind leave room for two or more programs on each, of which
 # one computes while others load. None of them spills registers.
 CANDIDATES: dict[Operation, tuple[tuple[Tile, ...], tuple[Tile, ...]]] = {
     "moments": (
@@ -49,12 +51,12 @@ CANDIDATES: dict[Operation, tuple[tuple[Tile, ...], tuple[Tile, ...]]] = {
         (_LARGE, Tile(columns=256), Tile(rows=64, columns=256), _WIDE),
     ),
     "join": (
-        (_WIDE, _HALF, Tile(rows=64, warps=4), _LARGE),
-        (_LARGE, Tile(rows=64, columns=256), _WIDE, _HALF),
+        (Tile(rows=64, early=True), _WIDE, _HALF, Tile(rows=64, warps=4), _LARGE),
+        (_LARGE, Tile(rows=64, columns=256), _WIDE, Tile(rows=64, early=True), _HALF),
     ),
     "join-gradient": (
-        (_WIDE, _HALF, Tile(rows=64, warps=4), _LARGE),
-        (_LARGE, Tile(rows=64, columns=256), _WIDE, _HALF),
+        (Tile(rows=64, early=True), _WIDE, _HALF, Tile(rows=64, warps=4), _LARGE),
+        (_LARGE, Tile(rows=64, columns=256), _WIDE, Tile(rows=64, early=True), _HALF),
     ),
     "masked-gradient": (
         (_WIDE, _HALF, Tile(rows=64, stages=4), _LARGE),
