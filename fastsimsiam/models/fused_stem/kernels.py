@@ -59,7 +59,8 @@ def pool_kernel(
     first = tl.where(row > 0, 0, 3) + tl.where(column > 0, 0, 1)
     where = first[:, None] + tl.zeros((PIXELS, CHANNELS), tl.int32)
     for tap in tl.static_range(9):
-        down, across = tap // 3 - 1, tap % 3 - 1
+        down = tap // 3 - 1
+        across = tap % 3 - 1
         there = (2 * row + down >= 0) & (2 * row + down < HEIGHT)
         there = there & (2 * column + across >= 0) & (2 * column + across < WIDTH)
         offset = (down * WIDTH + across) * channels
@@ -142,7 +143,7 @@ def pool_gradient_kernel(
     last_g = tl.load(gradient + window + down + channels, mask=right & below, other=0)
     last_g = last_g.to(tl.float32)
     last_p = tl.load(position + window + down + channels, mask=right & below, other=_NOWHERE)
-    factor, slope, level = 1.0, 0.0, 0.0
+    factor = slope = level = None
     if NORM:
         known = channel < channels
         factor = tl.load(scale + channel, mask=known, other=0)[None, :]
