@@ -30,6 +30,7 @@ COMMANDS = {
     "decode",
     "few_labels",
     "forecast",
+    "gpu",
     "loader",
     "loss_curves",
     "compare",
@@ -65,6 +66,8 @@ def test_documented_commands_exist() -> None:
     assert named - {"MODULE"} == COMMANDS
     for name in COMMANDS:
         spec = importlib.util.find_spec(f"benchmarks.{name}")
+        if spec is not None and spec.submodule_search_locations:
+            spec = importlib.util.find_spec(f"benchmarks.{name}.__main__")
         assert spec is not None, name
         assert spec.origin is not None
         assert "def main()" in Path(spec.origin).read_text(), name
