@@ -8,6 +8,7 @@ need none), compiled on a GPU; the best time of each counts. All have the same r
   padded          channels padded with zeros to eight
   space-to-depth  2x2 pixels turned into channels: a 4x4 convolution of stride 1 on 12 channels, padded
                   to 16 (fastsimsiam/models/fused_stem/convolution.py; the rearrangement is timed, too)
+And the whole stem, convolution to max-pooling: torch's layers beside fastsimsiam/models/fused_stem.
 """
 
 import time
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 from benchmarks.harness import conclude, part_parser
 from fastsimsiam.doctor.measure import wait_for
 from fastsimsiam.models.fused_stem.convolution import SpaceToDepthConv2d, fits
+from fastsimsiam.models.fused_stem.fuse import fuse_stem
 
 _SHAPES = (64, 224)
 _MULTIPLE = 8
@@ -90,6 +93,37 @@ def measure(images: int, side: int, rounds: int, device: torch.device) -> dict[s
     return {name: 1e3 * seconds for name, seconds in best.items()}
 
 
+def measure_whole(images: int, side: int, rounds: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds of a ResNet's stem, forward and backward, compiled: torch's layers and the fused."""
+    torch.backends.cudnn.benchmark = True
+    view = torch.randn(images, 3, side, side, device=device, dtype=torch.bfloat16)
+    view = view.to(memory_format=torch.channels_last)
+    shape = (images, 64, side // 4, side // 4)
+    gradient = torch.randn(shape, device=device, dtype=torch.bfloat16)
+    gradient = gradient.to(memory_format=torch.channels_last)
+    best = {}
+    for name in ("layers", "fused"):
+        torch.compiler.reset()
+        network = resnet18()
+        if name == "fused":
+            fuse_stem(network)
+        layers = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
+        layers = layers.to(device).to(memory_format=torch.channels_last)
+        run = torch.compile(layers, dynamic=False) if device.type == "cuda" else layers
+        weights = list(layers.parameters())
+        for number in range(rounds + 1):
+            wait_for(device)
+            started = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16):
+                output = run(view)
+            torch.autograd.grad(output, weights, gradient)
+            wait_for(device)
+            seconds = time.perf_counter() - started
+            if number:  # the first compiles
+                best[name] = min(best.get(name, seconds), seconds)
+    return {name: 1e3 * seconds for name, seconds in best.items()}
+
+
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     rows = [
@@ -99,6 +133,13 @@ def table(result: dict[str, Any]) -> str:
     for row in result["shapes"]:
         times = " | ".join(f"{row['ms'][name]:.2f}" for name in STEMS)
         rows.append(f"| {row['side']}x{row['side']} | {times} |")
+    if "whole" in result["shapes"][0]:
+        rows += ["", "| image | whole stem, ms | fused, ms |", "|---|---:|---:|"]
+        for row in result["shapes"]:
+            whole = row["whole"]
+            rows.append(
+                f"| {row['side']}x{row['side']} | {whole['layers']:.2f} | {whole['fused']:.2f} |"
+            )
     return "\n".join(rows)
 
 
@@ -108,10 +149,14 @@ def main() -> None:
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
     parser = part_parser(__doc__, rounds=30)
     parser.add_argument("--images", type=int, default=256 if gpu else 32, help="images per batch")
+    parser.add_argument(
+        "--sides", type=int, nargs="+", default=_SHAPES, help="image sides in pixels"
+    )
     args = parser.parse_args()
-    shapes = [
-        {"side": side, "ms": measure(args.images, side, args.rounds, device)} for side in _SHAPES
-    ]
+    shapes = []
+    for side in args.sides:
+        settings = args.images, side, args.rounds, device
+        shapes.append({"side": side, "ms": measure(*settings), "whole": measure_whole(*settings)})
     conclude(args, {"regime": "stem", "images": args.images, "shapes": shapes}, table)
 
 
