@@ -9,9 +9,12 @@ need none), compiled on a GPU; the best time of each counts. All have the same r
   space-to-depth  2x2 pixels turned into channels: a 4x4 convolution of stride 1 on 12 channels, padded
                   to 16 (fastsimsiam/models/fused_stem/convolution.py; the rearrangement is timed, too)
 And the whole stem, convolution to max-pooling: torch's layers beside fastsimsiam/models/fused_stem.
+On a GPU also the kernels of fastsimsiam/models/fused_stem by themselves, in several tiles, with the
+bytes that they need over their time.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,10 +24,24 @@ from torchvision.models import resnet18
 
 from benchmarks.harness import conclude, part_parser
 from fastsimsiam.doctor.measure import wait_for
-from fastsimsiam.models.fused_stem.convolution import SpaceToDepthConv2d, fits
+from fastsimsiam.models.fused_stem import pool
+from fastsimsiam.models.fused_stem.convolution import (
+    BEFORE,
+    SpaceToDepthConv2d,
+    fits,
+    space_to_depth,
+)
 from fastsimsiam.models.fused_stem.fuse import fuse_stem
+from fastsimsiam.models.fused_stem.tiles import PoolTile, RearrangeTile
 
 _SHAPES = (64, 224)
+_POOL_TILES = (
+    PoolTile(),
+    PoolTile(pixels=32, warps=8),
+    PoolTile(pixels=32),
+    PoolTile(pixels=8, warps=2),
+)
+_REARRANGE_TILES = (RearrangeTile(), RearrangeTile(pixels=64), RearrangeTile(pixels=256))
 _MULTIPLE = 8
 """Channels of bfloat16 in 16 bytes, the size of a tensor core's loads."""
 
@@ -124,6 +141,57 @@ def measure_whole(images: int, side: int, rounds: int, device: torch.device) -> 
     return {name: 1e3 * seconds for name, seconds in best.items()}
 
 
+def measure_kernels(images: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """Kernel and tile, milliseconds and GB of the bytes that it needs, for views of 224 pixels."""
+    from fastsimsiam.models.fused_stem import kernels
+
+    def random_map(channels: int, side: int) -> Tensor:
+        made = torch.randn(images, channels, side, side, device=device, dtype=torch.bfloat16)
+        return made.to(memory_format=torch.channels_last)
+
+    view, x = random_map(3, 224), random_map(64, 112)
+    vector, rearranged, gradient = torch.ones(64, device=device), space_to_depth(view), x.clone()
+    pooled, position, largest = pool.norm_relu_pool(x, vector, vector)
+    outputs, alone, vectors = (pooled, position, largest), (pooled, position, None), (vector,) * 3
+    pools: dict[str, tuple[list[Tensor], Callable[[PoolTile], None]]] = {
+        "pool": ([x, pooled, position], lambda t: kernels.pool(x, None, None, alone, t)),
+        "norm, pool": ([x, *outputs], lambda t: kernels.pool(x, vector, vector, outputs, t)),
+        "pool, gradient": (
+            [x, pooled, position],
+            lambda t: kernels.pool_gradient(pooled, position, None, (None,) * 3, gradient, t),
+        ),
+        "norm, pool, gradient": (
+            [x, gradient, pooled, position],
+            lambda t: kernels.pool_gradient(pooled, position, x, vectors, gradient, t),
+        ),
+    }
+    candidates: list[tuple[str, list[Tensor], Callable[[], None]]] = [
+        (f"{name}: {tile}", maps, lambda run=run, tile=tile: run(tile))  # type: ignore[misc]
+        for name, (maps, run) in pools.items()
+        for tile in _POOL_TILES
+    ]
+    candidates += [
+        (
+            f"space to depth: {tile}",
+            [view, rearranged],
+            lambda tile=tile: kernels.space_to_depth(view, rearranged, BEFORE, tile),  # type: ignore[misc]
+        )
+        for tile in _REARRANGE_TILES
+    ]
+    rows = []
+    for name, maps, run in candidates:
+        run()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(rounds):
+            run()
+        end.record()
+        wait_for(device)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in maps)
+        rows.append({"kernel": name, "ms": start.elapsed_time(end) / rounds, "gb": size / 1e9})
+    return rows
+
+
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     rows = [
@@ -140,6 +208,11 @@ def table(result: dict[str, Any]) -> str:
             rows.append(
                 f"| {row['side']}x{row['side']} | {whole['layers']:.2f} | {whole['fused']:.2f} |"
             )
+    if "kernels" in result:
+        rows += ["", "| kernel | ms | GB/s |", "|---|---:|---:|"]
+    for row in result.get("kernels", []):
+        rate = row["gb"] / row["ms"] * 1e3
+        rows.append(f"| {row['kernel']} | {row['ms']:.3f} | {rate:,.0f} |")
     return "\n".join(rows)
 
 
@@ -157,7 +230,10 @@ def main() -> None:
     for side in args.sides:
         settings = args.images, side, args.rounds, device
         shapes.append({"side": side, "ms": measure(*settings), "whole": measure_whole(*settings)})
-    conclude(args, {"regime": "stem", "images": args.images, "shapes": shapes}, table)
+    result: dict[str, Any] = {"regime": "stem", "images": args.images, "shapes": shapes}
+    if gpu:
+        result["kernels"] = measure_kernels(args.images, args.rounds, device)
+    conclude(args, result, table)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from fastsimsiam.models.fused_stem.tiles import REARRANGE_TILE
 
 _CHANNELS = 16
 """Channels of the rearranged views: the next multiple of eight, which are 16 bytes of bfloat16."""
-_BEFORE = 4
+BEFORE = 4
 """Zeros in front of a side: the padding, and one that goes with the even kernel."""
 _AROUND = 6
 """Zeros on both sides; one more makes an odd side even."""
@@ -32,10 +32,10 @@ def space_to_depth(view: Tensor) -> Tensor:
     if view.device.type == "cuda":
         from fastsimsiam.models.fused_stem import kernels
 
-        kernels.space_to_depth(view, result, _BEFORE, REARRANGE_TILE)
+        kernels.space_to_depth(view, result, BEFORE, REARRANGE_TILE)
         return result
-    after = [_AROUND - _BEFORE + size % 2 for size in view.shape[2:]]
-    padded = F.pad(view, (_BEFORE, after[1], _BEFORE, after[0]))
+    after = [_AROUND - BEFORE + size % 2 for size in view.shape[2:]]
+    padded = F.pad(view, (BEFORE, after[1], BEFORE, after[0]))
     return result.copy_(_with_zeros(F.pixel_unshuffle(padded, 2)))
 
 

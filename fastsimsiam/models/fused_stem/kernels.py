@@ -143,7 +143,9 @@ def pool_gradient_kernel(
     last_g = tl.load(gradient + window + down + channels, mask=right & below, other=0)
     last_g = last_g.to(tl.float32)
     last_p = tl.load(position + window + down + channels, mask=right & below, other=_NOWHERE)
-    factor = slope = level = None
+    factor = None
+    slope = None
+    level = None
     if NORM:
         known = channel < channels
         factor = tl.load(scale + channel, mask=known, other=0)[None, :]

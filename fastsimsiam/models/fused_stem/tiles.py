@@ -17,6 +17,10 @@ class PoolTile:
     channels: int = 64
     warps: int = 4
 
+    def __str__(self) -> str:
+        """For a table."""
+        return f"{self.pixels}x{self.channels} {self.warps} warps"
+
 
 # 64 channels in bfloat16 are a cache line. A thread has eight elements: 16 bytes of a map and 8 of the
 # positions. With more, Triton would read 16 positions a thread, and exchange the rest through shared
@@ -30,6 +34,10 @@ class RearrangeTile:
 
     pixels: int = 128
     warps: int = 4
+
+    def __str__(self) -> str:
+        """For a table."""
+        return f"{self.pixels} {self.warps} warps"
 
 
 REARRANGE_TILE = RearrangeTile()
