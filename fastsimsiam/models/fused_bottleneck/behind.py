@@ -63,14 +63,15 @@ def moments_behind(
         weight: (D, C).
     """
     parts, sums = channel_products(x, x, scale, shift, scale is not None, True)
-    # In float64: the variance may be small beside the squared mean, and TF32 would not do.
-    input_mean = sums.sum(0).double() / num_pixels(x)
-    covariance = parts.sum(0).double() / num_pixels(x) - input_mean[:, None] * input_mean
-    matrix = weight.double()
+    pixels = num_pixels(x)
+    input_mean = sums.sum(0) / pixels
+    covariance = parts.sum(0) / pixels - input_mean[:, None] * input_mean
+    matrix = weight.float()
     spread = matrix @ covariance
     variance = (spread * matrix).sum(1).clamp(min=0)
-    mean = matrix @ input_mean
-    return Moments(input_mean.float(), mean.float(), variance.float(), spread.float())
+    # A product, because Triton 3.6 fails on Inductor's kernel with two sums over the same matrix.
+    mean = (matrix @ input_mean[:, None])[:, 0]
+    return Moments(input_mean, mean, variance, spread)
 
 
 def gradients_behind(
