@@ -104,6 +104,7 @@ def summary(out: Path) -> str:
             f"{'build':28} compiled {file['compiled']}, batch {file['batch_size']}, "
             f"{file['first_step_seconds']:.0f} s, {len(file['tried'])} failures before"
         )
+        lines.append(f"{'exactness':28} {str(file['exactness'])[:500]}")
     if "tests" in done:
         file = done["tests"]
         lines.append(f"{'tests':28} {file['last_line']}")

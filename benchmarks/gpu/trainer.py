@@ -1,18 +1,28 @@
 """The trainer as `pretrain` builds it: compiled once, then timed, profiled and fed by each loader."""
 
 import re
+import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.gpu.hardware import timed
 from benchmarks.gpu.worker import Bench, OutOfTimeError, Result
 from benchmarks.harness import photographs
-from fastsimsiam.config.run import CheckpointConfig, CompileName, Config, CpuConfig, KnnConfig
+from fastsimsiam.config.run import (
+    CheckpointConfig,
+    CompileName,
+    Config,
+    CpuConfig,
+    FuseName,
+    KnnConfig,
+)
 from fastsimsiam.doctor.measure import (
     SMALL_LR,
     batches_of,
@@ -24,10 +34,12 @@ from fastsimsiam.doctor.measure import (
 from fastsimsiam.doctor.synthetic import repeated
 from fastsimsiam.loaders.base import LoaderOptions
 from fastsimsiam.loaders.registry import build_loader
+from fastsimsiam.methods.registry import build_method
 from fastsimsiam.recipes import catalogue
 from fastsimsiam.storage.image_files import ImageFiles
 from fastsimsiam.storage.open import open_split
 from fastsimsiam.system.resources import num_cores
+from fastsimsiam.train.step import TrainStep
 from fastsimsiam.train.trainer import Trainer
 
 _BATCH_SIZES = (512, 384, 256, 128)
@@ -54,7 +66,7 @@ CLASSES = (
 """Kinds of kernels, and what their names contain; the first that fits counts."""
 
 
-def config_of(bench: Bench, compiled: CompileName) -> Config:
+def config_of(bench: Bench, compiled: CompileName, fuse: FuseName) -> Config:
     """ImageNet's recipe, without evaluation and checkpoints."""
     args = bench.args
     return replace(
@@ -68,42 +80,110 @@ def config_of(bench: Bench, compiled: CompileName) -> Config:
         precision="bf16" if args.device == "cuda" else "fp32",
         workers=args.workers,
         compile=compiled,
-        fuse=args.fuse,
+        fuse=fuse,
         knn=KnnConfig(every_epochs=0),
         checkpoint=CheckpointConfig(every_epochs=1e6),
     )
 
 
+def attempts(bench: Bench) -> list[tuple[CompileName, FuseName]]:
+    """What to compile and to fuse, in the order of preference."""
+    names: list[CompileName] = ["step", "color", "off"]
+    fuses: list[FuseName] = [bench.args.fuse, "stem", "off"]
+    steps = [("step", fuse) for fuse in dict.fromkeys(fuses)]
+    whole: list[Any] = [*steps, ("color", "off"), ("off", "off")]
+    return [pair for pair in whole if names.index(pair[0]) >= names.index(bench.args.compile)]
+
+
 def build(bench: Bench) -> Result:
-    """Builds and compiles the trainer; falls back to less compilation, and to smaller batches."""
+    """Builds and compiles the trainer; falls back to less of both, and to smaller batches."""
     tried: list[dict[str, Any]] = []
     sizes = [bench.batch_size, *[size for size in _BATCH_SIZES if size < bench.batch_size]]
-    names: list[CompileName] = ["step", "color", "off"]
-    for compiled in names[names.index(bench.args.compile) :]:
+    for compiled, fuse in attempts(bench):
         for size in sizes:
-            bench.batch_size, bench.compiled = size, compiled
+            bench.batch_size, bench.compiled, bench.fuse = size, compiled, fuse
+            about = {"compiled": compiled, "fuse": fuse, "batch_size": size}
             started = time.perf_counter()
             try:
-                bench.trainer = _built(bench, config_of(bench, compiled))
-                return {
-                    "compiled": compiled,
-                    "batch_size": size,
-                    "first_step_seconds": time.perf_counter() - started,
-                    "tried": tried,
-                    "memory_mib": _memory(bench),
+                bench.trainer = _built(bench, config_of(bench, compiled, fuse))
+                seconds = time.perf_counter() - started
+                memory = {"memory_mib": _memory(bench)}
+                return {**about, "first_step_seconds": seconds, **memory, "tried": tried} | {
+                    "exactness": exactness(bench)
                 }
             except torch.OutOfMemoryError as error:
-                tried.append({"compiled": compiled, "batch_size": size, "error": str(error)})
+                tried.append({**about, "error": str(error)})
                 _release(bench)
             except OutOfTimeError:
                 raise
             except Exception as error:
                 traceback.print_exc()
-                text = "".join(traceback.format_exception(error))
-                tried.append({"compiled": compiled, "batch_size": size, "error": text})
+                tried.append({**about, "error": "".join(traceback.format_exception(error))})
                 _release(bench)
                 break
     raise RuntimeError(f"nothing trains: {tried}")
+
+
+def exactness(bench: Bench) -> Result:
+    """The compiled step's loss and gradients beside those of torch's own layers, not compiled."""
+    trainer, held = _ready(bench), bench.held
+    assert held is not None
+    arguments = held.crops, held.photometric, held.label
+    with _ones(trainer.method):
+        ours = _loss_and_norms(trainer.compute, trainer.method, arguments)
+    plain = build_method(trainer.config).to(trainer.device).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for mine, theirs in zip(plain.parameters(), trainer.method.parameters(), strict=True):
+            mine.copy_(theirs)
+    photometric = getattr(trainer.compute, "photometric")  # noqa: B009 - of a compiled module
+    dtype = torch.bfloat16 if trainer.device.type == "cuda" else torch.float32
+    step = TrainStep(photometric, plain.train(), trainer.device, dtype)
+    with _ones(plain):
+        theirs = _loss_and_norms(step, plain, arguments)
+    least = 1e-5 * max(theirs[1].values())
+    found = {
+        name: abs(ours[1].get(name, 0.0) - norm) / max(norm, least)
+        for name, norm in theirs[1].items()
+    }
+    worst = sorted(found, key=lambda name: -found[name])[:5]
+    return {
+        "loss": ours[0],
+        "loss_of_torch": theirs[0],
+        "missing": sorted(theirs[1].keys() ^ ours[1].keys()),
+        "largest_differences_of_norms": {name: found[name] for name in worst},
+        "median_difference": statistics.median(found.values()),
+    }
+
+
+@contextmanager
+def _ones(method: nn.Module) -> Iterator[None]:
+    """All BatchNorm2d weights are 1: the recipe's zeros leave branches without gradients."""
+    weights = [m.weight for m in method.modules() if isinstance(m, nn.BatchNorm2d)]
+    initial = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        for weight in weights:
+            weight.fill_(1.0)
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            for weight, value in zip(weights, initial, strict=True):
+                weight.copy_(value)
+
+
+def _loss_and_norms(
+    compute: Any, method: nn.Module, arguments: tuple[Any, ...]
+) -> tuple[float, dict[str, float]]:
+    method.zero_grad(set_to_none=True)
+    loss = compute(*arguments)[0]
+    loss.backward()
+    norms = {
+        name: parameter.grad.float().norm().item()
+        for name, parameter in method.named_parameters()
+        if parameter.grad is not None
+    }
+    method.zero_grad(set_to_none=True)
+    return loss.item(), norms
 
 
 def _built(bench: Bench, config: Config) -> Trainer:
@@ -176,7 +256,7 @@ def step(bench: Bench) -> Result:
     bench.notes["step_ms"] = best
     return {
         "compiled": bench.compiled,
-        "fuse": bench.args.fuse,
+        "fuse": bench.fuse,
         "batch_size": bench.batch_size,
         "waits_or_recompiles": waits,
         "step_ms": blocks,
@@ -280,10 +360,12 @@ def color(bench: Bench) -> Result:
 def loaders(bench: Bench) -> Result:
     """Training end to end from JPEG, one loader after the other under the same compiled step."""
     cores = bench.args.workers or num_cores()
+    fewer = max(1, cores * 3 // 4)
     candidates: list[tuple[str, str, int, CpuConfig]] = [
         ("cpu", "cpu", cores, CpuConfig()),
+        (f"cpu, {fewer} workers", "cpu", fewer, CpuConfig()),
+        ("cpu, threads of one process", "cpu", cores, CpuConfig(processes=0)),
         ("cpu, crops on the device", "cpu", cores, CpuConfig(crops="device")),
-        ("cpu, three quarters of the threads", "cpu", max(1, cores * 3 // 4), CpuConfig()),
         ("nvjpeg", "nvjpeg", cores, CpuConfig()),
     ]
     trainer = _ready(bench)
@@ -300,14 +382,14 @@ def loaders(bench: Bench) -> Result:
             except Exception as error:
                 traceback.print_exc()
                 rows[label] = {"failed": f"{type(error).__name__}: {error}"}
-            print(label, rows[label], flush=True)
+            print(label, {k: v for k, v in rows[label].items() if "samples" not in k}, flush=True)
             # A limit must not take what is there already.
             bench.notes["loaders"] = rows
     except OutOfTimeError:
         rows["out of time"] = True
     finally:
         trainer.loader = given
-    return {"step_ms": bench.notes.get("step_ms"), "fuse": bench.args.fuse, "loaders": rows}
+    return {"step_ms": bench.notes.get("step_ms"), "fuse": bench.fuse, "loaders": rows}
 
 
 def _with_loader(bench: Bench, name: str, workers: int, options: CpuConfig) -> Result:

@@ -36,7 +36,7 @@ class Bench:
         batch_size: images per step; smaller than asked for where memory ended.
         trainer: the compiled trainer, once there is one.
         held: a batch of its loader, on the device.
-        compiled: what is compiled of it.
+        compiled, fuse: what is compiled and fused of it.
         stack: closes loaders and recorders at the end.
         background: the process of the tests, while it runs.
         notes: values that later phases compare with.
@@ -48,6 +48,7 @@ class Bench:
     trainer: Trainer | None = None
     held: Batch | None = None
     compiled: str = "step"
+    fuse: str = "off"
     stack: ExitStack = field(default_factory=ExitStack)
     background: Any = None
     notes: dict[str, Any] = field(default_factory=dict)

@@ -7,8 +7,8 @@ from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
 from fastsimsiam.models.fused_bottleneck.fuse import can_fuse, fuse_bottlenecks
 from fastsimsiam.models.fused_stem.fuse import fuse_stem
 
-STAGES = (1, 2, 3, 4)
-"""Stages of a ResNet whose bottleneck blocks are fused."""
+STAGES = (1, 2)
+"""Stages of a ResNet whose bottleneck blocks are fused: those with wide maps, which memory bounds."""
 
 
 def fused(backbone: nn.Module, how: FuseName) -> nn.Module:

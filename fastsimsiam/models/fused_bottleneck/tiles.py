@@ -37,30 +37,31 @@ class Tile:
 
 
 _WIDE = Tile(rows=64)
+_FEW_WARPS = Tile(rows=64, warps=4)
 _LARGE = Tile()
 _HALF = Tile(columns=64)
 
 # Of each operation, the candidates for blocks whose narrow maps have at most 128 channels, which memory
-# bounds, and for the others, which arithmetic bounds. The first of a list is used, the others are what
-# `benchmarks.conv1x1` times it against. An H200 has 132 processors with 228 KB of shared memory and
-# 65,536 registers each: most of the first kind leave room for two or more programs on each, of which
-# one computes while others load. None of them spills registers.
+# bounds, and for the others, which arithmetic bounds. The first of a list is used, because it was the
+# fastest on an H200; the others are what `benchmarks.conv1x1` times it against. An H200 has 132
+# processors with 228 KB of shared memory and 65,536 registers each: most of the first kind leave room
+# for two or more programs on each, of which one computes while others load. None spills registers.
 CANDIDATES: dict[Operation, tuple[tuple[Tile, ...], tuple[Tile, ...]]] = {
     "moments": (
-        (_WIDE, _LARGE, Tile(rows=64, warps=4), Tile(rows=64, stages=4)),
+        (_LARGE, _FEW_WARPS, _WIDE, Tile(rows=64, stages=4)),
         (_LARGE, Tile(columns=256), Tile(rows=64, columns=256), _WIDE),
     ),
     "join": (
-        (Tile(rows=64, early=True), _WIDE, _HALF, Tile(rows=64, warps=4), _LARGE),
+        (_FEW_WARPS, Tile(rows=64, columns=64, warps=4), _WIDE, Tile(rows=64, early=True), _HALF),
         (_LARGE, Tile(rows=64, columns=256), _WIDE, Tile(rows=64, early=True), _HALF),
     ),
     "join-gradient": (
-        (Tile(rows=64, early=True), _WIDE, _HALF, Tile(rows=64, warps=4), _LARGE),
-        (_LARGE, Tile(rows=64, columns=256), _WIDE, Tile(rows=64, early=True), _HALF),
+        (_FEW_WARPS, Tile(rows=64, columns=64, warps=4), Tile(rows=64, early=True), _WIDE, _HALF),
+        (_WIDE, _HALF, Tile(rows=64, columns=256), Tile(rows=64, early=True), _LARGE),
     ),
     "masked-gradient": (
-        (_WIDE, _HALF, Tile(rows=64, stages=4), _LARGE),
-        (_WIDE, Tile(rows=64, columns=256), _LARGE, _HALF),
+        (_HALF, Tile(rows=64, columns=64, warps=4), _LARGE, _WIDE),
+        (_LARGE, _HALF, Tile(rows=64, columns=256), _WIDE),
     ),
     "products": (
         (_LARGE, Tile(stages=4), _WIDE, Tile(depth=32, stages=4)),
