@@ -307,7 +307,7 @@ def compiled_kernel(operation: Operation, channels: int, tile: Tile, kind: str =
         constants |= {"COLUMNS": fitted(tile.columns, columns), "DEPTH": fitted(tile.depth, inputs)}
         kernel = kernels.join_kernel
         if operation == "moments":
-            kernel = kernels.moments_kernel
+            kernel = kernels.conv_moments_kernel
         elif operation == "masked-gradient":
             kernel = kernels.masked_gradient_kernel
             constants["INNER"] = fitted(tile.depth, columns)

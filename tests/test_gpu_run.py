@@ -149,6 +149,8 @@ def test_convolutions_are_timed() -> None:
         ("nvjet_tst_128x256_64x4", "products"),
         ("Memcpy HtoD (Pinned -> Device)", "copies"),
         ("moments_kernel", "fused sums"),
+        ("join_kernel", "1x1 convolutions with BatchNorm"),
+        ("blurred_kernel", "color kernels"),
     ],
 )
 def test_kernels_have_kinds(kernel: str, kind: str) -> None:

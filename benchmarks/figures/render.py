@@ -30,6 +30,7 @@ from benchmarks import (
     storages,
     train,
 )
+from benchmarks.gpu import summary as gpu
 from benchmarks.harness import read_result
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,7 @@ TABLES = {
     "step-methods": method_steps.table,
     "train": train.table,
     "forecast": forecast.table,
+    "gpu": gpu.table,
     "multi-crop": multi_crop.table,
     "small-maps": small_maps.table,
     "scale": scale.table,

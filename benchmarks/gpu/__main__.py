@@ -38,7 +38,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile", choices=("step", "color", "off"), default="step", help="most to try (step)"
     )
-    parser.add_argument("--fuse", default="off", help="--fuse of pretrain in the trainer (off)")
+    parser.add_argument("--fuse", default="auto", help="--fuse of pretrain in the trainer (auto)")
     parser.add_argument("--epochs", type=int, default=200, help="epochs on Imagenette (200)")
     parser.add_argument("--commit", help="commit of the code, where there is no git")
     parser.add_argument("--end", type=float, help=argparse.SUPPRESS)
@@ -66,7 +66,9 @@ def main() -> int:
     from benchmarks.gpu.summary import collect, summary
 
     if args.json:
-        command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
+        # Results are published: of absolute paths only the file name is kept.
+        argv = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+        command = " ".join(["python -m benchmarks.gpu", *argv])
         write(args.json, {"command": command, **collect(args.out)})
     print(summary(args.out), flush=True)
     whole = (args.out / FINISHED).exists()

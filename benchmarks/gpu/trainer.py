@@ -51,17 +51,17 @@ CLASSES = (
     ("compiled reductions", r"^triton_(red|per)"),
     ("compiled elementwise", r"^triton_poi"),
     ("compiled products", r"^triton_(tem|mm|conv)"),
+    ("1x1 convolutions with BatchNorm", r"^(conv_moments|join|masked_gradient|products)_kernel"),
+    ("color kernels", r"^(gray_sums|plain|blurred)_kernel"),
     ("copies", r"memcpy|memset"),
     ("optimizer", r"multi_tensor|fused_sgd|fusedsgd"),
     ("convolutions: wgrad", r"wgrad|bwd_filter|convolvenhwc.*dw"),
     ("convolutions: dgrad", r"dgrad|bwd_data"),
     ("convolutions: forward", r"fprop|conv|implicit|cudnn.*(hmma|gmma)|nhwckrsc"),
-    ("fused 1x1", r"gemm_kernel|wgrad_kernel|fused_1x1"),
     ("products", r"gemm|cutlass|nvjet|cublas|splitk"),
-    ("norm: fused sums", r"moments_kernel|gradient_sums_kernel"),
+    ("norm: fused sums", r"^(moments|gradient_sums)_kernel"),
     ("stem", r"pool_kernel|pool_gradient_kernel|space_to_depth"),
     ("norm: ATen", r"batch_norm"),
-    ("color kernels", r"photometric|mean_gray|color"),
 )
 """Kinds of kernels, and what their names contain; the first that fits counts."""
 

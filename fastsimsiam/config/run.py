@@ -29,7 +29,7 @@ from fastsimsiam.errors import UserError
 
 MOST_PROCESSES = 1024
 CompileName = Literal["auto", "step", "color", "off"]
-FuseName = Literal["off", "norms", "stem", "blocks"]
+FuseName = Literal["auto", "off", "norms", "stem", "blocks"]
 LoaderName = Literal["auto", "cpu", "nvjpeg", "dali", "ffcv", "resident", "reference"]
 OnBadImage = Literal["error", "skip", "error-strict", "skip-strict"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -184,10 +184,11 @@ class Config:
     compile: CompileName = neutral("auto")
     """What torch.compile compiles: the whole step, or the color augmentation alone. auto: step on a
     GPU, color on several GPUs and for long runs on a CPU."""
-    fuse: FuseName = neutral("off")
+    fuse: FuseName = neutral("auto")
     """Kernels of the network, in a compiled step on one GPU. norms: BatchNorm, ReLU and residual
     additions in fewer passes over memory. stem: those, and the first convolution and max-pooling of
-    a ResNet. blocks: also BatchNorm within the 1x1 convolutions of bottleneck blocks."""
+    a ResNet. blocks: also BatchNorm within the 1x1 convolutions of bottleneck blocks. auto: blocks for
+    networks that have them, in bf16; else off."""
     max_steps: int | None = neutral(None)
     """Optimizer steps of the whole run; None: those of all epochs."""
     log_every: int | None = neutral(None)

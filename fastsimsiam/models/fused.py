@@ -18,6 +18,8 @@ def fused(backbone: nn.Module, how: FuseName) -> nn.Module:
         backbone: the network; its layers are changed.
         how: see `Config.fuse`; what a network does not have is left out.
     """
+    if how == "auto":
+        how = "blocks" if can_fuse(backbone) else "off"
     if how == "off":
         return backbone
     if how == "blocks" and can_fuse(backbone):

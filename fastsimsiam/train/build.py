@@ -96,7 +96,7 @@ def build_trainer(
         keep_freed_memory()
         share_cores()
         use_matmul_for_small_maps(method)
-    if config.fuse != "off" and compiled == "step" and device.type == "cuda" and world.size == 1:
+    if compiled == "step" and world.size == 1 and dtype == torch.bfloat16 and runs_triton(device):
         method.backbone = fused(method.backbone, config.fuse)
     photometric = Photometric(
         config.views, plan.view_sizes, dtype, normalize=config.normalize, fused=runs_triton(device)

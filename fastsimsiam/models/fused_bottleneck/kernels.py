@@ -42,7 +42,7 @@ def _product(
 
 
 @triton.jit
-def moments_kernel(
+def conv_moments_kernel(
     x,
     weight,
     y,

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from fastsimsiam.models.fused_bottleneck.kernels import (
+    conv_moments_kernel,
     join_kernel,
     masked_gradient_kernel,
-    moments_kernel,
     products_kernel,
 )
 from fastsimsiam.models.fused_bottleneck.tiles import (
@@ -29,7 +29,7 @@ def moments(x: Tensor, weight: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tens
     y = empty_map(x, columns)
     means, squares = _empty_sums(x, parts, columns), _empty_sums(x, parts, columns)
     with torch.cuda.device_of(x):
-        moments_kernel[(parts * groups,)](
+        conv_moments_kernel[(parts * groups,)](
             x, weight, y, means, squares, rows, x.shape[1], columns, **sides, **_options(tile)
         )
     return y, means, squares
