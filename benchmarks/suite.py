@@ -1,12 +1,10 @@
-"""All benchmarks that suit this machine, the most valuable first, within a time limit.
+"""A short run of each regime on a CPU, within a time limit. On a GPU it is `python -m benchmarks.gpu`.
 
     python -m benchmarks.suite --minutes 25 --out RESULTS --data PHOTOS
 
 Each job runs one benchmark and writes its result file as soon as it is done; jobs without time left are
-named. On a GPU: the step's variants at two batch sizes, parts of the step, training through each
-loader, decoding, color, and the tests that need a GPU. On a CPU: a short run of each regime. Jobs that
-are already done in --out are skipped: the same command continues after a time limit, another folder
-starts from the beginning.
+named. Jobs that are already done in --out are skipped: the same command continues after a time limit,
+another folder starts from the beginning.
 """
 
 import argparse
@@ -22,8 +20,6 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import INCOMPLETE, add_data, photographs
-from fastsimsiam.system.optional import has_dali
-from fastsimsiam.system.resources import num_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,43 +53,6 @@ def _methods(batch_size: int) -> Job:
 
 def _train(name: str, *options: str) -> Job:
     return Job(name=name, argv=("benchmarks.train", "--repeats", "1", *options), takes_data=True)
-
-
-def gpu_jobs() -> list[Job]:
-    """The jobs on a GPU, in order of value."""
-    return [
-        _step(256, ["compiled"]),
-        # Warnings that no CPU run has raised yet are not errors here.
-        Job(name="tests", argv=tuple("pytest -m gpu -q -W default -p no:cacheprovider".split())),
-        _step(256, ["textbook-amp-nhwc", "textbook-amp", "textbook-fp32", "eager"]),
-        Job(name="batch-norm", argv=("benchmarks.batch_norm",)),
-        Job(name="stem", argv=("benchmarks.stem",)),
-        _methods(256),
-        _step(256, ["compiled-fused-bn-sums"]),
-        _step(256, ["compiled-fused-stem"]),
-        _step(512, ["compiled"]),
-        _train("train-cpu", "--loader", "cpu"),
-        *([_train("train-dali", "--loader", "dali")] if has_dali() else []),
-        _train("train-nvjpeg", "--loader", "nvjpeg"),
-        _train("train-cpu-frames", "--loader", "cpu", "--crops", "device"),
-        Job(name="augment", argv=("benchmarks.augment", "--repeats", "1")),
-        Job(
-            name="decode",
-            argv=("benchmarks.decode", "--repeats", "1", "--workers", str(num_cores())),
-            takes_data=True,
-        ),
-        _step(256, ["compiled-space-to-depth"]),
-        _step(256, ["compiled-fused-bn"]),
-        _step(256, ["compiled-1x1-matmul"]),
-        _step(256, ["compiled-cuda-graphs"]),
-        _step(256, ["compiled-cudnn-guess"]),
-        _step(256, ["compiled-padded-stem"]),
-        _step(256, ["compiled-joint-views"]),
-        _step(256, ["compiled-aten-bn"]),
-        _step(256, ["compiled-foreach-sgd"]),
-        _step(512, ["eager"]),
-        _step(256, ["compiled-autotuned"]),
-    ]
 
 
 def cpu_jobs() -> list[Job]:
@@ -153,11 +112,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     add_data(parser)
     args = parser.parse_args()
+    if torch.cuda.is_available():
+        parser.error("there is a GPU: run python -m benchmarks.gpu")
     data = photographs(args)
     end = time.monotonic() + 60 * args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
     failed = False
-    for job in gpu_jobs() if torch.cuda.is_available() else cpu_jobs():
+    for job in cpu_jobs():
         if (args.out / f"{job.name}.done").exists():
             print(f"{job.name}: done before", flush=True)
             continue

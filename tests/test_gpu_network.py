@@ -67,7 +67,7 @@ def assert_gradients_of_float32(
         assert error <= 3 * (usual[name] - exact[name]).norm() + 1e-3 * exact[name].norm(), name
 
 
-@pytest.mark.parametrize("channels", [16, 64, 128, 256])
+@pytest.mark.parametrize("channels", [16, 128])  # each compiles nine kernels
 def test_fused_convolutions_compute_what_torch_does(channels: int) -> None:
     """Each operator on a GPU beside its torch operations on a CPU, in bfloat16."""
     wide = 4 * channels
