@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +116,44 @@ def test_memory_that_is_being_copied_is_not_given_away(end: str) -> None:
     getattr(slots, end)()
     assert copied.waited_for
     assert free(slots) == SLOTS
+
+
+@pytest.mark.parametrize("patience", [0, 1, 5, 10**9])
+def test_no_slot_is_written_before_the_gpu_has_copied_it(
+    patience: int, class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copies are made when they have been asked for so many times, or are waited for."""
+
+    class LateCopy(Copy):
+        def __init__(self, source: Sequence[torch.Tensor]) -> None:
+            super().__init__()
+            self.source, self.copies = source, [torch.zeros_like(part) for part in source]
+            self.asked = 0
+
+        def query(self) -> bool:
+            self.asked += 1
+            if self.asked > patience:
+                self.synchronize()
+            return self.done
+
+        def synchronize(self) -> None:
+            super().synchronize()
+            for copy, part in zip(self.copies, self.source, strict=True):
+                copy.copy_(part)
+
+    def send(slots: Slots, _: int, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        late = LateCopy(parts)
+        slots.free_after(late)
+        return late.copies
+
+    storage = open_split(class_folders, "train")
+    plan = plan_of(storage, batch_size=5)
+    with closing(made("crops", storage)) as loader:
+        expected = [list(loader.iterate(plan, epoch)) for epoch in range(2)]
+    monkeypatch.setattr(Slots, "send", send)
+    with closing(made("crops", storage)) as loader:
+        batches = [list(loader.iterate(plan, epoch)) for epoch in range(2)]
+    assert all(equal(a, b) for a, b in zip(batches, expected, strict=True))
 
 
 @pytest.mark.parametrize("code", [0, 801])

@@ -108,7 +108,10 @@ class FrameProcesses:
             assert placed is not None
             (pixels,) = slot.send([slot.memory[: 3 * placed.used].view(placed.used, 3)])
             if len(placed.rest):
-                pixels = torch.cat([pixels, torch.from_numpy(placed.rest).to(self._device)])
+                rest = torch.from_numpy(placed.rest)
+                if self._device.type == "cuda":
+                    rest = rest.pin_memory().to(self._device, non_blocking=True)
+                pixels = torch.cat([pixels, rest])
             yield Frames(batch=made.batch, pixels=pixels, offset=placed.offset, width=placed.width)
 
 
