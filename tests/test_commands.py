@@ -108,7 +108,7 @@ REACHED_FROM = {
     "report/neighbors.py": ("report",),
     "loaders/bad_images.py": (*EVALUATIONS, "report", "pretrain", "doctor", "pack"),
     "loaders/resident_loader.py": (*EVALUATIONS, "report", "pretrain", "doctor"),
-    "loaders/frame_loader.py": (*EVALUATIONS, "report", "pretrain", "doctor"),
+    "loaders/frame_threads.py": (*EVALUATIONS, "report", "pretrain", "doctor"),
     "system/device.py": (*EVALUATIONS, "report", "pretrain", "doctor"),
     "system/resources.py": (*EVALUATIONS, "report", "pretrain", "doctor", "pack"),
 }
@@ -116,8 +116,7 @@ REACHED_FROM = {
 
 @pytest.mark.parametrize("module", REACHED_FROM)
 def test_a_command_is_advised_options_that_it_has(module: str) -> None:
-    # frame_loader.py names --cpu.crops, an option that pretrain alone can set.
-    named = named_options(PACKAGE / module) - {"--cpu.crops"}
+    named = named_options(PACKAGE / module)
     for command in REACHED_FROM[module]:
         assert not named - options(command), command
 

@@ -1,5 +1,6 @@
 """What only a GPU can show, in a minute: `pytest tests/test_gpu.py`. test_gpu_slow.py has the rest."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,16 @@ from gpu_steps import NEEDS_GPU, assert_no_sync_and_no_recompile, assert_same_cr
 
 from fastsimsiam.config.optimizer import OptimizerConfig, OptimizerName
 from fastsimsiam.config.run import CompileName, Config, CpuConfig
+from fastsimsiam.config.views import ViewSpec
+from fastsimsiam.loaders import slots
+from fastsimsiam.loaders.base import LoaderOptions
+from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.methods.base import ParameterGroup
 from fastsimsiam.models.fused_batch_norm import sums
 from fastsimsiam.optim.build import build_optimizer
+from fastsimsiam.plan.batches import TrainPlan
+from fastsimsiam.storage.class_folder import open_split
+from fastsimsiam.system import pinned as pinning
 from fastsimsiam.train.pretrain import pretrain
 
 pytestmark = NEEDS_GPU
@@ -36,6 +44,39 @@ def test_crops_are_those_of_a_cpu(
 ) -> None:
     # The same decoder: only the resampling is of the device.
     assert_same_crops(gpu_config, pictures, name, cpu, within=0.5)
+
+
+@pytest.mark.parametrize("crops", ["host", "device"])
+def test_slots_are_pinned_and_serve_the_processes_of_all_epochs(
+    crops: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forked after the pinning, too; nothing is overwritten before the GPU has it."""
+    pinned: list[bool] = []
+    monkeypatch.setattr(pinning, "PIN", True)
+    pin = pinning.pin
+    monkeypatch.setattr(slots, "pin", lambda *told: pinned.append(pin(*told)) or pinned[-1])
+    storage = open_split(pictures, "train")
+    plan = TrainPlan(
+        label=storage.label,
+        sizes=storage.sizes,
+        seed=0,
+        specs=(ViewSpec(), ViewSpec()),
+        image_size=224,
+        batch_size=4,
+    )
+    gpu = LoaderOptions(device=torch.device("cuda", 0), workers=2)
+    told = CpuConfig(crops=crops, processes=2)
+    threads = replace(told, processes=0)
+    with (
+        closing(build_loader("cpu", storage, gpu, cpu=told)) as ours,
+        closing(build_loader("cpu", storage, gpu, cpu=threads)) as wanted,
+    ):
+        for epoch in range(3):
+            for a, b in zip(ours.iterate(plan, epoch), wanted.iterate(plan, epoch), strict=True):
+                assert torch.equal(a.index, b.index)
+                assert torch.equal(a.crops[0], b.crops[0])
+            next(ours.iterate(plan, epoch))  # left early
+    assert pinned == [True] * 4  # once for each slot of both processes
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "larc", "adamw"])

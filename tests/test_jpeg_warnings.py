@@ -21,6 +21,7 @@ from fastsimsiam.loaders.bad_images import BadImagePolicy
 from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.frame_loader import FrameLoader
+from fastsimsiam.loaders.frame_threads import FrameThreads
 from fastsimsiam.loaders.jpeg_header import plain_size
 from fastsimsiam.loaders.jpeg_warning import JpegWarning, jpeg_warning
 from fastsimsiam.loaders.registry import build_loader
@@ -159,7 +160,8 @@ def make(name: str, storage: Storage, on_bad_image: str = "error", check: bool =
         require("torchcodec")
     options = LoaderOptions(device=CPU, workers=2, on_bad_image=on_bad_image, check_images=check)
     if library == "frames":
-        return FrameLoader(storage, options, decode_on_device=name != "frames")
+        source = FrameThreads(storage, options, decode_on_device=name != "frames")
+        return FrameLoader(source, CPU)
     if name == "dali-crops":
         return DaliLoader(storage, options, crop_in_dali=True)
     return build_loader(name, storage, options)
@@ -215,7 +217,8 @@ def test_the_guess_that_is_shown_is_that_of_the_other_loaders(name: str, warned:
     with closing(make(name, storage)) as loader:
         shown = next(iter(loader.iterate(plan_of(storage)))).crops[0]
         # nvJPEG's guess is another one; that of DALI on the CPU may be the same.
-        own = {n for n in range(len(storage)) if loader._first_use.is_taken_back(n)}
+        judged = getattr(loader, "_source", loader)._first_use
+        own = {n for n in range(len(storage)) if judged.is_taken_back(n)}
     assert {storage.file_of(number).name for number in own} == HARMLESS | IN_DATA
     assert (shown.int() - wanted.int()).abs().max() <= 2
 

@@ -32,8 +32,11 @@ from fastsimsiam.loaders.base import Batch, Loader, LoaderOptions
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.decode import read_rgb, upright
 from fastsimsiam.loaders.frame_loader import FrameLoader
+from fastsimsiam.loaders.frame_processes import FrameProcesses
+from fastsimsiam.loaders.frame_threads import FrameThreads
 from fastsimsiam.loaders.host_loader import HostLoader
 from fastsimsiam.loaders.jpeg_header import jpeg_size
+from fastsimsiam.loaders.process_loader import ProcessLoader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader, crop_with_pil
 from fastsimsiam.loaders.registry import build_loader
 from fastsimsiam.loaders.resident_loader import ResidentLoader, decode_all
@@ -56,6 +59,7 @@ TOLERANCE = {
     "reference": (0, 0.0),
     # Crops as `resident-device`. On a GPU torchcodec decodes by nvJPEG; here, by libjpeg-turbo.
     "frames": (1, 0.3),
+    "frames-processes": (1, 0.3),
     "frames-decoded-on-device": (1, 0.3),
     # Another libjpeg-turbo than PIL's, and always the horizontal pass first.
     "ffcv": (1, 0.05),
@@ -72,6 +76,7 @@ BICUBIC_TOLERANCE = {
     "resident-device": (16, 0.3),
     "reference": (0, 0.0),
     "frames": (16, 0.3),
+    "frames-processes": (16, 0.3),
     "frames-decoded-on-device": (16, 0.3),
     "ffcv": (16, 0.05),
     "dali-crops": (160, 1.5),
@@ -112,8 +117,10 @@ def make_loader(name: str, storage: Storage, **options: object) -> Loader:
         return ReferenceLoader(storage, told, full=False)
     if name == "cpu-processes":  # what a GPU gets by default
         return cpu_module.cpu_loader(storage, told, processes=2)
-    if name.startswith("frames"):
-        return FrameLoader(storage, told, decode_on_device=name != "frames")
+    if name in ("frames", "frames-processes"):
+        return cpu_module.frame_loader(storage, told, processes=2 if name != "frames" else 0)
+    if name == "frames-decoded-on-device":
+        return FrameLoader(FrameThreads(storage, told, decode_on_device=True), CPU)
     if name == "resident-device":
         # What a GPU runs; the same arithmetic on a CPU.
         policy = BadImagePolicy(told.on_bad_image)
@@ -462,7 +469,9 @@ def worker_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
-@pytest.mark.parametrize("name", ["cpu", "resident", "frames", "dali"], indirect=True)
+@pytest.mark.parametrize(
+    "name", ["cpu", "resident", "frames", "frames-processes", "dali"], indirect=True
+)
 def test_leaving_an_epoch_early_and_closing_ends_all_threads(
     name: str, class_folders: Path
 ) -> None:
@@ -478,10 +487,16 @@ def test_leaving_an_epoch_early_and_closing_ends_all_threads(
 
 
 @pytest.mark.parametrize(
-    ("options", "loader"), [(CpuConfig(), HostLoader), (CpuConfig(crops="device"), FrameLoader)]
+    ("options", "loader", "source"),
+    [
+        (CpuConfig(), ProcessLoader, None),
+        (CpuConfig(processes=0), HostLoader, None),
+        (CpuConfig(crops="device"), FrameLoader, FrameProcesses),
+        (CpuConfig(crops="device", processes=0), FrameLoader, FrameThreads),
+    ],
 )
-def test_the_cpu_loader_crops_where_it_is_told_to(
-    options: CpuConfig, loader: type, class_folders: Path
+def test_the_cpu_loader_works_where_it_is_told_to(
+    options: CpuConfig, loader: type, source: type | None, class_folders: Path
 ) -> None:
     """Made for a GPU; nothing touches it before the first batch."""
     storage = open_split(class_folders, "train")
@@ -493,6 +508,7 @@ def test_the_cpu_loader_crops_where_it_is_told_to(
     )
     with closing(made):
         assert type(made) is loader
+        assert source is None or type(made._source) is source
 
 
 def test_crops_on_the_device_need_a_gpu(class_folders: Path) -> None:
@@ -598,7 +614,8 @@ def settled(done: Callable[[], bool]) -> None:
 
 def test_beside_a_gpu_batches_are_made_ahead(class_folders: Path) -> None:
     storage = open_split(class_folders, "train")
-    with closing(make_loader("cpu", storage, device=torch.device("cuda", 0))) as loader:
+    gpu = LoaderOptions(device=torch.device("cuda", 0))
+    with closing(cpu_module.cpu_loader(storage, gpu, processes=0)) as loader:
         assert loader._prefetch == 2
 
 

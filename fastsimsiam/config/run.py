@@ -105,9 +105,8 @@ class CpuConfig:
     crops: Literal["host", "device"] = "host"
     """Where crops are cut. device: on the GPU, to which whole frames are copied."""
     processes: int | None = None
-    """Processes that share the loader's threads, for crops on the host: the threads of one share an
-    interpreter lock. 0: threads of the training process. None: 0 on a CPU, else a process for every
-    four threads."""
+    """Processes that share the loader's threads: the threads of one share an interpreter lock. 0:
+    threads of the training process. None: 0 on a CPU, else a process for every four threads."""
 
     def __post_init__(self) -> None:
         require_choices("cpu.", self)

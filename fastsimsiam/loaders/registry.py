@@ -12,7 +12,7 @@ from fastsimsiam.loaders.base import Loader, LoaderOptions
 from fastsimsiam.loaders.cpu_loader import cpu_loader
 from fastsimsiam.loaders.dali_loader import DaliLoader
 from fastsimsiam.loaders.ffcv_loader import FfcvLoader
-from fastsimsiam.loaders.frame_loader import nvjpeg_loader
+from fastsimsiam.loaders.frame_threads import nvjpeg_loader
 from fastsimsiam.loaders.reference_loader import ReferenceLoader
 from fastsimsiam.loaders.resident_loader import decoded_bytes, resident_loader
 from fastsimsiam.storage.base import Report, Storage
