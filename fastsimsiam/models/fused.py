@@ -1,6 +1,7 @@
 """Which kernels a compiled network on a GPU gets."""
 
 from torch import nn
+from torchvision.models.resnet import Bottleneck
 
 from fastsimsiam.config.run import FuseName
 from fastsimsiam.models.fused_batch_norm.fuse import fuse_norms
@@ -19,10 +20,19 @@ def fused(backbone: nn.Module, how: FuseName) -> nn.Module:
         how: see `Config.fuse`; what a network does not have is left out.
     """
     if how == "auto":
-        how = "blocks" if can_fuse(backbone) else "off"
+        how = "blocks" if _is_measured(backbone) else "off"
     if how == "off":
         return backbone
     if how == "blocks" and can_fuse(backbone):
         return fuse_stem(fuse_bottlenecks(backbone, STAGES))
     backbone = fuse_norms(backbone)
     return backbone if how == "norms" else fuse_stem(backbone)
+
+
+def _is_measured(backbone: nn.Module) -> bool:
+    """Whether the blocks are those of a ResNet-50, in any number: others were not timed on a GPU."""
+    blocks = [block for block in backbone.modules() if isinstance(block, Bottleneck)]
+    return can_fuse(backbone) and all(
+        block.conv2.groups == 1 and block.conv3.out_channels == 4 * block.conv3.in_channels
+        for block in blocks
+    )
