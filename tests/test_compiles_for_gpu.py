@@ -46,6 +46,8 @@ triton.runtime.driver.set_active(hopper_driver())
 triton_helpers.set_driver_to_gpu = lambda: None
 with open(sys.argv[1], "rb") as file:
     kernels = pickle.load(file)
+# Elementwise kernels are simple, and half of the time.
+kernels = [(name, source) for name, source in kernels if "triton_poi" not in name]
 for name, source in kernels:
     try:
         getattr(PyCodeCache.load(source), name).precompile(warm_cache_only=True)
@@ -83,6 +85,7 @@ def test_fused_layers_compile_for_a_gpu(tmp_path: Path) -> None:
     assert kernels.exists(), done.stderr[-3000:]
     names = [name for name, _ in pickle.loads(kernels.read_bytes())]
     assert any("backward" in name for name in names)
+    names = [name for name in names if "triton_poi" not in name]
     words = [sys.executable, "-c", _COMPILE, str(kernels)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == f"{len(names)} kernels\n", done.stdout + done.stderr[-3000:]
