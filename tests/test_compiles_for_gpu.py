@@ -1,6 +1,6 @@
 """What Inductor makes of fused layers compiles for a GPU: seen without one.
 
-torch 2.11 with Triton 3.6 failed on one of these kernels on an H200 that was lent for minutes.
+torch 2.11 with Triton 3.6 failed on one of these kernels on an H200.
 """
 
 import os

@@ -11,6 +11,6 @@ file yet.
 - `__main__.py`: the command: watches the process that measures, restarts it, packs the archive
 - `worker.py`: that process: runs phases, each within its limit
 - `phases.py`: the phases in their order
-- `hardware.py`, `trainer.py`, `variants.py`, `programs.py`: what they measure
+- `hardware.py`, `trainer.py`, `exactness.py`, `variants.py`, `programs.py`: what they measure
 - `summary.py`: the table at the end
 """
