@@ -44,3 +44,9 @@ def test_auto_fuses_the_blocks_that_were_measured() -> None:
 def test_auto_leaves_other_networks_alone(arch: str) -> None:
     kinds = [type(layer) for layer in a_backbone(arch).modules()]
     assert [type(layer) for layer in fused(a_backbone(arch), "auto").modules()] == kinds
+
+
+def test_auto_fuses_nothing_on_a_gpu_that_was_not_measured() -> None:
+    kinds = [type(layer) for layer in a_backbone("resnet50").modules()]
+    found = fused(a_backbone("resnet50"), "auto", (8, 9))
+    assert [type(layer) for layer in found.modules()] == kinds

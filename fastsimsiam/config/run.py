@@ -187,7 +187,7 @@ class Config:
     """Kernels of the network, in a compiled step on one GPU. norms: BatchNorm, ReLU and residual
     additions in fewer passes over memory. stem: those, and the first convolution and max-pooling of
     a ResNet. blocks: also BatchNorm within the 1x1 convolutions of bottleneck blocks. auto: blocks for
-    networks that have them, in bf16; else off."""
+    ResNets as ResNet-50 on an H100 or H200, where they are measured, in bf16; else off."""
     max_steps: int | None = neutral(None)
     """Optimizer steps of the whole run; None: those of all epochs."""
     log_every: int | None = neutral(None)

@@ -12,15 +12,20 @@ STAGES = (1, 2)
 """Stages of a ResNet whose bottleneck blocks are fused: those with wide maps, which memory bounds."""
 
 
-def fused(backbone: nn.Module, how: FuseName) -> nn.Module:
+MEASURED = (9, 0)
+"""Compute capability of the GPUs on which `auto` fuses: tiles are chosen for Hopper's shared memory."""
+
+
+def fused(backbone: nn.Module, how: FuseName, capability: tuple[int, int] = MEASURED) -> nn.Module:
     """The backbone with fused layers, which keep their names and weights.
 
     Args:
         backbone: the network; its layers are changed.
         how: see `Config.fuse`; what a network does not have is left out.
+        capability: compute capability of the GPU.
     """
     if how == "auto":
-        how = "blocks" if _is_measured(backbone) else "off"
+        how = "blocks" if capability == MEASURED and _is_measured(backbone) else "off"
     if how == "off":
         return backbone
     if how == "blocks" and can_fuse(backbone):

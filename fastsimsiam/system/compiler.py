@@ -56,8 +56,8 @@ def runs_triton(device: torch.device) -> bool:
     """Whether kernels written in Triton run on a device."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    # The oldest that Triton compiles for; and what it needs to compile what launches its kernels.
-    is_new = torch.cuda.get_device_capability(device) >= (7, 0)
+    # NVIDIA's since Ampere, which has bfloat16; and what Triton needs to compile what launches kernels.
+    is_new = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
     return is_new and why_compile_fails("cuda") is None
 
 

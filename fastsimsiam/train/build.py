@@ -97,7 +97,8 @@ def build_trainer(
         share_cores()
         use_matmul_for_small_maps(method)
     if compiled == "step" and world.size == 1 and dtype == torch.bfloat16 and runs_triton(device):
-        method.backbone = fused(method.backbone, config.fuse)
+        capability = torch.cuda.get_device_capability(device)
+        method.backbone = fused(method.backbone, config.fuse, capability)
     photometric = Photometric(
         config.views, plan.view_sizes, dtype, normalize=config.normalize, fused=runs_triton(device)
     )
